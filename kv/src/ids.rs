@@ -65,7 +65,10 @@ pub struct Epoch {
 impl Epoch {
     /// The next epoch of the same term.
     pub fn next(self) -> Self {
-        Self { term: self.term, number: self.number + 1 }
+        Self {
+            term: self.term,
+            number: self.number + 1,
+        }
     }
 }
 

@@ -1,0 +1,168 @@
+//! What a coordinator and a worker say to each other about groups and epochs, as domain types.
+//!
+//! The order of an epoch's life: `FormEpoch` to every rank, `EndpointReady` from every rank, `ConnectEpoch` to every
+//! rank, `EpochReady` from every rank, then steps. `AbortEpoch` may come at any time.
+
+use std::fmt;
+
+use crate::{
+    Epoch, GroupId, NumericsId, Rank, RankShare, SequenceId, StepId, StepOutput, StepPlan, TaggedBlock, WorkerId,
+};
+
+/// How the ranks of an epoch reduce.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Transport {
+    /// One rank: nothing to exchange.
+    #[default]
+    Solo,
+    /// All ranks on one host.
+    SharedMemory,
+    Tcp,
+}
+
+impl Transport {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Solo => "solo",
+            Self::SharedMemory => "shm",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a worker says of itself when it joins.
+#[derive(Clone, PartialEq, Debug)]
+pub struct WorkerInfo {
+    pub id: WorkerId,
+    pub pid: u32,
+    /// The address that peers of other hosts reach it by.
+    pub address: String,
+    /// Equal for workers that can share memory.
+    pub host: String,
+    pub numerics_id: NumericsId,
+    /// Highest term that it has seen: a new coordinator starts above it.
+    pub term_max: u64,
+    /// Relative speed for the plan's balance.
+    pub weight: f64,
+    pub threads: u32,
+    pub backend: String,
+    /// Memory for KV cells, bytes.
+    pub kv_memory_bytes: u64,
+    /// Positions per block that it was started with.
+    pub block_size: u32,
+}
+
+/// One rank's part in a new epoch.
+#[derive(Clone, PartialEq, Debug)]
+pub struct EpochSpec {
+    pub group: GroupId,
+    pub epoch: Epoch,
+    pub rank: Rank,
+    pub transport: Transport,
+    /// Keeps foreign and stale connections out; drawn anew for each epoch.
+    pub nonce: u64,
+    /// The whole plan, in rank order; its length is the world size.
+    pub shares: Vec<RankShare>,
+    pub num_blocks: u32,
+    pub block_size: u32,
+    /// Most tokens of one step.
+    pub step_tokens_max: u32,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub enum ToWorker {
+    FormEpoch(EpochSpec),
+    /// Endpoints in rank order.
+    ConnectEpoch {
+        epoch: Epoch,
+        endpoints: Vec<String>,
+    },
+    Step(StepPlan),
+    AbortEpoch {
+        epoch: Epoch,
+    },
+    /// The worker cannot be part of this cluster; it exits with this message.
+    Refuse {
+        reason: String,
+    },
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub enum FromWorker {
+    EndpointReady {
+        epoch: Epoch,
+        endpoint: String,
+    },
+    EpochReady {
+        epoch: Epoch,
+        load: LoadReport,
+    },
+    /// Rank 0 brings the output; every rank acknowledges.
+    StepDone {
+        epoch: Epoch,
+        step: StepId,
+        output: Option<StepOutput>,
+    },
+    EpochFailed {
+        epoch: Epoch,
+        reason: String,
+        missing: Vec<Rank>,
+    },
+    Heartbeat(Progress),
+}
+
+/// How far a rank has come; grows while it works.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    pub epoch: Epoch,
+    /// Steps finished in this epoch.
+    pub steps_done: u64,
+    /// Collectives entered in this epoch. Whoever has fewest keeps the others waiting.
+    pub collectives_entered: u64,
+}
+
+/// What a rank loaded to take its part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LoadReport {
+    pub units_loaded: u32,
+    pub units_kept: u32,
+    pub weight_bytes: u64,
+    pub load_ms: u32,
+}
+
+/// Why a rank refuses a step. Nothing of the step has been done.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum StepRefused {
+    #[error("step of epoch {found} in epoch {expected}")]
+    WrongEpoch { expected: Epoch, found: Epoch },
+    #[error("step {found} where {expected} is next")]
+    WrongStep { expected: StepId, found: StepId },
+    #[error("sequence {0} is not held")]
+    UnknownSequence(SequenceId),
+    #[error("sequence {0} is admitted twice")]
+    AlreadyHeld(SequenceId),
+    #[error("sequence {sequence}: work starts at {found}, {expected} tokens are computed")]
+    WrongStart {
+        sequence: SequenceId,
+        expected: u32,
+        found: u32,
+    },
+    #[error("sequence {sequence}: {end} tokens to compute, {known} known")]
+    UnknownTokens { sequence: SequenceId, end: u32, known: u32 },
+    #[error("sequence {sequence}: {blocks} blocks do not hold {end} tokens")]
+    TooFewBlocks {
+        sequence: SequenceId,
+        blocks: u32,
+        end: u32,
+    },
+    #[error("block {} with tag {} is out of range or older than tag {newest}", block.id, block.tag)]
+    StaleBlock { block: TaggedBlock, newest: u32 },
+    #[error("{found} tokens in a step of at most {max}")]
+    TooManyTokens { max: u32, found: u32 },
+}
