@@ -1,0 +1,28 @@
+//! The one way to turn the .proto files into Rust and a descriptor set: in pure Rust, without protoc.
+
+use std::path::Path;
+
+use prost::Message as _;
+
+const FILES: [&str; 3] = [
+    "kvasir/v1/inference.proto",
+    "kvasir/v1/admin.proto",
+    "kvasir/v1/cluster.proto",
+];
+
+/// Writes `kvasir.v1.rs` and `kvasir.v1.descriptors.bin` into `folder`.
+pub fn into_folder(folder: &Path) -> anyhow::Result<()> {
+    std::env::set_current_dir(env!("CARGO_MANIFEST_DIR"))?;
+    let files = protox::compile(FILES, ["."])?;
+    std::fs::create_dir_all(folder)?;
+    let mut descriptors = files.clone();
+    for file in &mut descriptors.file {
+        file.source_code_info = None;
+    }
+    std::fs::write(folder.join("kvasir.v1.descriptors.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .out_dir(folder)
+        .build_transport(true)
+        .compile_fds(files)?;
+    Ok(())
+}
