@@ -1,0 +1,68 @@
+//! What a coordinator is told once, at its start: limits, deadlines and the shape of the group.
+
+use std::time::Duration;
+
+use kvasir_kv::{CellLayout, NumericsId};
+
+/// Plain data. `Cluster::new` brings limits that contradict each other into line and documents how.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ClusterConfig {
+    /// Ranks of the group. It forms when so many workers have joined; it re-forms from whoever is left.
+    pub workers_wanted: u32,
+    /// What every worker's engine must be; with `None` the first worker that joins decides.
+    pub numerics_id: Option<NumericsId>,
+    /// Geometry of a cell; every worker must have been started with its block size.
+    pub cell: CellLayout,
+    /// Blocks of the pool at most; `None` means as many as the workers' memory holds.
+    pub num_blocks_max: Option<u32>,
+    /// Reduce over TCP also where all ranks share a host.
+    pub force_tcp: bool,
+    /// Keys the nonces of epochs. Drawn at random by the driver, once.
+    pub nonce_seed: u64,
+
+    /// Tokens of one step, all sequences together.
+    pub step_tokens_max: u32,
+    /// Tokens that one sequence may add to a step: a long prompt is computed in chunks.
+    pub chunk_tokens_max: u32,
+    /// Sequences that hold blocks at a time; at most `step_tokens_max`, so that each may decode in every step.
+    pub sequences_max: u32,
+    /// Sequences that wait; one more is refused.
+    pub queue_max: u32,
+    /// Steps sent before the output of the one before them is back.
+    pub look_ahead: u32,
+
+    /// How often the driver sends `Event::Tick`. A gap of more than twice this is a pause of our own and is held
+    /// against nobody.
+    pub tick_interval: Duration,
+    /// A rank may stand still so long, or 20 usual steps if that is longer.
+    pub stall_min: Duration,
+    /// From `FormEpoch` to `EndpointReady`, and from `ConnectEpoch` to `EpochReady` (which includes loading weights).
+    pub endpoint_deadline: Duration,
+    pub ready_deadline: Duration,
+    /// A request waits so long for a group that can serve it, unless its own deadline is sooner.
+    pub unavailable_wait_max: Duration,
+}
+
+impl ClusterConfig {
+    /// Defaults for a group of `workers_wanted` ranks.
+    pub fn new(workers_wanted: u32, cell: CellLayout) -> Self {
+        Self {
+            workers_wanted,
+            numerics_id: None,
+            cell,
+            num_blocks_max: None,
+            force_tcp: false,
+            nonce_seed: 0,
+            step_tokens_max: 512,
+            chunk_tokens_max: 256,
+            sequences_max: 64,
+            queue_max: 256,
+            look_ahead: 1,
+            tick_interval: Duration::from_millis(100),
+            stall_min: Duration::from_secs(2),
+            endpoint_deadline: Duration::from_secs(10),
+            ready_deadline: Duration::from_secs(120),
+            unavailable_wait_max: Duration::from_secs(60),
+        }
+    }
+}

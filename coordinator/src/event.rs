@@ -1,0 +1,199 @@
+//! What happens to a coordinator and what it does about it, as data.
+//!
+//! `Cluster::on` takes an [`Event`] and the time, and returns [`Effect`]s in the order in which they are to be carried
+//! out. The driver delivers the events of one session in order, and never delivers one after its `WorkerGone`.
+
+use std::{fmt, time::Duration};
+
+use kvasir_kv::{
+    Epoch, FinishReason, FromWorker, GroupId, Rank, Request, SampledToken, SequenceId, ToWorker, Transport, WorkerId,
+    WorkerInfo,
+};
+
+/// Time since the driver's start, monotonic.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Now(pub Duration);
+
+impl Now {
+    /// Zero if `earlier` is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    pub fn after(self, wait: Duration) -> Self {
+        Self(self.0.saturating_add(wait))
+    }
+}
+
+/// One connection of a worker. Fresh for each connection, never used again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct SessionId(pub u64);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    WorkerJoined {
+        session: SessionId,
+        info: WorkerInfo,
+    },
+    /// The connection ended, whoever ended it.
+    WorkerGone {
+        session: SessionId,
+    },
+    FromWorker {
+        session: SessionId,
+        message: FromWorker,
+    },
+    /// `sequence` is fresh. A request with `generated` tokens continues after them.
+    Submit {
+        sequence: SequenceId,
+        request: Request,
+        deadline: Option<Now>,
+    },
+    /// The client went away, or its driver gave up for `reason`.
+    Cancel {
+        sequence: SequenceId,
+        reason: FinishReason,
+    },
+    /// A stop string ended with the token of index `last_index`; later tokens are discarded.
+    Stop {
+        sequence: SequenceId,
+        last_index: u32,
+    },
+    /// Comes every `ClusterConfig::tick_interval`.
+    Tick,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub enum Effect {
+    Send {
+        session: SessionId,
+        message: ToWorker,
+    },
+    /// Close after what has been sent. `WorkerGone` for it may follow and changes nothing.
+    CloseSession {
+        session: SessionId,
+        reason: String,
+    },
+    /// Token `index` of the answer, from `generated.len()` on without gap or repetition. A stop token is delivered too.
+    Token {
+        sequence: SequenceId,
+        index: u32,
+        token: SampledToken,
+    },
+    /// The last effect of a sequence that ended as it should.
+    Finished {
+        sequence: SequenceId,
+        reason: FinishReason,
+        usage: Usage,
+    },
+    /// The last effect of a sequence that could not be completed.
+    Failed {
+        sequence: SequenceId,
+        error: SequenceError,
+    },
+    /// For the log: the group serves.
+    EpochStarted {
+        group: GroupId,
+        epoch: Epoch,
+        world_size: u32,
+        transport: Transport,
+        num_blocks: u32,
+    },
+    /// For the log: a rank or a spare is no longer counted on.
+    RankLost {
+        worker: WorkerId,
+        /// `None` for a spare.
+        rank: Option<Rank>,
+        epoch: Epoch,
+        how: LossCause,
+        /// From its last sign of life or progress to the verdict.
+        detection_ms: u64,
+        reason: String,
+    },
+    /// For the log: every sequence that the loss interrupted has gone on or ended.
+    Recovered {
+        epoch: Epoch,
+        /// From the verdict until the last of them went on.
+        stall_ms: u64,
+        /// Positions that had been computed and were computed again.
+        tokens_recomputed: u64,
+        sequences: u32,
+    },
+}
+
+/// How a rank was lost.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum LossCause {
+    /// Its connection ended.
+    Closed,
+    /// It gave no sign of life or made no progress for too long, or missed a deadline of its epoch.
+    Stalled,
+    /// A peer missed it in a collective.
+    Blamed,
+    /// It reported a failure of its own, or spoke out of turn.
+    Failed,
+}
+
+impl LossCause {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Stalled => "stalled",
+            Self::Blamed => "blamed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    pub prompt_tokens: u32,
+    /// Prompt tokens taken from a cache.
+    pub cached_tokens: u32,
+    /// Tokens of the answer, those that the client brought included.
+    pub completion_tokens: u32,
+    /// Positions that preemption or recovery had computed again.
+    pub recomputed_tokens: u32,
+}
+
+/// Why a sequence could not be completed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SequenceError {
+    #[error(
+        "no group can serve: {workers_live} of {workers_wanted} workers, waited {waited_ms} ms{}",
+        cause.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default()
+    )]
+    Unavailable {
+        workers_live: u32,
+        workers_wanted: u32,
+        waited_ms: u64,
+        /// Why the live workers cannot form a group, with its numbers.
+        cause: Option<String>,
+    },
+    #[error("a sum left the range of the exact reduce at answer token {index}")]
+    Numerical { index: u32 },
+    #[error("{prompt_len} prompt tokens and {max_tokens} answer tokens exceed the context of {context_len}")]
+    TooLong {
+        prompt_len: u32,
+        max_tokens: u32,
+        context_len: u32,
+    },
+    #[error("{needed_blocks} blocks of {block_size} tokens needed alone, the group has {num_blocks}")]
+    TooFewBlocks {
+        needed_blocks: u32,
+        num_blocks: u32,
+        block_size: u32,
+    },
+    #[error("{waiting} requests wait, at most {queue_max} may")]
+    QueueFull { waiting: u32, queue_max: u32 },
+    #[error("sequence {0} exists already")]
+    Duplicate(SequenceId),
+    #[error("a request needs a prompt and room for an answer: {prompt_len} prompt tokens, {max_tokens} answer tokens")]
+    Empty { prompt_len: u32, max_tokens: u32 },
+}
