@@ -1,1 +1,4 @@
 //! Placeholder.
+
+pub mod collective;
+pub mod rank_books;
