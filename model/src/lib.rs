@@ -1,1 +1,41 @@
-//! Placeholder.
+//! The checkpoint: a GGUF file as a `ModelSpec`, weight views, a tokenizer and a chat template.
+//!
+//! Files are mapped, checked once when opened, and then cannot fail: whoever holds a `Checkpoint` has every tensor
+//! of its architecture with the right shape. A malformed or hostile file is an error that names what is wrong, never
+//! a panic and never an allocation larger than the file justifies. There is no tensor arithmetic here beyond
+//! `dequantize`, and no network.
+
+#![deny(unsafe_code)]
+
+mod byte_level;
+pub mod chat_template;
+pub mod checkpoint;
+mod cursor;
+pub mod dequantize;
+pub mod detokenizer;
+pub mod error;
+pub mod llama;
+#[allow(unsafe_code)]
+mod mapped;
+pub mod metadata;
+pub mod numerics;
+pub mod spec;
+mod special_tokens;
+pub mod tensor_directory;
+pub mod tensor_view;
+pub mod tokenizer;
+pub mod unit_layout;
+pub mod weight_type;
+
+pub use chat_template::{ChatMessage, ChatTemplate, ChatTemplateError};
+pub use checkpoint::Checkpoint;
+pub use dequantize::dequantize;
+pub use detokenizer::IncrementalDetokenizer;
+pub use error::CheckpointError;
+pub use llama::{LlamaLayer, LlamaTensors};
+pub use metadata::{Metadata, MetadataArray, MetadataValue};
+pub use numerics::{BackendKind, NUMERICS_VERSION, UnknownName, WeightMode, numerics_id};
+pub use spec::ModelSpec;
+pub use tensor_view::TensorView;
+pub use tokenizer::{Tokenizer, TokenizerError};
+pub use weight_type::WeightType;

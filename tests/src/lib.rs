@@ -1,1 +1,26 @@
-//! Placeholder.
+//! What the tests of all crates share: models to run, and where to find the real one.
+
+use std::path::PathBuf;
+
+pub mod gguf_writer;
+pub mod tiny_model;
+
+const DEFAULT_MODEL: &str = "kvasir/models/SmolLM2-135M-Instruct.Q4_1.gguf";
+
+/// The model file that tests with real weights use: `KVASIR_MODEL`, or where `cargo xtask model` puts it.
+/// Panics if there is none.
+pub fn default_model() -> PathBuf {
+    let path = std::env::var_os("KVASIR_MODEL")
+        .map(PathBuf::from)
+        .unwrap_or_else(cached_model);
+    assert!(path.is_file(), "no model at {}: run cargo xtask model", path.display());
+    path
+}
+
+fn cached_model() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .filter(|cache| !cache.is_empty())
+        .map(PathBuf::from);
+    cache.unwrap_or_else(home).join(DEFAULT_MODEL)
+}

@@ -1,0 +1,127 @@
+//! What must agree for two engines to produce the same bits, and its hash, the numerics id.
+
+use std::{fmt, str::FromStr};
+
+use kvasir_kv::{KvDtype, NumericsId};
+
+/// Bumped whenever a checked-in digest of tokens and logprobs changes.
+pub const NUMERICS_VERSION: u32 = 1;
+
+/// What becomes of the file's weights at load.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum WeightMode {
+    /// They keep the type they have in the file.
+    #[default]
+    File,
+    /// Dequantized to f32.
+    F32,
+}
+
+impl WeightMode {
+    pub const ALL: [Self; 2] = [Self::File, Self::F32];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::F32 => "f32",
+        }
+    }
+}
+
+/// Which arithmetic computes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum BackendKind {
+    /// The same bits for any plan, batch and history.
+    #[default]
+    Canonical,
+    /// candle in f32: an independent check; its bits are its own.
+    Candle,
+}
+
+impl BackendKind {
+    pub const ALL: [Self; 2] = [Self::Canonical, Self::Candle];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Canonical => "canonical",
+            Self::Candle => "candle",
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("unknown {what} `{found}`; supported: {supported}")]
+pub struct UnknownName {
+    pub what: &'static str,
+    pub found: String,
+    pub supported: &'static str,
+}
+
+impl FromStr for WeightMode {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        let mode = Self::ALL.into_iter().find(|mode| mode.name() == text);
+        mode.ok_or_else(|| UnknownName {
+            what: "weights dtype",
+            found: text.to_owned(),
+            supported: "file, f32",
+        })
+    }
+}
+
+impl FromStr for BackendKind {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        let kind = Self::ALL.into_iter().find(|kind| kind.name() == text);
+        kind.ok_or_else(|| UnknownName {
+            what: "backend",
+            found: text.to_owned(),
+            supported: "canonical, candle",
+        })
+    }
+}
+
+impl fmt::Display for WeightMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// hash(model bytes, numerics version, backend and device class, KV dtype, weight mode), 128 bits.
+pub fn numerics_id(content_hash: &[u8; 32], backend: BackendKind, kv_dtype: KvDtype, mode: WeightMode) -> NumericsId {
+    let mut hasher = blake3::Hasher::new_derive_key("kvasir numerics id");
+    hasher.update(content_hash);
+    hasher.update(&NUMERICS_VERSION.to_le_bytes());
+    for part in [backend.name(), "cpu", kv_dtype.name(), mode.name()] {
+        hasher.update(&(part.len() as u32).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    let mut id = [0; 16];
+    hasher.finalize_xof().fill(&mut id);
+    NumericsId(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_changes_the_id() {
+        let base = numerics_id(&[1; 32], BackendKind::Canonical, KvDtype::F16, WeightMode::File);
+        let others = [
+            numerics_id(&[2; 32], BackendKind::Canonical, KvDtype::F16, WeightMode::File),
+            numerics_id(&[1; 32], BackendKind::Candle, KvDtype::F16, WeightMode::File),
+            numerics_id(&[1; 32], BackendKind::Canonical, KvDtype::F32, WeightMode::File),
+            numerics_id(&[1; 32], BackendKind::Canonical, KvDtype::F16, WeightMode::F32),
+        ];
+        assert!(others.iter().all(|other| *other != base));
+    }
+}

@@ -1,0 +1,289 @@
+//! Small llama models with random weights: real files with a real tokenizer, of any head layout, in milliseconds.
+//!
+//! The same seed gives the same bytes on every machine. Weights are scaled so that attention looks around, the
+//! residual stream stays near 1, and logits spread by about 3: greedy decoding neither repeats one token nor hangs
+//! on near ties.
+
+use std::{io, path::Path};
+
+use half::f16;
+use kvasir_model::WeightType;
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{RngCore, SeedableRng},
+};
+
+use crate::gguf_writer::{GgufValue, GgufWriter};
+
+pub const SPECIAL_TOKENS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+/// The special tokens and one for each byte.
+pub const VOCAB_MIN: u32 = 3 + 256;
+pub const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + \
+    message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}\
+    {{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// What to make. `hidden` need not be `num_q_heads * head_dim`.
+#[derive(Clone, Debug)]
+pub struct TinyModel {
+    pub num_layers: u32,
+    pub num_q_heads: u32,
+    pub num_kv_heads: u32,
+    pub head_dim: u32,
+    pub hidden: u32,
+    pub ffn: u32,
+    /// At least `VOCAB_MIN`; the rest are merges.
+    pub vocab: u32,
+    /// Of the matrices in the layers; norms are F32.
+    pub weight_type: WeightType,
+    /// Of the token embedding and the output head.
+    pub embedding_type: WeightType,
+    pub context_len: u32,
+    /// The output head is the token embedding.
+    pub tied: bool,
+    pub seed: u64,
+}
+
+impl Default for TinyModel {
+    /// Two layers, three KV heads with three query heads each, Q4_1 with a Q8_0 embedding.
+    fn default() -> Self {
+        Self {
+            num_layers: 2,
+            num_q_heads: 9,
+            num_kv_heads: 3,
+            head_dim: 32,
+            hidden: 96,
+            ffn: 192,
+            vocab: 320,
+            weight_type: WeightType::Q4_1,
+            embedding_type: WeightType::Q8_0,
+            context_len: 1024,
+            tied: true,
+            seed: 0,
+        }
+    }
+}
+
+impl TinyModel {
+    /// The default model with other heads.
+    pub fn with_heads(num_q_heads: u32, num_kv_heads: u32, head_dim: u32) -> Self {
+        Self {
+            num_q_heads,
+            num_kv_heads,
+            head_dim,
+            ..Self::default()
+        }
+    }
+
+    pub fn write(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        self.gguf().write(path)
+    }
+
+    /// The file before it is written, to change something in it.
+    pub fn gguf(&self) -> GgufWriter {
+        let mut file = GgufWriter::default();
+        self.put_spec(&mut file);
+        put_tokenizer(&mut file, self.vocab);
+        let mut weights = Weights {
+            random: ChaCha8Rng::seed_from_u64(self.seed),
+        };
+        self.put_outside(&mut file, &mut weights);
+        for layer in 0..self.num_layers {
+            self.put_layer(&mut file, &mut weights, layer);
+        }
+        file
+    }
+
+    fn put_spec(&self, file: &mut GgufWriter) {
+        file.set("general.architecture", GgufValue::Str("llama".to_owned()));
+        file.set("general.name", GgufValue::Str(format!("tiny {}", self.seed)));
+        let counts = [
+            ("llama.block_count", self.num_layers),
+            ("llama.context_length", self.context_len),
+            ("llama.embedding_length", self.hidden),
+            ("llama.feed_forward_length", self.ffn),
+            ("llama.attention.head_count", self.num_q_heads),
+            ("llama.attention.head_count_kv", self.num_kv_heads),
+            ("llama.attention.key_length", self.head_dim),
+            ("llama.attention.value_length", self.head_dim),
+            ("llama.rope.dimension_count", self.head_dim),
+            ("llama.vocab_size", self.vocab),
+        ];
+        for (key, count) in counts {
+            file.set(key, GgufValue::U32(count));
+        }
+        file.set("llama.rope.freq_base", GgufValue::F32(10_000.0));
+        file.set("llama.attention.layer_norm_rms_epsilon", GgufValue::F32(1e-5));
+    }
+
+    fn put_outside(&self, file: &mut GgufWriter, weights: &mut Weights) {
+        let hidden = self.hidden as f32;
+        // Small beside what the layers add: otherwise a tied head finds the current token in the residual stream
+        // and repeats it for ever.
+        let embedding_scale = 0.5 / hidden.sqrt();
+        let logit_gain = if self.tied { 3.0 / 0.5 } else { 1.0 };
+        let embedding = (self.embedding_type, self.vocab, self.hidden);
+        weights.put_matrix(file, "token_embd.weight", embedding, embedding_scale);
+        weights.put_norm(file, "output_norm.weight", self.hidden, logit_gain);
+        if !self.tied {
+            weights.put_matrix(file, "output.weight", embedding, 3.0 / hidden.sqrt());
+        }
+    }
+
+    fn put_layer(&self, file: &mut GgufWriter, weights: &mut Weights, layer: u32) {
+        let (q_rows, kv_rows) = (self.num_q_heads * self.head_dim, self.num_kv_heads * self.head_dim);
+        for norm in ["attn_norm", "ffn_norm"] {
+            weights.put_norm(file, &format!("blk.{layer}.{norm}.weight"), self.hidden, 1.0);
+        }
+        // Gains over 1 / sqrt(columns): q and k above 1 make attention choose, o and down keep the residual near 1.
+        let matrices = [
+            ("attn_q", q_rows, self.hidden, 1.5),
+            ("attn_k", kv_rows, self.hidden, 1.5),
+            ("attn_v", kv_rows, self.hidden, 1.0),
+            ("attn_output", self.hidden, q_rows, 0.7),
+            ("ffn_gate", self.ffn, self.hidden, 1.5),
+            ("ffn_up", self.ffn, self.hidden, 1.0),
+            ("ffn_down", self.hidden, self.ffn, 0.7),
+        ];
+        for (part, rows, cols, gain) in matrices {
+            let name = format!("blk.{layer}.{part}.weight");
+            weights.put_matrix(file, &name, (self.weight_type, rows, cols), gain / (cols as f32).sqrt());
+        }
+    }
+}
+
+struct Weights {
+    random: ChaCha8Rng,
+}
+
+impl Weights {
+    fn put_matrix(
+        &mut self,
+        file: &mut GgufWriter,
+        name: &str,
+        (weight_type, rows, cols): (WeightType, u32, u32),
+        scale: f32,
+    ) {
+        let values: Vec<f32> = (0..rows as usize * cols as usize)
+            .map(|_| self.normal() * scale)
+            .collect();
+        let dimensions = [u64::from(cols), u64::from(rows)];
+        file.add_tensor(name, weight_type, &dimensions, quantize(weight_type, &values));
+    }
+
+    fn put_norm(&mut self, file: &mut GgufWriter, name: &str, len: u32, gain: f32) {
+        let values: Vec<f32> = (0..len).map(|_| gain * (1.0 + 0.1 * self.normal())).collect();
+        file.add_tensor(
+            name,
+            WeightType::F32,
+            &[u64::from(len)],
+            quantize(WeightType::F32, &values),
+        );
+    }
+
+    /// Mean 0, variance 1, nearly normal, by additions alone: no library's logarithm decides the bits.
+    fn normal(&mut self) -> f32 {
+        let uniform = |word: u32| (word >> 8) as f32 * (2.0 / (1 << 24) as f32) - 1.0;
+        let sum: f32 = (0..4).map(|_| uniform(self.random.next_u32())).sum();
+        sum * 0.75f32.sqrt()
+    }
+}
+
+/// The stored form of weights. Panics if `values` do not fill the type's blocks.
+pub fn quantize(weight_type: WeightType, values: &[f32]) -> Vec<u8> {
+    assert!(
+        values.len().is_multiple_of(weight_type.block_len()),
+        "{weight_type} of {} weights",
+        values.len()
+    );
+    match weight_type {
+        WeightType::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        WeightType::F16 => values
+            .iter()
+            .flat_map(|value| f16::from_f32(*value).to_le_bytes())
+            .collect(),
+        WeightType::Q8_0 => values.chunks(32).flat_map(quantize_q8_0).collect(),
+        WeightType::Q4_1 => values.chunks(32).flat_map(quantize_q4_1).collect(),
+        other => panic!("no quantizer for {other}"),
+    }
+}
+
+fn quantize_q8_0(values: &[f32]) -> Vec<u8> {
+    let amax = values.iter().fold(0.0f32, |amax, value| amax.max(value.abs()));
+    let d = f16::from_f32(amax / 127.0);
+    let inverse = if d.to_f32() == 0.0 { 0.0 } else { 1.0 / d.to_f32() };
+    let mut block = d.to_le_bytes().to_vec();
+    block.extend(
+        values
+            .iter()
+            .map(|value| (value * inverse).round().clamp(-127.0, 127.0) as i8 as u8),
+    );
+    block
+}
+
+fn quantize_q4_1(values: &[f32]) -> Vec<u8> {
+    let min = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (d, m) = (f16::from_f32((max - min) / 15.0), f16::from_f32(min));
+    let inverse = if d.to_f32() == 0.0 { 0.0 } else { 1.0 / d.to_f32() };
+    let q = |value: f32| ((value - m.to_f32()) * inverse).round().clamp(0.0, 15.0) as u8;
+    let mut block = [d.to_le_bytes(), m.to_le_bytes()].concat();
+    block.extend((0..16).map(|j| q(values[j]) | q(values[j + 16]) << 4));
+    block
+}
+
+fn put_tokenizer(file: &mut GgufWriter, vocab: u32) {
+    assert!(
+        vocab >= VOCAB_MIN,
+        "a vocabulary of {vocab}, at least {VOCAB_MIN} are needed"
+    );
+    let mut tokens: Vec<String> = SPECIAL_TOKENS.map(str::to_owned).to_vec();
+    tokens.extend((0..=255).map(|byte| byte_char(byte).to_string()));
+    let merges: Vec<(String, String)> = merges().take((vocab - VOCAB_MIN) as usize).collect();
+    tokens.extend(merges.iter().map(|(left, right)| format!("{left}{right}")));
+    assert_eq!(tokens.len(), vocab as usize, "no more than half a million merges");
+    let types = (0..tokens.len())
+        .map(|token| if token < SPECIAL_TOKENS.len() { 3 } else { 1 })
+        .collect();
+    file.set("tokenizer.ggml.model", GgufValue::Str("gpt2".to_owned()));
+    file.set("tokenizer.ggml.pre", GgufValue::Str("smollm".to_owned()));
+    file.set("tokenizer.ggml.tokens", GgufValue::Strings(tokens));
+    file.set("tokenizer.ggml.token_type", GgufValue::I32s(types));
+    let merges = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
+    file.set("tokenizer.ggml.merges", GgufValue::Strings(merges));
+    file.set("tokenizer.ggml.bos_token_id", GgufValue::U32(1));
+    file.set("tokenizer.ggml.eos_token_id", GgufValue::U32(2));
+    file.set("tokenizer.ggml.add_bos_token", GgufValue::Bool(false));
+    file.set("tokenizer.chat_template", GgufValue::Str(CHAT_TEMPLATE.to_owned()));
+}
+
+/// The first words of English, then all pairs of letters, then all pairs of those.
+fn merges() -> impl Iterator<Item = (String, String)> {
+    let words = [
+        ("Ġ", "t"),
+        ("h", "e"),
+        ("Ġt", "he"),
+        ("Ġ", "a"),
+        ("Ġa", "n"),
+        ("Ġan", "d"),
+    ];
+    let words = words.map(|(left, right)| (left.to_owned(), right.to_owned()));
+    let letters = || (b'a'..=b'z').map(|letter| (letter as char).to_string());
+    let pairs = move || letters().flat_map(move |left| letters().map(move |right| (left.clone(), right)));
+    let joined = move || pairs().map(|(left, right)| left + &right);
+    let quads = joined().flat_map(move |left| joined().map(move |right| (left.clone(), right)));
+    // "he" is among the words already.
+    words
+        .into_iter()
+        .chain(pairs().filter(|(left, right)| (left.as_str(), right.as_str()) != ("h", "e")))
+        .chain(quads)
+}
+
+/// GPT-2's alphabet of bytes, written down a second time: the tokenizer's own is what these files test.
+fn byte_char(byte: u8) -> char {
+    let printable = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    if printable(&byte) {
+        return byte as char;
+    }
+    let rank = (0..byte).filter(|other| !printable(other)).count() as u32;
+    char::from_u32(256 + rank).expect("68 characters from U+0100")
+}
