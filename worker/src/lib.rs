@@ -2,3 +2,4 @@
 
 pub mod collective;
 pub mod rank_books;
+pub mod arith;

@@ -1,0 +1,346 @@
+//! Attention of one token over one KV head, for all query heads that share it.
+//!
+//! Scores run in lanes of positions over the transposed K, outputs in lanes of head_dim over V; each vector of K and V is
+//! loaded once for up to four query heads. Positions are taken in absolute chunks of 256, whatever the block size: a chunk is
+//! finished alone and then merged, so the same token gives the same bits in a prefill, a decode and a replay.
+
+use std::marker::PhantomData;
+
+use kvasir_kv::KvDtype;
+
+use super::{
+    Kernels, KvView, LANES,
+    element::{Element, F16, F32},
+    exp::exp,
+    panels::vectors_mut,
+    reference::ATTENTION_CHUNK,
+    simd::{Kernel, Simd},
+};
+
+const CHUNK_VECTORS: usize = ATTENTION_CHUNK / LANES;
+/// Vectors of positions, or of head_dim, in a tile.
+const TILE_VECTORS: usize = 4;
+/// Query heads in a tile.
+const TILE_QUERIES: usize = 4;
+
+/// What one call needs besides its arguments. Reused from call to call without allocation.
+#[derive(Debug, Default)]
+pub struct AttendScratch {
+    /// `[queries][256]`: scores of a chunk, then their exponentials
+    scores: Vec<[[f32; LANES]; CHUNK_VECTORS]>,
+    /// `[queries][head_dim / 16]`: the output of a chunk
+    chunk_out: Vec<[f32; LANES]>,
+    /// `[queries]`: of the chunk
+    chunk: Vec<Softmax>,
+    /// `[queries]`: of the chunks so far
+    merged: Vec<Softmax>,
+}
+
+/// A running softmax: its maximum, and the sum of exponentials relative to it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Softmax {
+    max: f32,
+    sum: f32,
+}
+
+impl AttendScratch {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn resize(&mut self, queries: usize, head_dim: usize) {
+        self.scores.resize(queries, [[0.0; LANES]; CHUNK_VECTORS]);
+        self.chunk_out.resize(queries * head_dim / LANES, [0.0; LANES]);
+        self.chunk.resize(queries, Softmax::default());
+        self.merged.resize(queries, Softmax::default());
+    }
+}
+
+impl Kernels {
+    /// Attends from one token to positions `0..num_positions`, its own included.
+    ///
+    /// q, out: `[queries][head_dim]`, the query heads that share this KV head; blocks: the sequence's block of each
+    /// `block_size` positions, as places in the slab. A score that is NaN or +infinity gives NaN in its whole query head.
+    pub fn attend(
+        &self,
+        q: &[f32],
+        kv: &KvView<'_>,
+        blocks: &[u32],
+        num_positions: usize,
+        out: &mut [f32],
+        scratch: &mut AttendScratch,
+    ) {
+        let head_dim = kv.layout().head_dim() as usize;
+        let block_size = kv.layout().block_size() as usize;
+        assert!(head_dim.is_multiple_of(LANES) && q.len().is_multiple_of(head_dim));
+        assert_eq!(q.len(), out.len());
+        assert!(num_positions > 0 && num_positions <= blocks.len() * block_size);
+        scratch.resize(q.len() / head_dim, head_dim);
+        match kv.layout().dtype() {
+            KvDtype::F32 => {
+                self.run(Attend::<F32> {
+                    q,
+                    kv,
+                    blocks,
+                    num_positions,
+                    out,
+                    scratch,
+                    element: PhantomData,
+                });
+            }
+            KvDtype::F16 => {
+                self.run(Attend::<F16> {
+                    q,
+                    kv,
+                    blocks,
+                    num_positions,
+                    out,
+                    scratch,
+                    element: PhantomData,
+                });
+            }
+            other => unimplemented!("cells of type {other}"),
+        }
+    }
+}
+
+struct Attend<'a, E> {
+    q: &'a [f32],
+    kv: &'a KvView<'a>,
+    blocks: &'a [u32],
+    num_positions: usize,
+    out: &'a mut [f32],
+    scratch: &'a mut AttendScratch,
+    element: PhantomData<E>,
+}
+
+impl<E: Element> Kernel for Attend<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        for start in (0..self.num_positions).step_by(ATTENTION_CHUNK) {
+            let positions = ATTENTION_CHUNK.min(self.num_positions - start);
+            self.scores(s, start, positions);
+            for query in 0..self.scratch.merged.len() {
+                self.scratch.chunk[query] = self.softmax(s, query, positions);
+            }
+            self.weighted_values(s, start, positions);
+            for query in 0..self.scratch.merged.len() {
+                self.merge(s, query, self.scratch.chunk[query], start == 0);
+            }
+        }
+        let vectors = self.head_dim() / LANES;
+        let queries = vectors_mut(self.out).chunks_exact_mut(vectors);
+        for (out, Softmax { sum, .. }) in queries.zip(&self.scratch.merged) {
+            for out in out {
+                s.store(s.div(s.load(out), s.splat(*sum)), out);
+            }
+        }
+    }
+}
+
+impl<E: Element> Attend<'_, E> {
+    #[inline(always)]
+    fn head_dim(&self) -> usize {
+        self.kv.layout().head_dim() as usize
+    }
+
+    #[inline(always)]
+    fn block_size(&self) -> usize {
+        self.kv.layout().block_size() as usize
+    }
+
+    /// Scores of a chunk, for all queries.
+    #[inline(always)]
+    fn scores<S: Simd>(&mut self, s: S, start: usize, positions: usize) {
+        let block_size = self.block_size();
+        let per_tile = (block_size / LANES).min(TILE_VECTORS);
+        for first in (0..positions).step_by(per_tile * LANES) {
+            let position = start + first;
+            let keys = self.kv.keys(self.blocks[position / block_size]);
+            let (offset, vector) = (position % block_size, first / LANES);
+            match per_tile {
+                1 => self.scores_tile::<S, 1>(s, keys, offset, vector),
+                2 => self.scores_tile::<S, 2>(s, keys, offset, vector),
+                _ => self.scores_tile::<S, TILE_VECTORS>(s, keys, offset, vector),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn scores_tile<S: Simd, const V: usize>(&mut self, s: S, keys: &[u8], offset: usize, vector: usize) {
+        let queries = self.scratch.merged.len();
+        let mut query = 0;
+        while query + TILE_QUERIES <= queries {
+            self.scores_of::<S, V, TILE_QUERIES>(s, keys, offset, vector, query);
+            query += TILE_QUERIES;
+        }
+        match queries - query {
+            3 => self.scores_of::<S, V, 3>(s, keys, offset, vector, query),
+            2 => self.scores_of::<S, V, 2>(s, keys, offset, vector, query),
+            1 => self.scores_of::<S, V, 1>(s, keys, offset, vector, query),
+            _ => {}
+        }
+    }
+
+    /// Scores of 16 V positions of a block from `offset`, for Q queries; they are vectors of the chunk from `vector`.
+    #[inline(always)]
+    fn scores_of<S: Simd, const V: usize, const Q: usize>(
+        &mut self,
+        s: S,
+        keys: &[u8],
+        offset: usize,
+        vector: usize,
+        query: usize,
+    ) {
+        let (head_dim, block_size) = (self.head_dim(), self.block_size());
+        let scale = s.splat(1.0 / (head_dim as f32).sqrt());
+        let mut q = [&[][..]; Q];
+        for i in 0..Q {
+            q[i] = &self.q[(query + i) * head_dim..][..head_dim];
+        }
+        let mut dots = [[s.splat(0.0); V]; Q];
+        for d in 0..head_dim {
+            let keys = &keys[(d * block_size + offset) * E::BYTES..][..V * LANES * E::BYTES];
+            let mut k = [s.splat(0.0); V];
+            for v in 0..V {
+                k[v] = E::load(s, keys, v * LANES * E::BYTES);
+            }
+            for i in 0..Q {
+                let q = s.splat(q[i][d]);
+                for v in 0..V {
+                    dots[i][v] = s.fma(q, k[v], dots[i][v]);
+                }
+            }
+        }
+        for i in 0..Q {
+            let scores = &mut self.scratch.scores[query + i][vector..][..V];
+            for v in 0..V {
+                s.store(s.mul(dots[i][v], scale), &mut scores[v]);
+            }
+        }
+    }
+
+    /// Turns a chunk's scores into exponentials relative to their maximum.
+    #[inline(always)]
+    fn softmax<S: Simd>(&mut self, s: S, query: usize, positions: usize) -> Softmax {
+        let scores = &mut self.scratch.scores[query];
+        // Lanes past the end hold whatever the cells held: -infinity keeps them out of the maximum and makes them exact zeros.
+        scores.as_flattened_mut()[positions..positions.next_multiple_of(LANES)].fill(f32::NEG_INFINITY);
+        let scores = &mut scores[..positions.div_ceil(LANES)];
+        let mut max = s.splat(f32::NEG_INFINITY);
+        for scores in scores.iter() {
+            max = s.max(s.load(scores), max);
+        }
+        let max = s.max_lane(max);
+        let mut sum = s.splat(0.0);
+        for scores in scores {
+            let e = exp(s, s.sub(s.load(scores), s.splat(max)));
+            sum = s.add(sum, e);
+            s.store(e, scores);
+        }
+        Softmax { max, sum: s.sum(sum) }
+    }
+
+    /// The values of a chunk, weighted by the exponentials of all queries.
+    #[inline(always)]
+    fn weighted_values<S: Simd>(&mut self, s: S, start: usize, positions: usize) {
+        let vectors = self.head_dim() / LANES;
+        let tiled = vectors / TILE_VECTORS * TILE_VECTORS;
+        for vector in (0..tiled).step_by(TILE_VECTORS) {
+            self.values_tile::<S, TILE_VECTORS>(s, start, positions, vector);
+        }
+        for vector in tiled..vectors {
+            self.values_tile::<S, 1>(s, start, positions, vector);
+        }
+    }
+
+    #[inline(always)]
+    fn values_tile<S: Simd, const V: usize>(&mut self, s: S, start: usize, positions: usize, vector: usize) {
+        let queries = self.scratch.merged.len();
+        let mut query = 0;
+        while query + TILE_QUERIES <= queries {
+            self.values_of::<S, V, TILE_QUERIES>(s, start, positions, vector, query);
+            query += TILE_QUERIES;
+        }
+        match queries - query {
+            3 => self.values_of::<S, V, 3>(s, start, positions, vector, query),
+            2 => self.values_of::<S, V, 2>(s, start, positions, vector, query),
+            1 => self.values_of::<S, V, 1>(s, start, positions, vector, query),
+            _ => {}
+        }
+    }
+
+    /// V vectors of head_dim from `vector`, for Q queries.
+    #[inline(always)]
+    fn values_of<S: Simd, const V: usize, const Q: usize>(
+        &mut self,
+        s: S,
+        start: usize,
+        positions: usize,
+        vector: usize,
+        query: usize,
+    ) {
+        let (head_dim, block_size) = (self.head_dim(), self.block_size());
+        let e = self.scratch.scores[query..]
+            .first_chunk::<Q>()
+            .expect("scores of each query");
+        let mut out = [[s.splat(0.0); V]; Q];
+        for first in (0..positions).step_by(block_size) {
+            let values = self.kv.values(self.blocks[(start + first) / block_size]);
+            let rows = values.chunks_exact(head_dim * E::BYTES).take(positions - first);
+            for (p, row) in (first..).zip(rows) {
+                let row = &row[vector * LANES * E::BYTES..][..V * LANES * E::BYTES];
+                let mut values = [s.splat(0.0); V];
+                for v in 0..V {
+                    values[v] = E::load(s, row, v * LANES * E::BYTES);
+                }
+                for i in 0..Q {
+                    let e = s.splat(e[i].as_flattened()[p]);
+                    for v in 0..V {
+                        out[i][v] = s.fma(e, values[v], out[i][v]);
+                    }
+                }
+            }
+        }
+        for i in 0..Q {
+            let chunk_out = &mut self.scratch.chunk_out[(query + i) * head_dim / LANES + vector..][..V];
+            for v in 0..V {
+                s.store(out[i][v], &mut chunk_out[v]);
+            }
+        }
+    }
+
+    /// Merges the chunk's output and softmax into what the earlier chunks gave.
+    #[inline(always)]
+    fn merge<S: Simd>(&mut self, s: S, query: usize, chunk: Softmax, is_first: bool) {
+        let vectors = self.head_dim() / LANES;
+        let chunk_out = &self.scratch.chunk_out[query * vectors..][..vectors];
+        let out = &mut vectors_mut(self.out)[query * vectors..][..vectors];
+        let merged = &mut self.scratch.merged[query];
+        if is_first {
+            out.copy_from_slice(chunk_out);
+            *merged = chunk;
+            return;
+        }
+        let max = if chunk.max > merged.max { chunk.max } else { merged.max };
+        let a = exp(s, s.splat(merged.max - max));
+        let b = exp(s, s.splat(chunk.max - max));
+        for (out, chunk_out) in out.iter_mut().zip(chunk_out) {
+            s.store(s.fma(s.load(out), a, s.mul(s.load(chunk_out), b)), out);
+        }
+        let sum = s.fma(s.splat(merged.sum), a, s.mul(s.splat(chunk.sum), b));
+        *merged = Softmax {
+            max,
+            sum: first_lane(s, sum),
+        };
+    }
+}
+
+#[inline(always)]
+fn first_lane<S: Simd>(s: S, x: S::F) -> f32 {
+    let mut lanes = [0.0; LANES];
+    s.store(x, &mut lanes);
+    lanes[0]
+}

@@ -1,0 +1,276 @@
+//! Products of packed weights with a step's activations.
+//!
+//! One kernel serves every shape: a tile of row groups x tokens, whose sums stay in registers over all columns. Whatever the
+//! tile, each sum is the chain that `reference::dot` defines, so the number of tokens and the share of rows change no bit.
+
+use std::ops::Range;
+
+use kvasir_model::WeightType;
+
+use super::{
+    Int8Rows, Kernels, LANES, PackedMatrix, SUB_BLOCK,
+    element::{F16, F32},
+    float_tile::FloatTile,
+    int8_tile::{Int8Tile, Q4_1, Q8_0},
+    panels::{vectors, vectors_mut},
+    simd::{Kernel, Simd},
+};
+
+/// Activations of a step, as `PackedMatrix::wants_int8` asks for them.
+#[derive(Clone, Copy, Debug)]
+pub enum ActivationsRef<'a> {
+    /// panels: `[cols / 16][tokens][16]`
+    F32 {
+        panels: &'a [f32],
+        cols: usize,
+        tokens: usize,
+    },
+    Int8(&'a Int8Rows),
+}
+
+impl ActivationsRef<'_> {
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::F32 { cols, .. } => *cols,
+            Self::Int8(rows) => rows.cols(),
+        }
+    }
+
+    pub fn tokens(&self) -> usize {
+        match self {
+            Self::F32 { tokens, .. } => *tokens,
+            Self::Int8(rows) => rows.tokens(),
+        }
+    }
+
+    fn check(&self, units: &[UnitColumns<'_>], groups: &Range<usize>) {
+        if let Self::F32 { panels, cols, tokens } = self {
+            assert_eq!(panels.len(), cols * tokens);
+        }
+        let weight_type = units[0].weights.weight_type();
+        for UnitColumns { weights, first_col } in units {
+            assert_eq!(weights.weight_type(), weight_type, "units of one matrix have one type");
+            assert_eq!(
+                weights.wants_int8(),
+                matches!(self, Self::Int8(_)),
+                "activations for {weights:?}"
+            );
+            assert!(first_col.is_multiple_of(SUB_BLOCK) && first_col + weights.cols() <= self.cols());
+            assert!(groups.end <= weights.num_groups());
+        }
+    }
+}
+
+/// The weights of one unit of a row-parallel matrix, and where its columns start in the activations (a multiple of 32).
+#[derive(Clone, Copy, Debug)]
+pub struct UnitColumns<'a> {
+    pub weights: &'a PackedMatrix,
+    pub first_col: usize,
+}
+
+impl Kernels {
+    /// Column-parallel outputs: `out = weights * x` for the given row groups.
+    ///
+    /// x: all of the weights' columns; out: `[groups.len()][tokens][16]`.
+    pub fn matmul(&self, weights: &PackedMatrix, groups: Range<usize>, x: ActivationsRef<'_>, out: &mut [f32]) {
+        assert_eq!(weights.cols(), x.cols());
+        assert_eq!(out.len(), groups.len() * x.tokens() * LANES);
+        self.multiply(
+            &[UnitColumns { weights, first_col: 0 }],
+            groups,
+            x,
+            Sink::Store(vectors_mut(out)),
+        );
+    }
+
+    /// Row-parallel outputs: adds the partial of each unit, rounded at 2^-30, for the given row groups.
+    ///
+    /// sums: `[groups.len()][tokens][16]`. Sets `poison[token]` where a partial is not finite or at least 2^20 in size (it
+    /// then adds 0); never clears one. Any split of the units over calls gives the same sums.
+    pub fn matmul_partials(
+        &self,
+        units: &[UnitColumns<'_>],
+        groups: Range<usize>,
+        x: ActivationsRef<'_>,
+        sums: &mut [i64],
+        poison: &mut [bool],
+    ) {
+        assert_eq!(sums.len(), groups.len() * x.tokens() * LANES);
+        assert_eq!(poison.len(), x.tokens());
+        if !units.is_empty() {
+            self.multiply(units, groups, x, Sink::AddFixed(sums.as_chunks_mut().0, poison));
+        }
+    }
+
+    /// [`Kernels::matmul_partials`] of one unit, whose columns start at `first_col` of x.
+    pub fn matmul_partial(
+        &self,
+        weights: &PackedMatrix,
+        groups: Range<usize>,
+        x: ActivationsRef<'_>,
+        first_col: usize,
+        sums: &mut [i64],
+        poison: &mut [bool],
+    ) {
+        self.matmul_partials(&[UnitColumns { weights, first_col }], groups, x, sums, poison);
+    }
+
+    fn multiply(&self, units: &[UnitColumns<'_>], groups: Range<usize>, x: ActivationsRef<'_>, sink: Sink<'_>) {
+        x.check(units, &groups);
+        let tokens = x.tokens();
+        let weight_type = units[0].weights.weight_type();
+        match (weight_type, x) {
+            (WeightType::F32, ActivationsRef::F32 { panels, .. }) => {
+                self.run(Multiply::<FloatTile<F32>> {
+                    units,
+                    groups,
+                    tokens,
+                    x: vectors(panels),
+                    sink,
+                });
+            }
+            (WeightType::F16, ActivationsRef::F32 { panels, .. }) => {
+                self.run(Multiply::<FloatTile<F16>> {
+                    units,
+                    groups,
+                    tokens,
+                    x: vectors(panels),
+                    sink,
+                });
+            }
+            (WeightType::Q8_0, ActivationsRef::Int8(x)) => {
+                self.run(Multiply::<Int8Tile<Q8_0>> {
+                    units,
+                    groups,
+                    tokens,
+                    x,
+                    sink,
+                });
+            }
+            (WeightType::Q4_1, ActivationsRef::Int8(x)) => {
+                self.run(Multiply::<Int8Tile<Q4_1>> {
+                    units,
+                    groups,
+                    tokens,
+                    x,
+                    sink,
+                });
+            }
+            (other, _) => unimplemented!("weights of type {other}"),
+        }
+    }
+}
+
+/// Where results go; both are `[groups][tokens][16]`.
+enum Sink<'a> {
+    Store(&'a mut [[f32; LANES]]),
+    AddFixed(&'a mut [[i64; LANES]], &'a mut [bool]),
+}
+
+/// A way to compute tiles from one packed format.
+pub(super) trait TileFormat {
+    type Activations<'a>: Copy;
+
+    /// The dots of G row groups with N tokens from `first_token`.
+    ///
+    /// groups: the records of each; sub_blocks: their number; first_sub_block: where they start in x.
+    fn tile<S: Simd, const G: usize, const N: usize>(
+        s: S,
+        groups: [&[u8]; G],
+        sub_blocks: usize,
+        x: Self::Activations<'_>,
+        first_sub_block: usize,
+        tokens: usize,
+        first_token: usize,
+    ) -> [[S::F; N]; G];
+}
+
+struct Multiply<'a, T: TileFormat> {
+    units: &'a [UnitColumns<'a>],
+    groups: Range<usize>,
+    tokens: usize,
+    x: T::Activations<'a>,
+    sink: Sink<'a>,
+}
+
+impl<T: TileFormat> Kernel for Multiply<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        if self.tokens == 1 {
+            return self.stream(s);
+        }
+        let mut group = self.groups.start;
+        if S::TILE.0 == 2 {
+            while group + 2 <= self.groups.end {
+                self.all_tokens::<S, 2>(s, group);
+                group += 2;
+            }
+        }
+        while group < self.groups.end {
+            self.all_tokens::<S, 1>(s, group);
+            group += 1;
+        }
+    }
+}
+
+impl<T: TileFormat> Multiply<'_, T> {
+    /// One token: each unit's weights are read from end to end, as they lie in memory.
+    #[inline(always)]
+    fn stream<S: Simd>(&mut self, s: S) {
+        for unit in 0..self.units.len() {
+            for group in self.groups.clone() {
+                self.tile::<S, 1, 1>(s, unit, group, 0);
+            }
+        }
+    }
+
+    /// Many tokens: the weights of G row groups stay in the cache while all tokens pass.
+    #[inline(always)]
+    fn all_tokens<S: Simd, const G: usize>(&mut self, s: S, group: usize) {
+        let mut token = 0;
+        if S::TILE.1 >= 6 {
+            token = self.tokens_by::<S, G, 6>(s, group, token);
+        }
+        if S::TILE.1 >= 4 {
+            token = self.tokens_by::<S, G, 4>(s, group, token);
+        }
+        if S::TILE.1 >= 2 {
+            token = self.tokens_by::<S, G, 2>(s, group, token);
+        }
+        self.tokens_by::<S, G, 1>(s, group, token);
+    }
+
+    /// Tiles of N tokens while they fit; returns the first token left.
+    #[inline(always)]
+    fn tokens_by<S: Simd, const G: usize, const N: usize>(&mut self, s: S, group: usize, mut token: usize) -> usize {
+        while token + N <= self.tokens {
+            for unit in 0..self.units.len() {
+                self.tile::<S, G, N>(s, unit, group, token);
+            }
+            token += N;
+        }
+        token
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd, const G: usize, const N: usize>(&mut self, s: S, unit: usize, group: usize, token: usize) {
+        let UnitColumns { weights, first_col } = self.units[unit];
+        let mut records = [&[][..]; G];
+        for g in 0..G {
+            records[g] = weights.group(group + g);
+        }
+        let (sub_blocks, first_sub_block) = (weights.cols() / SUB_BLOCK, first_col / SUB_BLOCK);
+        let sums = T::tile::<S, G, N>(s, records, sub_blocks, self.x, first_sub_block, self.tokens, token);
+        for g in 0..G {
+            let at = (group + g - self.groups.start) * self.tokens + token;
+            for n in 0..N {
+                match &mut self.sink {
+                    Sink::Store(out) => s.store(sums[g][n], &mut out[at + n]),
+                    Sink::AddFixed(out, poison) => poison[token + n] |= !s.add_fixed(sums[g][n], &mut out[at + n]),
+                }
+            }
+        }
+    }
+}

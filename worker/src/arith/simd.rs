@@ -1,0 +1,98 @@
+//! Sixteen lanes, as the kernels see an instruction set.
+//!
+//! Each operation rounds once, to nearest even, and gives the same bits on every implementation (NaN payloads aside).
+//! A value of an implementing type proves that its instructions may be used, so the methods are safe.
+//! `max(a, b)` is `if a > b { a } else { b }`: with NaN among the inputs it returns the second.
+
+use super::LANES;
+
+pub(super) trait Simd: Copy {
+    /// 16 f32.
+    type F: Copy;
+    /// 16 i32.
+    type I: Copy;
+    /// 64 u8: four columns of each of 16 rows, `[row][column]`.
+    type W: Copy;
+
+    /// Row groups and tokens of the largest matmul tile whose sums stay in registers: (1 or 2, 1, 2, 4 or 6).
+    const TILE: (usize, usize);
+
+    fn splat(self, x: f32) -> Self::F;
+    fn load(self, x: &[f32; LANES]) -> Self::F;
+    fn store(self, x: Self::F, out: &mut [f32; LANES]);
+    /// 16 f32, little endian.
+    fn load_f32_bytes(self, x: &[u8; 4 * LANES]) -> Self::F;
+    /// 16 f16, little endian.
+    fn load_f16(self, x: &[u8; 2 * LANES]) -> Self::F;
+    fn store_f16(self, x: Self::F, out: &mut [u8; 2 * LANES]);
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    fn abs(self, a: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even.
+    fn round(self, a: Self::F) -> Self::F;
+    /// `2^n` for integral n in -126..=127; any value outside.
+    fn pow2(self, n: Self::F) -> Self::F;
+    /// Where `a > b` x, else y.
+    fn select_gt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+    fn all_finite(self, a: Self::F) -> bool;
+    /// Rotates the pairs (2i, 2i+1) of x by the interleaved (cos, sin) pairs of `cos_sin`.
+    fn rotate_pairs(self, x: Self::F, cos_sin: Self::F) -> Self::F;
+
+    fn splat_i32(self, x: i32) -> Self::I;
+    fn i32_to_f32(self, x: Self::I) -> Self::F;
+    /// Rounds integral-valued or fractional lanes within +-127 to i8 (ties to even), and their sum.
+    fn to_i8(self, x: Self::F, out: &mut [i8; LANES]) -> i32;
+
+    fn weights(self, x: &[u8; 64]) -> Self::W;
+    /// The low and the high nibbles of 64 bytes.
+    fn nibbles(self, x: &[u8; 64]) -> (Self::W, Self::W);
+    /// Adds to each row the exact dot of its four unsigned columns with `x`.
+    fn dot(self, sum: Self::I, weights: Self::W, x: &[i8; 4]) -> Self::I;
+    /// As `dot`, for weights of at most 15.
+    fn dot_nibbles(self, sum: Self::I, weights: Self::W, x: &[i8; 4]) -> Self::I;
+
+    /// Adds `round(x * 2^30)` to the sums; lanes that are not finite or at least 2^20 in size add 0 and make it return false.
+    fn add_fixed(self, x: Self::F, sums: &mut [i64; LANES]) -> bool;
+    /// `((sum as f64) * 2^-30) as f32`
+    fn from_fixed(self, sums: &[i64; LANES]) -> Self::F;
+
+    /// The fixed tree: lane l takes lane l + 8, then + 4, + 2, + 1.
+    #[inline(always)]
+    fn sum(self, x: Self::F) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(x, &mut lanes);
+        super::panels::sum_tree(lanes)
+    }
+
+    /// The largest lane; any of the lanes if one is NaN.
+    #[inline(always)]
+    fn max_lane(self, x: Self::F) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(x, &mut lanes);
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                lanes[i] = if lanes[i] > lanes[i + half] {
+                    lanes[i]
+                } else {
+                    lanes[i + half]
+                };
+            }
+            half /= 2;
+        }
+        lanes[0]
+    }
+}
+
+/// Work that can run on any instruction set. `run` and all it calls must be `#[inline(always)]`: that is how the code comes
+/// to be compiled for the instructions of `S`.
+pub(super) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
