@@ -1,1 +1,54 @@
-fn main() {}
+//! The project's chores: everything a newcomer or CI types that is not plain cargo.
+//!
+//! One file per chore. The chores start other programs and watch them; what they check or run lives in the crates.
+
+mod arguments;
+mod demo;
+mod download;
+mod junit;
+mod model;
+mod paths;
+mod pip;
+mod process;
+mod simulation;
+mod suite;
+mod tidy;
+mod tools;
+
+use std::process::ExitCode;
+
+use arguments::Chore;
+
+fn main() -> ExitCode {
+    let chore = match arguments::parse(lexopt::Parser::from_env()) {
+        Ok(chore) => chore,
+        Err(error) => {
+            eprintln!("xtask: {error:#}; `cargo xtask --help` lists what there is");
+            return ExitCode::from(2);
+        }
+    };
+    run(chore).unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(chore: Chore) -> anyhow::Result<ExitCode> {
+    match chore {
+        Chore::Help => print!("{}", arguments::HELP),
+        Chore::Model { print_only: true } => println!("{}", model::path()?.display()),
+        Chore::Model { print_only: false } => println!("{}", model::fetch()?.display()),
+        Chore::Test(options) => return suite::run(&options),
+        Chore::Tidy => return tidy::report(&paths::root()),
+        Chore::Codegen => {
+            process::run(paths::cargo().args(["run", "--package", "kvasir-proto", "--example", "codegen"]))?
+        }
+        Chore::Simulation(options) => simulation::run(&options)?,
+        Chore::Demo => {
+            let model = model::fetch()?;
+            process::run(paths::cargo().args(["build", "--package", "kvasir"]))?;
+            demo::run(&model, &paths::kvasir_binary()?)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

