@@ -1,0 +1,84 @@
+//! Addresses from the command line, and the rule that nothing listens to strangers by accident.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum AddressError {
+    #[error("`{0}` is not an address; write host:port, for example 127.0.0.1:50051")]
+    NotAnAddress(String),
+    #[error("`{0}` is not an endpoint; write http://host:port, for example http://127.0.0.1:50051")]
+    NotAnEndpoint(String),
+    #[error("https is not supported yet: `{0}`; write http://host:port")]
+    Https(String),
+    #[error(
+        "{address} can be reached from other machines, and connections are neither encrypted nor authenticated; \
+         listen on 127.0.0.1, or pass --insecure if this network is trusted"
+    )]
+    NotLoopback { address: SocketAddr },
+}
+
+/// An address to listen on. Names are resolved; the first address counts.
+pub fn parse_address(text: &str) -> Result<SocketAddr, AddressError> {
+    let refuse = || AddressError::NotAnAddress(text.to_owned());
+    let mut found = text.to_socket_addrs().map_err(|_| refuse())?;
+    found.next().ok_or_else(refuse)
+}
+
+/// An endpoint to connect to, as a URL; a bare `host:port` is taken as http.
+pub fn parse_endpoint(text: &str) -> Result<String, AddressError> {
+    let refuse = || AddressError::NotAnEndpoint(text.to_owned());
+    if text.starts_with("https://") {
+        return Err(AddressError::Https(text.to_owned()));
+    }
+    let authority = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    let (host, port) = authority.rsplit_once(':').ok_or_else(refuse)?;
+    let forbidden = |c: char| c.is_whitespace() || c == '/' || c == '@';
+    if host.is_empty() || host.contains(forbidden) || port.parse::<u16>().is_err() {
+        return Err(refuse());
+    }
+    Ok(format!("http://{host}:{port}"))
+}
+
+/// Errors unless only this machine can reach `address`, or the operator said that it is meant.
+pub fn require_loopback(address: SocketAddr, insecure: bool) -> Result<SocketAddr, AddressError> {
+    if address.ip().is_loopback() || insecure {
+        Ok(address)
+    } else {
+        Err(AddressError::NotLoopback { address })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_become_urls() {
+        for text in ["127.0.0.1:5", "http://127.0.0.1:5", "http://127.0.0.1:5/"] {
+            assert_eq!(parse_endpoint(text).as_deref(), Ok("http://127.0.0.1:5"));
+        }
+        assert_eq!(parse_endpoint("[::1]:5").as_deref(), Ok("http://[::1]:5"));
+        for text in ["", "localhost", "http://", "a:b", "ftp://x:1", ":5", "x:99999", "a b:5"] {
+            assert_eq!(
+                parse_endpoint(text),
+                Err(AddressError::NotAnEndpoint(text.to_owned())),
+                "{text}"
+            );
+        }
+        assert!(matches!(parse_endpoint("https://x:1"), Err(AddressError::Https(_))));
+    }
+
+    #[test]
+    fn only_loopback_is_open_without_a_word() {
+        let open = parse_address("0.0.0.0:1").unwrap();
+        let local = parse_address("127.0.0.1:1").unwrap();
+        assert!(
+            require_loopback(open, false)
+                .unwrap_err()
+                .to_string()
+                .contains("--insecure")
+        );
+        assert_eq!(require_loopback(open, true), Ok(open));
+        assert_eq!(require_loopback(local, false), Ok(local));
+    }
+}
