@@ -8,7 +8,8 @@ use super::frame::FrameHead;
 use super::link::{Expected, Link, LinkError};
 use super::patience::Patience;
 
-/// Times the core is offered to others before sleeping in `poll`.
+/// Times the core is offered to others before sleeping in `poll`. More of them collapse when something else wants the
+/// cores: three ranks on two busy cores took a millisecond instead of 50 us with 400.
 const YIELDS: u32 = 20;
 
 /// Sends `payload_of(peer)` to each peer and receives a frame from each, whose payload is then in its link. All

@@ -13,6 +13,7 @@ const NAP_MAX: Duration = Duration::from_millis(10);
 pub(super) struct Patience<'a> {
     abort: &'a Abort,
     deadline: Duration,
+    nap_max: Duration,
     started: Option<Instant>,
 }
 
@@ -21,7 +22,17 @@ impl<'a> Patience<'a> {
         Self {
             abort,
             deadline,
+            nap_max: NAP_MAX,
             started: None,
+        }
+    }
+
+    /// Naps until the deadline, so that a wake-up that is lost is not mistaken for a slow one.
+    #[cfg(test)]
+    pub fn of_a_sound_sleeper(abort: &'a Abort, deadline: Duration) -> Self {
+        Self {
+            nap_max: deadline,
+            ..Self::new(abort, deadline)
         }
     }
 
@@ -30,7 +41,7 @@ impl<'a> Patience<'a> {
         self.check_abort()?;
         let waited = self.started.get_or_insert_with(Instant::now).elapsed();
         match self.deadline.checked_sub(waited) {
-            Some(left) if !left.is_zero() => Ok(left.min(NAP_MAX)),
+            Some(left) if !left.is_zero() => Ok(left.min(self.nap_max)),
             _ => Err(CollectiveError::DeadlineExceeded {
                 missing: missing(),
                 waited_ms: waited.as_millis() as u64,

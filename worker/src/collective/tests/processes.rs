@@ -2,9 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
 
 use super::group::*;
-use crate::collective::{CollectiveError, Endpoint, Listening, Terms, Transport};
+use crate::collective::{Collective, CollectiveError, Endpoint, Listening, Terms, Transport};
 
 const SEAT_VARIABLE: &str = "KVASIR_COLLECTIVE_TEST_SEAT";
 const RANK_TEST: &str = "collective::tests::processes::as_a_rank_of_another_process";
@@ -32,15 +35,21 @@ fn as_a_rank_of_another_process() {
     let endpoints: Vec<Endpoint> = line.split_whitespace().map(|word| Endpoint(word.to_owned())).collect();
     let mut collective = listening.connect(&endpoints, patient_terms()).unwrap();
 
-    for round in 0..NUM_ROUNDS {
-        check_all_reduce(&mut *collective, round, if round % 100 == 0 { 100_000 } else { 576 }).unwrap();
-    }
+    run_rounds(&mut *collective);
     tell("done");
     // Until the parent has ended us or wants one more round.
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
-    check_all_reduce(&mut *collective, NUM_ROUNDS, 576).unwrap();
-    tell("done");
+    match check_all_reduce(&mut *collective, NUM_ROUNDS, 576) {
+        Ok(()) => tell("done"),
+        Err(error) => tell(&format!("failed: {error}")),
+    }
+}
+
+fn run_rounds(collective: &mut dyn Collective) {
+    for round in 0..NUM_ROUNDS {
+        check_all_reduce(collective, round, if round % 100 == 0 { 100_000 } else { 576 }).unwrap();
+    }
 }
 
 /// On a line of its own: the harness prints without line ends.
@@ -71,6 +80,10 @@ impl RankProcess {
 
     fn send(&mut self, line: &str) {
         writeln!(self.stdin, "{line}").unwrap();
+    }
+
+    fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// The rest of the line that begins with `word`.
@@ -116,6 +129,52 @@ fn processes_agree_on_the_plain_definition() {
             assert!(rank.child.wait().unwrap().success());
         }
     }
+}
+
+/// This process as rank 0 and another as rank 1, after the rounds.
+fn connect_to_process(transport: Transport, call_deadline: Duration) -> (Box<dyn Collective>, RankProcess) {
+    let (listening, endpoint) = Listening::prepare(transport, seat(0, 2)).unwrap();
+    let mut peer = RankProcess::start(transport, 1, 2);
+    let endpoints = [endpoint, Endpoint(peer.wait_for("endpoint "))];
+    peer.send(&format!("{} {}", endpoints[0], endpoints[1]));
+    let mut collective = listening
+        .connect(
+            &endpoints,
+            Terms {
+                call_deadline,
+                ..patient_terms()
+            },
+        )
+        .unwrap();
+    run_rounds(&mut *collective);
+    peer.wait_for("done");
+    (collective, peer)
+}
+
+#[test]
+fn a_rank_that_wakes_up_in_an_old_epoch_disturbs_nobody() {
+    let transport = Transport::SharedMemory;
+    let (mut old, mut sleeper) = connect_to_process(transport, Duration::from_secs(1));
+    sleeper.signal(Signal::STOP);
+    sleeper.send("again");
+    let outcome = old.all_reduce(&[1; 9], &mut [0.0; 9]);
+    assert!(
+        matches!(outcome, Err(CollectiveError::DeadlineExceeded { .. })),
+        "{outcome:?}"
+    );
+    drop(old);
+    run_group(transport, 2, &patient_terms(), |collective| {
+        for round in 0..3_000 {
+            if round == 100 && collective.rank() == 0 {
+                sleeper.signal(Signal::CONT);
+            }
+            check_all_reduce(collective, round, 2_100).unwrap();
+        }
+    });
+    assert!(
+        !sleeper.child.wait().unwrap().success(),
+        "its peer is gone, and it says so"
+    );
 }
 
 /// Shared memory does not notice a killed peer: the deadline does, and names it.

@@ -92,9 +92,13 @@ fn a_place_is_taken_once() {
 }
 
 #[test]
-fn a_descriptor_that_is_no_segment_is_refused() {
-    let file = tempfile_of_bytes(1 << 20);
+fn a_segment_that_could_shrink_is_refused() {
     let (mut listening, mut endpoints) = prepare(Transport::SharedMemory, 2);
+    let genuine = std::fs::File::open(endpoints[0].0.strip_prefix("shm:").unwrap()).unwrap();
+    // The same bytes, but not sealed: whoever holds it could pull the pages away from under us.
+    let file = rustix::fs::memfd_create(c"stranger", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let copied_bytes = std::io::copy(&mut &genuine, &mut std::fs::File::from(file.try_clone().unwrap())).unwrap();
+    assert_eq!(copied_bytes, genuine.metadata().unwrap().len());
     endpoints[0] = Endpoint::segment(SegmentFile {
         process: std::process::id(),
         descriptor: file.as_raw_fd() as u32,
@@ -104,13 +108,6 @@ fn a_descriptor_that_is_no_segment_is_refused() {
         matches!(outcome, Err(CollectiveError::Refused { rank: 0, .. })),
         "{outcome:?}"
     );
-}
-
-/// A memory file that anybody could shrink under our feet.
-fn tempfile_of_bytes(bytes: u64) -> std::os::fd::OwnedFd {
-    let file = rustix::fs::memfd_create(c"stranger", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    rustix::fs::ftruncate(&file, bytes).unwrap();
-    file
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! What comes out is the plain definition, whatever carries it.
 
-use std::time::Duration;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::group::*;
 use crate::collective::arrival::Arrivals;
+use crate::collective::endpoint::SegmentFile;
 use crate::collective::member::Wire;
 use crate::collective::patience::Patience;
 use crate::collective::segment::Segment;
@@ -123,34 +126,56 @@ fn ranks_in_different_calls_notice() {
 
 #[test]
 fn phases_may_wrap_around() {
-    let seats = [seat(0, 2), seat(1, 2)];
-    let (segment, file) = Segment::create(&seats[0]).unwrap();
-    let source = crate::collective::endpoint::SegmentFile {
+    run_wires(u32::MAX - 7, |rank, wire| {
+        let abort = Abort::new();
+        for round in 0..50 {
+            let mut patience = Patience::new(&abort, Duration::from_secs(10));
+            let mut out = [0.0; 100];
+            wire.all_reduce(&sums_of(rank, round, 100), &mut out, &mut patience)
+                .unwrap();
+            assert_eq!(bits(&out), expected_bits(2, round, 100));
+        }
+    });
+}
+
+#[test]
+fn sleepers_are_woken_by_the_arrival_alone() {
+    let nap = Duration::from_secs(20);
+    run_wires(0, |rank, wire| {
+        let abort = Abort::new();
+        let mut random = Random::new(rank as u64);
+        for round in 0..3_000 {
+            // Mostly around the time at which the peer goes to sleep.
+            (0..random.next() % 30_000).for_each(|_| std::hint::spin_loop());
+            let started = Instant::now();
+            let mut patience = Patience::of_a_sound_sleeper(&abort, nap);
+            wire.all_reduce(&[1], &mut [0.0], &mut patience).unwrap();
+            assert!(started.elapsed() < nap / 2, "rank {rank} overslept in round {round}");
+        }
+    });
+}
+
+/// Runs two ranks on wires whose counters stand at `phase`, without what a member adds.
+fn run_wires(phase: u32, body: impl Fn(usize, &mut SharedMemoryWire) + Sync) {
+    let (segment, file) = Segment::create(&seat(0, 2)).unwrap();
+    let source = SegmentFile {
         process: std::process::id(),
-        descriptor: std::os::fd::AsRawFd::as_raw_fd(&file) as u32,
+        descriptor: file.as_raw_fd() as u32,
     };
-    let segments = [segment, Segment::open(source, &seats[1]).unwrap()];
-    let start = u32::MAX - 7;
+    let segments = [segment, Segment::open(source, &seat(1, 2)).unwrap()];
     for rank in 0..2 {
-        segments[0]
-            .line(rank)
-            .arrived()
-            .store(start, std::sync::atomic::Ordering::SeqCst);
+        segments[0].line(rank).arrived().store(phase, Ordering::SeqCst);
     }
     std::thread::scope(|scope| {
         for (rank, segment) in segments.into_iter().enumerate() {
+            let body = &body;
             scope.spawn(move || {
-                let mut wire = SharedMemoryWire {
-                    arrivals: Arrivals::starting_at(start, segment, rank, 2),
-                };
-                let abort = Abort::new();
-                for round in 0..50 {
-                    let mut patience = Patience::new(&abort, Duration::from_secs(10));
-                    let mut out = [0.0; 100];
-                    wire.all_reduce(&sums_of(rank, round, 100), &mut out, &mut patience)
-                        .unwrap();
-                    assert_eq!(bits(&out), expected_bits(2, round, 100));
-                }
+                body(
+                    rank,
+                    &mut SharedMemoryWire {
+                        arrivals: Arrivals::starting_at(phase, segment, rank, 2),
+                    },
+                );
             });
         }
     });
@@ -166,11 +191,8 @@ fn a_scribbling_peer_cannot_make_us_read_out_of_bounds() {
         4 << 56 | 1 << 33,
     ] {
         let (segment, file) = Segment::create(&seat(0, 2)).unwrap();
-        segment.line(1).arrived().store(1, std::sync::atomic::Ordering::SeqCst);
-        segment
-            .buffer(1, 1)
-            .0
-            .store(garbage, std::sync::atomic::Ordering::SeqCst);
+        segment.line(1).arrived().store(1, Ordering::SeqCst);
+        segment.buffer(1, 1).0.store(garbage, Ordering::SeqCst);
         let mut wire = SharedMemoryWire {
             arrivals: Arrivals::new(segment, 0, 2),
         };
