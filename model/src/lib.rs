@@ -15,6 +15,7 @@ pub mod dequantize;
 pub mod detokenizer;
 pub mod error;
 pub mod llama;
+mod long_runs;
 #[allow(unsafe_code)]
 mod mapped;
 pub mod metadata;

@@ -5,13 +5,13 @@
 
 use kvasir_kv::TokenId;
 use tokenizers::{
-    Model, OffsetType, PreTokenizedString, PreTokenizer,
+    Encoding, Model, OffsetType, PreTokenizedString, PreTokenizer,
     models::bpe::{BPE, Vocab},
     pre_tokenizers::{byte_level::ByteLevel, digits::Digits, sequence::Sequence},
 };
 
 use crate::{
-    CheckpointError, Metadata, ModelSpec, byte_level,
+    CheckpointError, Metadata, ModelSpec, byte_level, long_runs,
     special_tokens::{Piece, SpecialTokens},
 };
 
@@ -48,13 +48,15 @@ pub enum TokenizerError {
     },
     #[error("the special tokens have {bytes} bytes of text, at most {bytes_max} are allowed")]
     SpecialTokens { bytes: usize, bytes_max: usize },
-    #[error("cannot encode the text: {reason}")]
-    Encode { reason: String },
+    #[error("the tokenizer library says: {reason}")]
+    Library { reason: String },
 }
 
 pub struct Tokenizer {
     bpe: BPE,
     pre_tokenizer: Sequence,
+    /// For text that is one word whatever it holds.
+    one_word: ByteLevel,
     special_tokens: SpecialTokens,
     vocabulary: Vocabulary,
     end_tokens: Vec<TokenId>,
@@ -69,6 +71,7 @@ impl Tokenizer {
         Ok(Self {
             bpe: build_bpe(&tokens, merges)?,
             pre_tokenizer,
+            one_word: ByteLevel::new(false, true, false),
             special_tokens: special_tokens(&tokens, &kinds)?,
             vocabulary: Vocabulary::new(&tokens, kinds),
             end_tokens: spec.end_tokens.clone(),
@@ -125,17 +128,24 @@ impl Tokenizer {
     }
 
     fn encode_text(&self, text: &str, tokens: &mut Vec<TokenId>) -> Result<(), TokenizerError> {
-        let encode = || {
-            let mut pieces = PreTokenizedString::from(text);
-            self.pre_tokenizer.pre_tokenize(&mut pieces)?;
-            pieces.tokenize(|piece| self.bpe.tokenize(piece.get()))?;
-            pieces.into_encoding(None, 0, OffsetType::None)
-        };
-        let encoding = encode().map_err(|source| TokenizerError::Encode {
-            reason: source.to_string(),
-        })?;
-        tokens.extend(encoding.get_ids().iter().map(|id| TokenId(*id)));
+        for piece in long_runs::split(text) {
+            let encoded = match piece {
+                long_runs::Piece::Words(text) => self.encode_piece(text, &self.pre_tokenizer),
+                long_runs::Piece::Run(text) => self.encode_piece(text, &self.one_word),
+            };
+            let encoding = encoded.map_err(|source| TokenizerError::Library {
+                reason: source.to_string(),
+            })?;
+            tokens.extend(encoding.get_ids().iter().map(|id| TokenId(*id)));
+        }
         Ok(())
+    }
+
+    fn encode_piece(&self, text: &str, pre_tokenizer: &impl PreTokenizer) -> tokenizers::Result<Encoding> {
+        let mut words = PreTokenizedString::from(text);
+        pre_tokenizer.pre_tokenize(&mut words)?;
+        words.tokenize(|word| self.bpe.tokenize(word.get()))?;
+        words.into_encoding(None, 0, OffsetType::None)
     }
 }
 
@@ -302,7 +312,7 @@ fn build_bpe(tokens: &[String], merges: Vec<(String, String)>) -> Result<BPE, To
         }
     }
     let build = BPE::builder().vocab_and_merges(vocab, merges).build();
-    build.map_err(|source| TokenizerError::Encode {
+    build.map_err(|source| TokenizerError::Library {
         reason: source.to_string(),
     })
 }
