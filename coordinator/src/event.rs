@@ -105,6 +105,14 @@ pub enum Effect {
         transport: Transport,
         num_blocks: u32,
     },
+    /// For the log: a life of the group is over; its sequences wait for the next.
+    EpochEnded {
+        group: GroupId,
+        epoch: Epoch,
+        /// The worker that reported a failure of its own, if that was it; it stays.
+        reporter: Option<WorkerId>,
+        reason: String,
+    },
     /// For the log: a rank or a spare is no longer counted on.
     RankLost {
         worker: WorkerId,

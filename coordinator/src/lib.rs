@@ -2,8 +2,19 @@
 
 pub mod cluster;
 pub mod config;
+mod detector;
 pub mod event;
+mod formation;
+mod group;
+mod loss;
+mod planner;
+mod recovery;
+mod scheduler;
+mod sequence;
+mod snapshot;
 pub mod status;
+mod step_books;
+mod workers;
 
 pub use cluster::Cluster;
 pub use config::ClusterConfig;

@@ -117,6 +117,19 @@ pub enum FromWorker {
     Heartbeat(Progress),
 }
 
+impl FromWorker {
+    /// The epoch that it speaks of.
+    pub fn epoch(&self) -> Epoch {
+        match self {
+            Self::EndpointReady { epoch, .. }
+            | Self::EpochReady { epoch, .. }
+            | Self::StepDone { epoch, .. }
+            | Self::EpochFailed { epoch, .. } => *epoch,
+            Self::Heartbeat(progress) => progress.epoch,
+        }
+    }
+}
+
 /// How far a rank has come; grows while it works.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Progress {
@@ -155,6 +168,17 @@ pub enum StepRefused {
     },
     #[error("sequence {sequence}: {end} tokens to compute, {known} known")]
     UnknownTokens { sequence: SequenceId, end: u32, known: u32 },
+    #[error("sequence {0} has two work entries")]
+    WorkedTwice(SequenceId),
+    #[error("sequence {0} has a work entry without tokens")]
+    NoTokens(SequenceId),
+    #[error("sequence {sequence}: sampling is wanted ({samples}) after {end} of {known} known tokens")]
+    WrongSamples {
+        sequence: SequenceId,
+        samples: bool,
+        end: u32,
+        known: u32,
+    },
     #[error("sequence {sequence}: {blocks} blocks do not hold {end} tokens")]
     TooFewBlocks {
         sequence: SequenceId,

@@ -1,0 +1,368 @@
+//! The one task that owns the cluster's state machine: hands it events and the time, carries out its effects.
+//!
+//! Everyone else speaks to it through a [`ClusterHandle`], over a bounded channel.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use kvasir_kv::{FinishReason, FromWorker, Request, SequenceId, ToWorker, WorkerInfo};
+use kvasir_proto::{convert, v1};
+use tokio::{
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot, watch,
+    },
+    time::MissedTickBehavior,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tracing::{debug, info, warn};
+
+use crate::{
+    Cluster, ClusterStatus, Effect, Event, Now, SessionId,
+    token_log::{Ending, TokenLog},
+};
+
+const COMMANDS_MAX: usize = 1024;
+
+/// The way to one worker.
+#[derive(Debug)]
+pub struct WorkerLink {
+    /// Bounded: a worker that does not read is given up.
+    pub outbox: mpsc::Sender<Result<v1::ToWorker, Status>>,
+    /// Cancelled when nothing that the worker says counts any more.
+    pub closing: CancellationToken,
+}
+
+#[derive(Debug)]
+enum Command {
+    Join {
+        session: SessionId,
+        info: WorkerInfo,
+        link: WorkerLink,
+    },
+    Submit {
+        sequence: SequenceId,
+        request: Request,
+        deadline: Option<Now>,
+        log: Arc<TokenLog>,
+    },
+    Event(Event),
+    Status(oneshot::Sender<ClusterStatus>),
+}
+
+/// The coordinator goes away and takes no more work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the coordinator is shutting down")]
+pub struct ShuttingDown;
+
+/// What sessions, streams and operators may ask of the driver.
+#[derive(Clone, Debug)]
+pub struct ClusterHandle {
+    commands: mpsc::Sender<Command>,
+    last_id: Arc<AtomicU64>,
+    started: Instant,
+    ready: watch::Receiver<bool>,
+}
+
+impl ClusterHandle {
+    pub fn next_session(&self) -> SessionId {
+        SessionId(self.next_id())
+    }
+
+    pub fn next_sequence(&self) -> SequenceId {
+        SequenceId(self.next_id())
+    }
+
+    fn next_id(&self) -> u64 {
+        self.last_id.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub fn now(&self) -> Now {
+        Now(self.started.elapsed())
+    }
+
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// True while a group serves.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.clone()
+    }
+
+    pub async fn join(&self, session: SessionId, info: WorkerInfo, link: WorkerLink) -> Result<(), ShuttingDown> {
+        self.send(Command::Join { session, info, link }).await
+    }
+
+    pub async fn from_worker(&self, session: SessionId, message: FromWorker) -> Result<(), ShuttingDown> {
+        self.send(Command::Event(Event::FromWorker { session, message })).await
+    }
+
+    pub async fn worker_gone(&self, session: SessionId) -> Result<(), ShuttingDown> {
+        self.send(Command::Event(Event::WorkerGone { session })).await
+    }
+
+    pub async fn submit(
+        &self,
+        sequence: SequenceId,
+        request: Request,
+        deadline: Option<Now>,
+        log: Arc<TokenLog>,
+    ) -> Result<(), ShuttingDown> {
+        let command = Command::Submit {
+            sequence,
+            request,
+            deadline,
+            log,
+        };
+        self.send(command).await
+    }
+
+    /// A stop string ended with the token of index `last_index`.
+    pub async fn stop(&self, sequence: SequenceId, last_index: u32) -> Result<(), ShuttingDown> {
+        self.send(Command::Event(Event::Stop { sequence, last_index })).await
+    }
+
+    pub async fn cancel(&self, sequence: SequenceId) -> Result<(), ShuttingDown> {
+        self.send(Command::Event(cancel(sequence))).await
+    }
+
+    /// For `Drop`: does not wait, and does not lose the cancellation either.
+    pub fn cancel_soon(&self, sequence: SequenceId) {
+        if let Err(TrySendError::Full(command)) = self.commands.try_send(Command::Event(cancel(sequence))) {
+            let commands = self.commands.clone();
+            // Ends as soon as the driver has taken it, or is gone.
+            tokio::spawn(async move { commands.send(command).await });
+        }
+    }
+
+    pub async fn status(&self) -> Result<ClusterStatus, ShuttingDown> {
+        let (reply, status) = oneshot::channel();
+        self.send(Command::Status(reply)).await?;
+        status.await.map_err(|_| ShuttingDown)
+    }
+
+    async fn send(&self, command: Command) -> Result<(), ShuttingDown> {
+        self.commands.send(command).await.map_err(|_| ShuttingDown)
+    }
+}
+
+fn cancel(sequence: SequenceId) -> Event {
+    Event::Cancel {
+        sequence,
+        reason: FinishReason::Cancelled,
+    }
+}
+
+/// Owns the machine, the ways to the workers and the logs of the answers.
+#[derive(Debug)]
+pub struct Driver {
+    cluster: Cluster,
+    started: Instant,
+    commands: mpsc::Receiver<Command>,
+    links: HashMap<SessionId, WorkerLink>,
+    logs: HashMap<SequenceId, Arc<TokenLog>>,
+    ready: watch::Sender<bool>,
+    /// Came up while effects were carried out; delivered after them.
+    pending: VecDeque<Event>,
+}
+
+impl Driver {
+    pub fn new(cluster: Cluster) -> (Self, ClusterHandle) {
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let (ready, ready_receiver) = watch::channel(false);
+        let started = Instant::now();
+        let driver = Self {
+            cluster,
+            started,
+            commands,
+            links: HashMap::new(),
+            logs: HashMap::new(),
+            ready,
+            pending: VecDeque::new(),
+        };
+        let handle = ClusterHandle {
+            commands: sender,
+            last_id: Arc::default(),
+            started,
+            ready: ready_receiver,
+        };
+        (driver, handle)
+    }
+
+    /// Runs until `shutdown`; then every answer ends with `Ending::Shutdown` and every worker's stream ends.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut ticker = tokio::time::interval(self.cluster.config().tick_interval);
+        ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                _ = ticker.tick() => self.tick(),
+                command = self.commands.recv() => match command {
+                    Some(command) => self.obey(command),
+                    None => break,
+                },
+            }
+        }
+        self.end();
+    }
+
+    fn tick(&mut self) {
+        self.deliver(Event::Tick);
+        self.publish_readiness();
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Join { session, info, link } => {
+                info!(worker = %info.id, pid = info.pid, address = %info.address, "worker joined");
+                self.links.insert(session, link);
+                self.deliver(Event::WorkerJoined { session, info });
+            }
+            Command::Submit {
+                sequence,
+                request,
+                deadline,
+                log,
+            } => {
+                self.logs.insert(sequence, log);
+                self.deliver(Event::Submit {
+                    sequence,
+                    request,
+                    deadline,
+                });
+            }
+            Command::Event(event) => self.deliver_if_known(event),
+            Command::Status(reply) => {
+                // Whoever asked may have gone away.
+                let _ = reply.send(self.cluster.status(self.now()));
+            }
+        }
+    }
+
+    /// Nothing is delivered for a session that was closed or a sequence that has ended.
+    fn deliver_if_known(&mut self, event: Event) {
+        let known = match &event {
+            Event::FromWorker { session, .. } => self.links.contains_key(session),
+            Event::WorkerGone { session } => self.links.remove(session).is_some(),
+            Event::Cancel { sequence, .. } | Event::Stop { sequence, .. } => self.logs.contains_key(sequence),
+            _ => true,
+        };
+        if known {
+            self.deliver(event);
+        }
+    }
+
+    fn deliver(&mut self, event: Event) {
+        self.pending.push_back(event);
+        while let Some(event) = self.pending.pop_front() {
+            let now = self.now();
+            for effect in self.cluster.on(event, now) {
+                self.carry_out(effect);
+            }
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now(self.started.elapsed())
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send { session, message } => self.send(session, message),
+            Effect::CloseSession { session, reason } => self.close(session, &reason),
+            Effect::Token { sequence, index, token } => {
+                if let Some(log) = self.logs.get(&sequence) {
+                    log.append(index, token);
+                }
+            }
+            Effect::Finished { sequence, reason, usage } => self.end_log(sequence, Ending::Finished { reason, usage }),
+            Effect::Failed { sequence, error } => self.end_log(sequence, Ending::Failed(error)),
+            news => self.report(news),
+        }
+    }
+
+    fn send(&mut self, session: SessionId, message: ToWorker) {
+        let Some(link) = self.links.get(&session) else {
+            return;
+        };
+        if let Err(error) = link.outbox.try_send(Ok(convert::to_worker(message))) {
+            match error {
+                TrySendError::Full(_) => warn!(%session, "worker does not read what it is sent; giving it up"),
+                TrySendError::Closed(_) => debug!(%session, "worker's stream is closed"),
+            }
+            self.close(session, "it does not read");
+            self.pending.push_back(Event::WorkerGone { session });
+        }
+    }
+
+    /// The worker's stream ends once what is in its outbox has been sent.
+    fn close(&mut self, session: SessionId, reason: &str) {
+        if let Some(link) = self.links.remove(&session) {
+            debug!(%session, reason, "session closed");
+            link.closing.cancel();
+        }
+    }
+
+    fn end_log(&mut self, sequence: SequenceId, ending: Ending) {
+        if let Some(log) = self.logs.remove(&sequence) {
+            log.end(ending);
+        }
+    }
+
+    fn report(&mut self, news: Effect) {
+        match news {
+            Effect::EpochStarted {
+                group,
+                epoch,
+                world_size,
+                transport,
+                num_blocks,
+            } => info!(%group, %epoch, world_size, %transport, num_blocks, "group serves"),
+            Effect::RankLost {
+                worker,
+                rank,
+                epoch,
+                how,
+                detection_ms,
+                reason,
+            } => {
+                let rank = rank.map(|rank| rank.0);
+                warn!(%worker, rank, %epoch, how = how.name(), detection_ms, reason, "worker lost");
+            }
+            Effect::Recovered {
+                epoch,
+                stall_ms,
+                tokens_recomputed,
+                sequences,
+            } => info!(%epoch, stall_ms, tokens_recomputed, sequences, "recovered"),
+            _ => {}
+        }
+        self.publish_readiness();
+    }
+
+    fn publish_readiness(&self) {
+        let ready = self.cluster.status(self.now()).is_ready();
+        self.ready.send_if_modified(|was| std::mem::replace(was, ready) != ready);
+    }
+
+    fn end(&mut self) {
+        self.ready.send_replace(false);
+        for link in self.links.values() {
+            link.closing.cancel();
+        }
+        self.links.clear();
+        for log in self.logs.values() {
+            log.end(Ending::Shutdown);
+        }
+        self.logs.clear();
+    }
+}

@@ -1,0 +1,371 @@
+//! Where a client's request is checked, once: what comes out is a `kvasir_kv::Request` that nothing behind it doubts.
+//!
+//! Everything left open by the client is resolved here (seed, limits, stop tokens), so that the resume descriptor
+//! determines the answer.
+
+use std::{sync::Arc, time::Duration};
+
+use kvasir_kv::{NumericsId, Request, RequestId, Sampling, TOP_LOGPROBS_MAX, TokenId};
+use kvasir_model::{ChatMessage, ChatTemplate, ChatTemplateError, Tokenizer, TokenizerError};
+use kvasir_proto::v1;
+use uuid::Uuid;
+
+const REQUEST_ID_BYTES_MAX: usize = 128;
+const STOPS_MAX: usize = 16;
+const STOP_BYTES_MAX: usize = 1024;
+const TEMPERATURE_MAX: f32 = 100.0;
+const ROLES: [&str; 3] = ["system", "user", "assistant"];
+
+/// What is wrong with a request, with the values that make it so.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    #[error("a request needs one of text, token_ids, chat or resume")]
+    NoPrompt,
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    #[error("token {token} at prompt position {position} is not in the vocabulary of {vocab_size}")]
+    UnknownToken {
+        token: u32,
+        position: usize,
+        vocab_size: usize,
+    },
+    #[error("message {position} has role {role:?}; roles are system, user and assistant")]
+    Role { position: usize, role: String },
+    #[error("{what} is {found}; expected {expected}")]
+    OutOfRange {
+        what: &'static str,
+        found: String,
+        expected: String,
+    },
+    #[error("{prompt_len} prompt tokens and max_tokens {max_tokens} exceed the context of {context_len} tokens")]
+    TooLong {
+        prompt_len: u32,
+        max_tokens: u32,
+        context_len: u32,
+    },
+    #[error("{prompt_len} prompt tokens leave no room for an answer in the context of {context_len} tokens")]
+    PromptTooLong { prompt_len: u64, context_len: u32 },
+    #[error("request id {outer:?} is not the {descriptor:?} of the resume descriptor")]
+    OtherRequestId { outer: String, descriptor: String },
+    #[error("the request was begun with numerics_id {found}, this cluster has {expected}: the rest could differ")]
+    OtherNumerics { found: String, expected: NumericsId },
+    #[error("the deadline passed {late_ms} ms ago")]
+    DeadlinePassed { late_ms: u64 },
+    #[error(transparent)]
+    ChatTemplate(#[from] ChatTemplateError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+}
+
+fn out_of_range(what: &'static str, found: impl ToString, expected: impl Into<String>) -> RequestError {
+    RequestError::OutOfRange {
+        what,
+        found: found.to_string(),
+        expected: expected.into(),
+    }
+}
+
+/// A request as it goes to the machine, and what its stream needs besides.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Accepted {
+    pub request: Request,
+    pub stop: Vec<String>,
+    pub deadline_unix_ms: Option<u64>,
+    pub resumed: bool,
+    numerics_id: NumericsId,
+}
+
+impl Accepted {
+    /// All that determines the answer.
+    pub fn descriptor(&self) -> v1::ResumeDescriptor {
+        let ids = |tokens: &[TokenId]| tokens.iter().map(|token| token.0).collect();
+        let (request, sampling) = (&self.request, &self.request.sampling);
+        v1::ResumeDescriptor {
+            request_id: request.id.0.clone(),
+            prompt_token_ids: ids(&request.prompt),
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            seed: sampling.seed,
+            choice: sampling.choice,
+            top_logprobs: sampling.top_logprobs,
+            max_tokens: request.max_tokens,
+            stop_token_ids: ids(&request.stop_tokens),
+            stop: self.stop.clone(),
+            deadline_unix_ms: self.deadline_unix_ms.unwrap_or(0),
+            numerics_id: self.numerics_id.0.to_vec(),
+        }
+    }
+}
+
+/// The values that a request is checked against.
+#[derive(Debug)]
+pub struct Intake {
+    tokenizer: Arc<Tokenizer>,
+    chat_template: Option<ChatTemplate>,
+    bos_token: Option<TokenId>,
+    context_len: u32,
+    numerics_id: NumericsId,
+    timeout: Duration,
+}
+
+impl Intake {
+    /// `bos_token` begins every text prompt; `timeout` holds where a client names none.
+    pub fn new(
+        tokenizer: Arc<Tokenizer>,
+        chat_template: Option<ChatTemplate>,
+        bos_token: Option<TokenId>,
+        context_len: u32,
+        numerics_id: NumericsId,
+        timeout: Duration,
+    ) -> Self {
+        Self {
+            tokenizer,
+            chat_template,
+            bos_token,
+            context_len,
+            numerics_id,
+            timeout,
+        }
+    }
+
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// Takes milliseconds for a long text.
+    pub fn accept(&self, request: v1::GenerateRequest, now_unix_ms: u64) -> Result<Accepted, RequestError> {
+        use v1::generate_request::Prompt;
+        check_request_id(&request.request_id)?;
+        let prompt = match request.prompt.clone().ok_or(RequestError::NoPrompt)? {
+            Prompt::Resume(resume) => return self.accept_resume(&request.request_id, resume, now_unix_ms),
+            Prompt::Text(text) => self.encode_text(&text)?,
+            Prompt::TokenIds(tokens) => self.check_tokens(&tokens.ids)?,
+            Prompt::Chat(chat) => self.encode_chat(chat)?,
+        };
+        let timeout = check_timeout(request.timeout_ms)?.unwrap_or(self.timeout);
+        Ok(Accepted {
+            stop: check_stop(request.stop)?,
+            deadline_unix_ms: Some(now_unix_ms.saturating_add(timeout.as_millis() as u64)),
+            resumed: false,
+            numerics_id: self.numerics_id,
+            request: Request {
+                id: name_or_new(request.request_id),
+                max_tokens: self.check_lengths(&prompt, request.max_tokens)?,
+                prompt,
+                generated: Vec::new(),
+                sampling: check_sampling(resolve(request.sampling.unwrap_or_default()))?,
+                stop_tokens: match request.ignore_eos {
+                    true => Vec::new(),
+                    false => self.tokenizer.eos_ids().to_vec(),
+                },
+            },
+        })
+    }
+
+    fn accept_resume(&self, name: &str, resume: v1::Resume, now_unix_ms: u64) -> Result<Accepted, RequestError> {
+        let descriptor = resume
+            .descriptor
+            .ok_or_else(|| out_of_range("resume.descriptor", "absent", "the one that the stream began with"))?;
+        check_request_id(&descriptor.request_id)?;
+        if !name.is_empty() && name != descriptor.request_id {
+            return Err(RequestError::OtherRequestId {
+                outer: name.to_owned(),
+                descriptor: descriptor.request_id,
+            });
+        }
+        self.check_numerics(&descriptor.numerics_id)?;
+        let deadline_unix_ms = Some(descriptor.deadline_unix_ms).filter(|&deadline| deadline > 0);
+        check_deadline(deadline_unix_ms, now_unix_ms)?;
+        let prompt = self.check_tokens(&descriptor.prompt_token_ids)?;
+        let generated = self.check_known(&resume.received_token_ids)?;
+        let max_tokens = self.check_lengths(&prompt, Some(descriptor.max_tokens))?;
+        if generated.len() > max_tokens as usize {
+            let expected = format!("at most max_tokens, {max_tokens}");
+            return Err(out_of_range("number of received_token_ids", generated.len(), expected));
+        }
+        Ok(Accepted {
+            stop: check_stop(descriptor.stop)?,
+            deadline_unix_ms,
+            resumed: true,
+            numerics_id: self.numerics_id,
+            request: Request {
+                id: name_or_new(descriptor.request_id),
+                prompt,
+                generated,
+                sampling: check_sampling(Sampling {
+                    temperature: descriptor.temperature,
+                    top_k: descriptor.top_k,
+                    top_p: descriptor.top_p,
+                    seed: descriptor.seed,
+                    choice: descriptor.choice,
+                    top_logprobs: descriptor.top_logprobs,
+                })?,
+                max_tokens,
+                stop_tokens: self.check_known(&descriptor.stop_token_ids)?,
+            },
+        })
+    }
+
+    fn encode_text(&self, text: &str) -> Result<Vec<TokenId>, RequestError> {
+        if text.is_empty() {
+            return Err(RequestError::EmptyPrompt);
+        }
+        let mut tokens = self.tokenizer.encode(text, true)?;
+        if let Some(bos) = self.bos_token.filter(|bos| tokens.first() != Some(bos)) {
+            tokens.insert(0, bos);
+        }
+        // A text of bytes that the vocabulary has no token for.
+        if tokens.is_empty() {
+            return Err(RequestError::EmptyPrompt);
+        }
+        Ok(tokens)
+    }
+
+    fn encode_chat(&self, chat: v1::Chat) -> Result<Vec<TokenId>, RequestError> {
+        if chat.messages.is_empty() {
+            return Err(RequestError::EmptyPrompt);
+        }
+        for (position, message) in chat.messages.iter().enumerate() {
+            if !ROLES.contains(&message.role.as_str()) {
+                let role = message.role.clone();
+                return Err(RequestError::Role { position, role });
+            }
+        }
+        let template = self.chat_template.as_ref().ok_or(ChatTemplateError::Missing)?;
+        let messages: Vec<_> = chat
+            .messages
+            .into_iter()
+            .map(|message| ChatMessage::new(message.role, message.content))
+            .collect();
+        self.encode_text(&template.render(&messages, true)?)
+    }
+
+    fn check_tokens(&self, ids: &[u32]) -> Result<Vec<TokenId>, RequestError> {
+        if ids.is_empty() {
+            return Err(RequestError::EmptyPrompt);
+        }
+        self.check_known(ids)
+    }
+
+    fn check_known(&self, ids: &[u32]) -> Result<Vec<TokenId>, RequestError> {
+        let vocab_size = self.tokenizer.vocab_size();
+        match ids.iter().position(|&id| id as usize >= vocab_size) {
+            None => Ok(ids.iter().copied().map(TokenId).collect()),
+            Some(position) => Err(RequestError::UnknownToken {
+                token: ids[position],
+                position,
+                vocab_size,
+            }),
+        }
+    }
+
+    /// The resolved `max_tokens`.
+    fn check_lengths(&self, prompt: &[TokenId], max_tokens: Option<u32>) -> Result<u32, RequestError> {
+        let context_len = self.context_len;
+        let prompt_len = match u32::try_from(prompt.len()) {
+            Ok(len) if len < context_len => len,
+            _ => {
+                let prompt_len = prompt.len() as u64;
+                return Err(RequestError::PromptTooLong { prompt_len, context_len });
+            }
+        };
+        match max_tokens {
+            None => Ok(context_len - prompt_len),
+            Some(0) => Err(out_of_range("max_tokens", 0, "1 or more")),
+            Some(max_tokens) if max_tokens > context_len - prompt_len => Err(RequestError::TooLong {
+                prompt_len,
+                max_tokens,
+                context_len,
+            }),
+            Some(max_tokens) => Ok(max_tokens),
+        }
+    }
+
+    fn check_numerics(&self, found: &[u8]) -> Result<(), RequestError> {
+        if found == self.numerics_id.0 {
+            return Ok(());
+        }
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        Err(RequestError::OtherNumerics {
+            found: hex(&found[..found.len().min(16)]),
+            expected: self.numerics_id,
+        })
+    }
+}
+
+fn name_or_new(name: String) -> RequestId {
+    RequestId(if name.is_empty() { Uuid::new_v4().to_string() } else { name })
+}
+
+fn resolve(sampling: v1::SamplingParams) -> Sampling {
+    let default = Sampling::default();
+    Sampling {
+        temperature: sampling.temperature.unwrap_or(default.temperature),
+        top_k: sampling.top_k.unwrap_or(default.top_k),
+        top_p: sampling.top_p.unwrap_or(default.top_p),
+        seed: sampling.seed.unwrap_or_else(random_seed),
+        choice: sampling.choice,
+        top_logprobs: sampling.top_logprobs,
+    }
+}
+
+/// 64 random bits. A UUID has 122 of them; its fixed bits fall on different places of the two halves here.
+pub fn random_seed() -> u64 {
+    let (high, low) = Uuid::new_v4().as_u64_pair();
+    high ^ low.rotate_left(32)
+}
+
+fn check_request_id(name: &str) -> Result<(), RequestError> {
+    if name.len() > REQUEST_ID_BYTES_MAX {
+        let expected = format!("at most {REQUEST_ID_BYTES_MAX}");
+        return Err(out_of_range("length of request_id in bytes", name.len(), expected));
+    }
+    Ok(())
+}
+
+fn check_sampling(sampling: Sampling) -> Result<Sampling, RequestError> {
+    if !(0.0..=TEMPERATURE_MAX).contains(&sampling.temperature) {
+        let expected = format!("0 to {TEMPERATURE_MAX}");
+        return Err(out_of_range("temperature", sampling.temperature, expected));
+    }
+    if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
+        return Err(out_of_range("top_p", sampling.top_p, "above 0, at most 1"));
+    }
+    if sampling.top_logprobs > TOP_LOGPROBS_MAX {
+        let expected = format!("at most {TOP_LOGPROBS_MAX}");
+        return Err(out_of_range("top_logprobs", sampling.top_logprobs, expected));
+    }
+    Ok(sampling)
+}
+
+fn check_stop(stop: Vec<String>) -> Result<Vec<String>, RequestError> {
+    if stop.len() > STOPS_MAX {
+        let expected = format!("at most {STOPS_MAX}");
+        return Err(out_of_range("number of stop strings", stop.len(), expected));
+    }
+    for text in &stop {
+        if text.is_empty() || text.len() > STOP_BYTES_MAX {
+            let expected = format!("1 to {STOP_BYTES_MAX}");
+            return Err(out_of_range("length of a stop string in bytes", text.len(), expected));
+        }
+    }
+    Ok(stop)
+}
+
+fn check_timeout(timeout_ms: Option<u64>) -> Result<Option<Duration>, RequestError> {
+    match timeout_ms {
+        Some(0) => Err(out_of_range("timeout_ms", 0, "1 or more")),
+        timeout_ms => Ok(timeout_ms.map(Duration::from_millis)),
+    }
+}
+
+fn check_deadline(deadline_unix_ms: Option<u64>, now_unix_ms: u64) -> Result<(), RequestError> {
+    match deadline_unix_ms.filter(|&deadline| deadline <= now_unix_ms) {
+        None => Ok(()),
+        Some(deadline) => Err(RequestError::DeadlinePassed {
+            late_ms: now_unix_ms - deadline,
+        }),
+    }
+}

@@ -1,0 +1,92 @@
+//! The snapshot that `Admin.Status` shows, taken from the machines.
+
+use kvasir_kv::Rank;
+
+use crate::{
+    Cluster, ClusterStatus,
+    group::{Active, Member},
+    sequence::Sequence,
+    status::{GroupStatus, RankStatus, SequenceStatus, WorkerStatus},
+};
+
+impl Cluster {
+    pub fn status(&self) -> ClusterStatus {
+        ClusterStatus {
+            groups: vec![self.group_status()],
+            workers: self.worker_statuses(),
+            sequences: self
+                .scheduler
+                .sequences()
+                .map(|sequence| self.sequence_status(sequence))
+                .collect(),
+            counters: self.scheduler.counters,
+        }
+    }
+
+    fn group_status(&self) -> GroupStatus {
+        let active = self.group.active.as_ref();
+        let ranks = active.into_iter().flat_map(|active| {
+            let members = active.members.iter().enumerate();
+            members.filter_map(|(rank, member)| self.rank_status(active, rank, member))
+        });
+        GroupStatus {
+            id: self.group.id,
+            epoch: self.group.epoch,
+            phase: self.group.phase(),
+            transport: active.map(|active| active.formation.transport).unwrap_or_default(),
+            ranks: ranks.collect(),
+            blocks: self.scheduler.block_counts(),
+            block_size: self.config.cell.block_size(),
+            steps_outstanding: self.scheduler.steps_outstanding(),
+            usual_step_ms: self.group.usual_step.get().as_secs_f64() * 1e3,
+            cause: self.cause.clone(),
+        }
+    }
+
+    fn rank_status(&self, active: &Active, rank: usize, member: &Member) -> Option<RankStatus> {
+        let info = &self.workers.get(member.session)?.info;
+        let share = active.formation.plan.shares()[rank].clone();
+        Some(RankStatus {
+            rank: Rank(rank as u32),
+            worker: info.id.clone(),
+            pid: info.pid,
+            address: info.address.clone(),
+            weight_bytes: share.weight_bytes(&self.layout),
+            cell_bytes: active.cell_bytes(rank, &self.config.cell),
+            load: member.load,
+            progress: member.watch.progress(),
+            share,
+        })
+    }
+
+    fn worker_statuses(&self) -> Vec<WorkerStatus> {
+        let workers = self.workers.in_join_order().into_iter();
+        workers
+            .map(|(session, worker)| WorkerStatus {
+                session,
+                worker: worker.info.id.clone(),
+                pid: worker.info.pid,
+                address: worker.info.address.clone(),
+                host: worker.info.host.clone(),
+                backend: worker.info.backend.clone(),
+                threads: worker.info.threads,
+                kv_memory_bytes: worker.info.kv_memory_bytes,
+                rank: self.group.rank_of(session),
+                strikes: self.workers.strikes_of(&worker.info.id),
+                silent_ms: self.clock.read().since(worker.heard).as_millis() as u64,
+            })
+            .collect()
+    }
+
+    fn sequence_status(&self, sequence: &Sequence) -> SequenceStatus {
+        let running = sequence.running();
+        SequenceStatus {
+            sequence: sequence.id,
+            request: sequence.request.id.clone(),
+            group: running.map(|_| self.group.id),
+            tokens: sequence.tokens.len() as u32,
+            computed: running.map_or(0, |running| running.scheduled),
+            blocks: running.map_or(0, |running| running.blocks.len() as u32),
+        }
+    }
+}

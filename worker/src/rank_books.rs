@@ -1,0 +1,554 @@
+//! What a rank holds in an epoch: its sequences, their tokens and blocks, and which step comes next.
+//!
+//! A plan is a delta. `apply` checks all of it against what is held before it changes anything, so that a stale, torn
+//! or foreign plan is refused whole; then it names the rows to compute. It does no arithmetic and touches no cell.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kvasir_kv::{
+    AdmittedSequence, BlockId, Epoch, EpochSpec, Sampling, SequenceId, SequenceWork, StepId, StepPlan, StepRefused,
+    TaggedBlock, TokenId,
+};
+
+/// What one accepted step computes.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct StepInput {
+    pub step: StepId,
+    /// In the plan's order, which is the order of the batch's rows.
+    pub work: Vec<WorkInput>,
+}
+
+impl StepInput {
+    pub fn num_tokens(&self) -> usize {
+        self.work.iter().map(|work| work.tokens.len()).sum()
+    }
+}
+
+/// One sequence's rows of a step.
+#[derive(Clone, PartialEq, Debug)]
+pub struct WorkInput {
+    pub sequence: SequenceId,
+    /// The tokens at positions `start..start + tokens.len()`; not empty.
+    pub tokens: Vec<TokenId>,
+    pub start: u32,
+    /// The block table: position p lies in `blocks[p / block_size]`.
+    pub blocks: Vec<BlockId>,
+    /// True if the last row is sampled.
+    pub samples: bool,
+    pub sampling: Sampling,
+    pub prompt_len: u32,
+}
+
+impl WorkInput {
+    /// One past the last position computed.
+    pub fn end(&self) -> u32 {
+        self.start + self.tokens.len() as u32
+    }
+
+    /// Index in the answer of the token that the last row samples. Meaningful only where `samples` is true.
+    pub fn answer_index(&self) -> u32 {
+        self.end() - self.prompt_len
+    }
+}
+
+#[derive(Debug)]
+pub struct RankBooks {
+    epoch: Epoch,
+    block_size: u32,
+    step_tokens_max: u32,
+    next_step: StepId,
+    sequences: BTreeMap<SequenceId, HeldSequence>,
+    /// Newest tag seen, by block.
+    tags: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct HeldSequence {
+    tokens: Vec<TokenId>,
+    prompt_len: u32,
+    sampling: Sampling,
+    blocks: Vec<TaggedBlock>,
+    num_computed: u32,
+}
+
+impl HeldSequence {
+    fn admit(admitted: &AdmittedSequence) -> Self {
+        Self {
+            tokens: admitted.tokens.clone(),
+            prompt_len: admitted.prompt_len,
+            sampling: admitted.sampling.clone(),
+            blocks: Vec::new(),
+            num_computed: 0,
+        }
+    }
+}
+
+impl RankBooks {
+    /// Empty books: the first plan of an epoch is whole.
+    pub fn new(spec: &EpochSpec) -> Self {
+        Self {
+            epoch: spec.epoch,
+            block_size: spec.block_size,
+            step_tokens_max: spec.step_tokens_max,
+            next_step: StepId(0),
+            sequences: BTreeMap::new(),
+            tags: vec![0; spec.num_blocks as usize],
+        }
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Steps accepted.
+    pub fn steps_accepted(&self) -> u64 {
+        self.next_step.0
+    }
+
+    pub fn num_sequences(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Takes a plan. What it sampled must be committed before the next one.
+    ///
+    /// Errors if any of it does not fit what is held; then nothing has changed.
+    pub fn apply(&mut self, plan: &StepPlan) -> Result<StepInput, StepRefused> {
+        self.check_order(plan)?;
+        self.check_membership(plan)?;
+        let tags = self.check_tags(plan)?;
+        self.check_all_work(plan, &tags)?;
+
+        self.next_step = StepId(self.next_step.0 + 1);
+        for sequence in &plan.retired {
+            self.sequences.remove(sequence);
+        }
+        for admitted in &plan.admitted {
+            self.sequences.insert(admitted.sequence, HeldSequence::admit(admitted));
+        }
+        for (block, tag) in tags {
+            self.tags[block as usize] = tag;
+        }
+        let work = plan.work.iter().map(|work| self.take_up(work)).collect();
+        Ok(StepInput { step: plan.step, work })
+    }
+
+    /// Appends what the last step sampled. A sequence that the ranks no longer hold, or whose sample was poisoned, is
+    /// simply left out: further work on it would be refused.
+    pub fn commit(&mut self, sampled: &[(SequenceId, TokenId)]) {
+        for (sequence, token) in sampled {
+            if let Some(held) = self.sequences.get_mut(sequence) {
+                held.tokens.push(*token);
+            }
+        }
+    }
+
+    fn check_order(&self, plan: &StepPlan) -> Result<(), StepRefused> {
+        if plan.epoch != self.epoch {
+            return Err(StepRefused::WrongEpoch {
+                expected: self.epoch,
+                found: plan.epoch,
+            });
+        }
+        if plan.step != self.next_step {
+            return Err(StepRefused::WrongStep {
+                expected: self.next_step,
+                found: plan.step,
+            });
+        }
+        let num_tokens: u64 = plan.work.iter().map(|work| u64::from(work.num_tokens)).sum();
+        if num_tokens > u64::from(self.step_tokens_max) {
+            return Err(StepRefused::TooManyTokens {
+                max: self.step_tokens_max,
+                found: u32::try_from(num_tokens).unwrap_or(u32::MAX),
+            });
+        }
+        Ok(())
+    }
+
+    fn check_membership(&self, plan: &StepPlan) -> Result<(), StepRefused> {
+        let mut retired = BTreeSet::new();
+        for sequence in &plan.retired {
+            if !self.sequences.contains_key(sequence) || !retired.insert(*sequence) {
+                return Err(StepRefused::UnknownSequence(*sequence));
+            }
+        }
+        let mut admitted = BTreeSet::new();
+        for sequence in plan.admitted.iter().map(|admitted| admitted.sequence) {
+            let held = self.sequences.contains_key(&sequence) && !retired.contains(&sequence);
+            if held || !admitted.insert(sequence) {
+                return Err(StepRefused::AlreadyHeld(sequence));
+            }
+        }
+        let mut worked = BTreeSet::new();
+        for sequence in plan.work.iter().map(|work| work.sequence) {
+            let held = self.sequences.contains_key(&sequence) && !retired.contains(&sequence);
+            if !held && !admitted.contains(&sequence) {
+                return Err(StepRefused::UnknownSequence(sequence));
+            }
+            if !worked.insert(sequence) {
+                return Err(StepRefused::WorkedTwice(sequence));
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest tags as of this plan, for the blocks that it allocates.
+    fn check_tags(&self, plan: &StepPlan) -> Result<BTreeMap<u32, u32>, StepRefused> {
+        let mut tags = BTreeMap::new();
+        for block in plan.work.iter().flat_map(|work| &work.new_blocks) {
+            let newest = tags
+                .get(&block.id.0)
+                .or(self.tags.get(block.id.0 as usize))
+                .copied()
+                .ok_or(StepRefused::StaleBlock {
+                    block: *block,
+                    newest: 0,
+                })?;
+            if is_older(block.tag.0, newest) {
+                return Err(StepRefused::StaleBlock { block: *block, newest });
+            }
+            tags.insert(block.id.0, block.tag.0);
+        }
+        Ok(tags)
+    }
+
+    fn check_all_work(&self, plan: &StepPlan, tags: &BTreeMap<u32, u32>) -> Result<(), StepRefused> {
+        for work in &plan.work {
+            let admitted = plan.admitted.iter().find(|admitted| admitted.sequence == work.sequence);
+            match admitted {
+                Some(admitted) => self.check_work(work, &HeldSequence::admit(admitted), tags)?,
+                None => self.check_work(work, &self.sequences[&work.sequence], tags)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn check_work(
+        &self,
+        work: &SequenceWork,
+        held: &HeldSequence,
+        tags: &BTreeMap<u32, u32>,
+    ) -> Result<(), StepRefused> {
+        let sequence = work.sequence;
+        if work.num_tokens == 0 {
+            return Err(StepRefused::NoTokens(sequence));
+        }
+        if work.start != held.num_computed {
+            return Err(StepRefused::WrongStart {
+                sequence,
+                expected: held.num_computed,
+                found: work.start,
+            });
+        }
+        let known = held.tokens.len() as u32;
+        let end = work.start.saturating_add(work.num_tokens);
+        if end > known {
+            return Err(StepRefused::UnknownTokens { sequence, end, known });
+        }
+        if work.samples != (end == known) {
+            return Err(StepRefused::WrongSamples {
+                sequence,
+                samples: work.samples,
+                end,
+                known,
+            });
+        }
+        let num_blocks = held.blocks.len() + work.new_blocks.len();
+        if num_blocks < end.div_ceil(self.block_size) as usize {
+            return Err(StepRefused::TooFewBlocks {
+                sequence,
+                blocks: num_blocks as u32,
+                end,
+            });
+        }
+        // Also the blocks that it has long held: one that was allocated anew since belongs to someone else.
+        for block in held.blocks.iter().chain(&work.new_blocks) {
+            let newest = tags.get(&block.id.0).copied().unwrap_or(self.tags[block.id.0 as usize]);
+            if block.tag.0 != newest {
+                return Err(StepRefused::StaleBlock { block: *block, newest });
+            }
+        }
+        Ok(())
+    }
+
+    fn take_up(&mut self, work: &SequenceWork) -> WorkInput {
+        let held = self.sequences.get_mut(&work.sequence).expect("membership was checked");
+        held.blocks.extend(&work.new_blocks);
+        held.num_computed = work.start + work.num_tokens;
+        WorkInput {
+            sequence: work.sequence,
+            tokens: held.tokens[work.start as usize..held.num_computed as usize].to_vec(),
+            start: work.start,
+            blocks: held.blocks.iter().map(|block| block.id).collect(),
+            samples: work.samples,
+            sampling: held.sampling.clone(),
+            prompt_len: held.prompt_len,
+        }
+    }
+}
+
+/// Tags wrap around: older means less than half the circle behind.
+fn is_older(tag: u32, newest: u32) -> bool {
+    (tag.wrapping_sub(newest) as i32) < 0
+}
+
+#[cfg(test)]
+mod tests {
+    use kvasir_kv::{BlockTag, GroupId, Rank, RankShare, Transport};
+
+    use super::*;
+
+    const EPOCH: Epoch = Epoch { term: 2, number: 5 };
+
+    fn books() -> RankBooks {
+        RankBooks::new(&EpochSpec {
+            group: GroupId(0),
+            epoch: EPOCH,
+            rank: Rank(0),
+            transport: Transport::Solo,
+            nonce: 1,
+            shares: vec![RankShare::default()],
+            num_blocks: 8,
+            block_size: 4,
+            step_tokens_max: 10,
+        })
+    }
+
+    fn block(id: u32, tag: u32) -> TaggedBlock {
+        TaggedBlock {
+            id: BlockId(id),
+            tag: BlockTag(tag),
+        }
+    }
+
+    fn admitted(sequence: u64, len: u32) -> AdmittedSequence {
+        AdmittedSequence {
+            sequence: SequenceId(sequence),
+            tokens: (0..len).map(|i| TokenId(100 + i)).collect(),
+            prompt_len: len,
+            sampling: Sampling::default(),
+        }
+    }
+
+    fn work(sequence: u64, start: u32, num_tokens: u32, new_blocks: Vec<TaggedBlock>, samples: bool) -> SequenceWork {
+        SequenceWork {
+            sequence: SequenceId(sequence),
+            start,
+            num_tokens,
+            new_blocks,
+            samples,
+        }
+    }
+
+    fn plan(step: u64, admitted: Vec<AdmittedSequence>, work: Vec<SequenceWork>) -> StepPlan {
+        StepPlan {
+            epoch: EPOCH,
+            step: StepId(step),
+            admitted,
+            work,
+            retired: Vec::new(),
+        }
+    }
+
+    /// Sequence 1, 6 tokens in blocks 0 and 1, all computed, one token sampled.
+    fn books_with_one_sequence() -> RankBooks {
+        let mut books = books();
+        let first = plan(
+            0,
+            vec![admitted(1, 6)],
+            vec![work(1, 0, 6, vec![block(0, 1), block(1, 1)], true)],
+        );
+        books.apply(&first).unwrap();
+        books.commit(&[(SequenceId(1), TokenId(7))]);
+        books
+    }
+
+    /// Refused as `expected` says, and the right next step is still accepted.
+    fn assert_refused(bad: StepPlan, expected: StepRefused) {
+        let mut books = books_with_one_sequence();
+        assert_eq!(books.apply(&bad), Err(expected));
+        let good = books
+            .apply(&plan(1, vec![], vec![work(1, 6, 1, vec![], true)]))
+            .unwrap();
+        assert_eq!(good.work[0].tokens, [TokenId(7)], "a refused plan changed the books");
+        assert_eq!(books.num_sequences(), 1);
+    }
+
+    #[test]
+    fn a_step_names_its_tokens_positions_and_blocks() {
+        let mut books = books_with_one_sequence();
+        let input = books
+            .apply(&plan(1, vec![], vec![work(1, 6, 1, vec![], true)]))
+            .unwrap();
+        assert_eq!(
+            input.work,
+            [WorkInput {
+                sequence: SequenceId(1),
+                tokens: vec![TokenId(7)],
+                start: 6,
+                blocks: vec![BlockId(0), BlockId(1)],
+                samples: true,
+                sampling: Sampling::default(),
+                prompt_len: 6,
+            }]
+        );
+        assert_eq!(input.work[0].answer_index(), 1);
+    }
+
+    #[test]
+    fn a_chunk_inside_the_prompt_samples_nothing() {
+        let mut books = books();
+        let chunk = plan(0, vec![admitted(1, 6)], vec![work(1, 0, 4, vec![block(0, 1)], false)]);
+        assert_eq!(books.apply(&chunk).unwrap().num_tokens(), 4);
+        let rest = plan(1, vec![], vec![work(1, 4, 2, vec![block(1, 1)], true)]);
+        assert_eq!(books.apply(&rest).unwrap().work[0].answer_index(), 0);
+    }
+
+    #[test]
+    fn a_retired_sequence_can_be_admitted_again_in_the_same_step() {
+        let mut books = books_with_one_sequence();
+        let mut again = plan(1, vec![admitted(1, 3)], vec![work(1, 0, 3, vec![block(2, 1)], true)]);
+        again.retired = vec![SequenceId(1)];
+        assert_eq!(books.apply(&again).unwrap().work[0].blocks, [BlockId(2)]);
+    }
+
+    #[test]
+    fn another_epochs_step_is_refused() {
+        let mut bad = plan(1, vec![], vec![]);
+        bad.epoch = Epoch { term: 2, number: 4 };
+        let found = bad.epoch;
+        assert_refused(bad, StepRefused::WrongEpoch { expected: EPOCH, found });
+    }
+
+    #[test]
+    fn a_repeated_or_skipped_step_is_refused() {
+        for found in [StepId(0), StepId(2)] {
+            let expected = StepRefused::WrongStep {
+                expected: StepId(1),
+                found,
+            };
+            assert_refused(plan(found.0, vec![], vec![]), expected);
+        }
+    }
+
+    #[test]
+    fn work_or_retirement_of_an_unknown_sequence_is_refused() {
+        let expected = StepRefused::UnknownSequence(SequenceId(9));
+        assert_refused(plan(1, vec![], vec![work(9, 0, 1, vec![], true)]), expected.clone());
+        let mut retire = plan(1, vec![], vec![]);
+        retire.retired = vec![SequenceId(9)];
+        assert_refused(retire, expected);
+        let mut retired_and_worked = plan(1, vec![], vec![work(1, 6, 1, vec![], true)]);
+        retired_and_worked.retired = vec![SequenceId(1)];
+        assert_refused(retired_and_worked, StepRefused::UnknownSequence(SequenceId(1)));
+    }
+
+    #[test]
+    fn a_held_sequence_is_not_admitted_again() {
+        let expected = StepRefused::AlreadyHeld(SequenceId(1));
+        assert_refused(plan(1, vec![admitted(1, 3)], vec![]), expected);
+        let twice = plan(1, vec![admitted(2, 3), admitted(2, 3)], vec![]);
+        assert_refused(twice, StepRefused::AlreadyHeld(SequenceId(2)));
+    }
+
+    #[test]
+    fn a_wrong_start_is_refused() {
+        for found in [5, 7] {
+            let expected = StepRefused::WrongStart {
+                sequence: SequenceId(1),
+                expected: 6,
+                found,
+            };
+            assert_refused(plan(1, vec![], vec![work(1, found, 1, vec![], true)]), expected);
+        }
+    }
+
+    #[test]
+    fn tokens_that_nobody_sampled_are_refused() {
+        let expected = StepRefused::UnknownTokens {
+            sequence: SequenceId(1),
+            end: 8,
+            known: 7,
+        };
+        assert_refused(plan(1, vec![], vec![work(1, 6, 2, vec![], true)]), expected);
+        let endless = StepRefused::TooManyTokens {
+            max: 10,
+            found: u32::MAX,
+        };
+        assert_refused(plan(1, vec![], vec![work(1, 6, u32::MAX, vec![], true)]), endless);
+    }
+
+    #[test]
+    fn sampling_anywhere_but_at_the_last_known_token_is_refused() {
+        let expected = StepRefused::WrongSamples {
+            sequence: SequenceId(1),
+            samples: false,
+            end: 7,
+            known: 7,
+        };
+        assert_refused(plan(1, vec![], vec![work(1, 6, 1, vec![], false)]), expected);
+        let inside = plan(1, vec![admitted(2, 4)], vec![work(2, 0, 2, vec![block(2, 1)], true)]);
+        let expected = StepRefused::WrongSamples {
+            sequence: SequenceId(2),
+            samples: true,
+            end: 2,
+            known: 4,
+        };
+        assert_refused(inside, expected);
+    }
+
+    #[test]
+    fn too_few_blocks_are_refused() {
+        let expected = StepRefused::TooFewBlocks {
+            sequence: SequenceId(2),
+            blocks: 1,
+            end: 5,
+        };
+        let bad = plan(1, vec![admitted(2, 5)], vec![work(2, 0, 5, vec![block(2, 1)], true)]);
+        assert_refused(bad, expected);
+    }
+
+    #[test]
+    fn a_block_with_an_older_tag_or_out_of_range_is_refused() {
+        let with = |block| plan(1, vec![admitted(2, 3)], vec![work(2, 0, 3, vec![block], true)]);
+        let old = block(0, 0);
+        assert_refused(with(old), StepRefused::StaleBlock { block: old, newest: 1 });
+        let outside = block(8, 1);
+        let expected = StepRefused::StaleBlock {
+            block: outside,
+            newest: 0,
+        };
+        assert_refused(with(outside), expected);
+    }
+
+    #[test]
+    fn a_sequence_whose_block_was_given_to_another_is_refused() {
+        let both = vec![work(2, 0, 3, vec![block(1, 2)], true), work(1, 6, 1, vec![], true)];
+        let expected = StepRefused::StaleBlock {
+            block: block(1, 1),
+            newest: 2,
+        };
+        assert_refused(plan(1, vec![admitted(2, 3)], both), expected);
+    }
+
+    #[test]
+    fn two_work_entries_or_an_empty_one_are_refused() {
+        let twice = vec![work(1, 6, 1, vec![], true), work(1, 6, 1, vec![], true)];
+        assert_refused(plan(1, vec![], twice), StepRefused::WorkedTwice(SequenceId(1)));
+        let empty = plan(1, vec![], vec![work(1, 6, 0, vec![], false)]);
+        assert_refused(empty, StepRefused::NoTokens(SequenceId(1)));
+    }
+
+    #[test]
+    fn too_many_tokens_are_refused() {
+        let blocks = vec![block(2, 1), block(3, 1), block(4, 1)];
+        let bad = plan(1, vec![admitted(2, 11)], vec![work(2, 0, 11, blocks, true)]);
+        assert_refused(bad, StepRefused::TooManyTokens { max: 10, found: 11 });
+    }
+
+    #[test]
+    fn a_tag_that_wrapped_around_is_newer() {
+        assert!(is_older(u32::MAX, 0));
+        assert!(!is_older(0, u32::MAX));
+    }
+}
