@@ -30,6 +30,8 @@ pub mod reference;
 mod rms_norm;
 pub mod rope;
 mod simd;
+#[cfg(test)]
+mod tests;
 pub mod vocab;
 #[cfg(target_arch = "x86_64")]
 mod x86;

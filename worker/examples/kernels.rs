@@ -1,0 +1,308 @@
+//! How fast the kernels are on this machine, on the shapes of SmolLM2-135M: `cargo run -p kvasir-worker --example kernels`.
+//!
+//! One thread. Decode reads each matrix of a model once, so that weights come from memory as they do in a step; compare it
+//! with the read bandwidth printed first. `kernels avx2` measures another instruction set.
+
+use std::{hint::black_box, time::Instant};
+
+use kvasir_kv::{CellLayout, KvDtype};
+use kvasir_model::WeightType;
+use kvasir_worker::arith::{
+    ActivationsRef, AttendScratch, HugeBuffer, Int8Rows, Isa, Kernels, KvView, PackedMatrix, UnitColumns, WeightArena,
+};
+
+const HIDDEN: usize = 576;
+const FFN: usize = 1536;
+const HEAD_DIM: usize = 64;
+const GROUP_SIZE: usize = 3;
+const NUM_KV_HEADS: usize = 3;
+const NUM_LAYERS: usize = 30;
+const VOCAB: usize = 49152;
+
+fn main() {
+    let isa = std::env::args().nth(1).map_or(Kernels::best().isa(), |name| {
+        *Isa::ALL
+            .iter()
+            .find(|isa| isa.to_string() == name)
+            .expect("portable, avx2 or avx512")
+    });
+    let kernels = Kernels::with(isa).expect("this machine has the instruction set");
+    println!(
+        "{isa}, one thread; sequential reads of huge pages: {:.1} GB/s",
+        read_bandwidth()
+    );
+    for weight_type in [WeightType::Q4_1, WeightType::Q8_0, WeightType::F16, WeightType::F32] {
+        let model = Model::new(weight_type);
+        decode(kernels, &model);
+        for tokens in [4, 8, 64, 512] {
+            batch(kernels, &model, tokens);
+        }
+    }
+    for (positions, block_size) in [(4096, 16), (4096, 64), (256, 64)] {
+        attend(kernels, positions, block_size);
+    }
+    small_parts(kernels);
+}
+
+/// The median time of some runs, in seconds.
+fn median_s(runs: usize, mut f: impl FnMut()) -> f64 {
+    f();
+    let mut times: Vec<f64> = (0..runs)
+        .map(|_| {
+            let start = Instant::now();
+            f();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[runs / 2]
+}
+
+fn read_bandwidth() -> f64 {
+    let mut buffer = HugeBuffer::new(256 << 20).expect("memory");
+    buffer.fill(1);
+    let s = median_s(7, || {
+        let mut sums = [0u64; 32];
+        for chunk in buffer.as_chunks::<256>().0 {
+            for (sum, bytes) in sums.iter_mut().zip(chunk.as_chunks::<8>().0) {
+                *sum ^= u64::from_le_bytes(*bytes);
+            }
+        }
+        black_box(sums);
+    });
+    buffer.len() as f64 / s / 1e9
+}
+
+struct Layer {
+    /// q, k and v; gate and up
+    column_parallel: [PackedMatrix; 2],
+    /// Of each attention unit; of each FFN unit
+    wo: Vec<PackedMatrix>,
+    down: Vec<PackedMatrix>,
+}
+
+struct Model {
+    weight_type: WeightType,
+    layers: Vec<Layer>,
+    head: PackedMatrix,
+    bytes: usize,
+}
+
+impl Model {
+    fn new(weight_type: WeightType) -> Self {
+        let mut arena = WeightArena::new();
+        let mut bytes = 0;
+        let mut pack = |weight_type: WeightType, rows, cols| {
+            let mut row = vec![0x11u8; weight_type.row_bytes(cols)];
+            if weight_type == WeightType::F32 {
+                row.as_chunks_mut().0.fill(0.01f32.to_le_bytes());
+            }
+            let matrix = PackedMatrix::pack(weight_type, rows, cols, &mut arena, |_| &row).expect("memory");
+            bytes += matrix.bytes();
+            matrix
+        };
+        let unit_cols = GROUP_SIZE * HEAD_DIM;
+        let layers = (0..NUM_LAYERS)
+            .map(|_| Layer {
+                column_parallel: [
+                    pack(weight_type, HIDDEN + 2 * NUM_KV_HEADS * HEAD_DIM, HIDDEN),
+                    pack(weight_type, 2 * FFN, HIDDEN),
+                ],
+                wo: (0..NUM_KV_HEADS)
+                    .map(|_| pack(weight_type, HIDDEN, unit_cols))
+                    .collect(),
+                down: (0..FFN / 64).map(|_| pack(weight_type, HIDDEN, 64)).collect(),
+            })
+            .collect();
+        let head_type = if weight_type == WeightType::Q4_1 {
+            WeightType::Q8_0
+        } else {
+            weight_type
+        };
+        let head = pack(head_type, VOCAB, HIDDEN);
+        Self {
+            weight_type,
+            layers,
+            head,
+            bytes,
+        }
+    }
+}
+
+/// Activations of a step in both forms.
+struct Activations {
+    panels: Vec<f32>,
+    int8: Int8Rows,
+    cols: usize,
+    tokens: usize,
+}
+
+impl Activations {
+    fn new(kernels: Kernels, cols: usize, tokens: usize) -> Self {
+        let panels: Vec<f32> = (0..cols * tokens).map(|i| (i % 97) as f32 * 0.01 - 0.4).collect();
+        let mut int8 = Int8Rows::new();
+        kernels.quantize(&panels, cols, tokens, &mut int8, &mut vec![false; tokens]);
+        Self {
+            panels,
+            int8,
+            cols,
+            tokens,
+        }
+    }
+
+    fn for_weights(&self, weights: &PackedMatrix) -> ActivationsRef<'_> {
+        if weights.wants_int8() {
+            ActivationsRef::Int8(&self.int8)
+        } else {
+            ActivationsRef::F32 {
+                panels: &self.panels,
+                cols: self.cols,
+                tokens: self.tokens,
+            }
+        }
+    }
+}
+
+fn units(matrices: &[PackedMatrix]) -> Vec<UnitColumns<'_>> {
+    let mut first_col = 0;
+    let unit = |weights: &'_ PackedMatrix| {
+        first_col += weights.cols();
+        first_col - weights.cols()
+    };
+    let first_cols: Vec<usize> = matrices.iter().map(unit).collect();
+    matrices
+        .iter()
+        .zip(first_cols)
+        .map(|(weights, first_col)| UnitColumns { weights, first_col })
+        .collect()
+}
+
+/// The products of a layer.
+fn layer_products(kernels: Kernels, layer: &Layer, hidden: &Activations, ffn: &Activations, out: &mut Outputs) {
+    let tokens = hidden.tokens;
+    for weights in &layer.column_parallel {
+        let out = &mut out.floats[..weights.rows() * tokens];
+        kernels.matmul(weights, 0..weights.num_groups(), hidden.for_weights(weights), out);
+    }
+    for (matrices, x) in [(&layer.wo, hidden), (&layer.down, ffn)] {
+        let x = x.for_weights(&matrices[0]);
+        kernels.matmul_partials(&units(matrices), 0..HIDDEN / 16, x, &mut out.sums, &mut out.poison);
+    }
+}
+
+struct Outputs {
+    floats: Vec<f32>,
+    sums: Vec<i64>,
+    poison: Vec<bool>,
+}
+
+impl Outputs {
+    fn new(tokens: usize) -> Self {
+        let floats = vec![0.0; (2 * FFN * tokens).max(VOCAB)];
+        Self {
+            floats,
+            sums: vec![0; HIDDEN * tokens],
+            poison: vec![false; tokens],
+        }
+    }
+}
+
+fn decode(kernels: Kernels, model: &Model) {
+    let (hidden, ffn) = (Activations::new(kernels, HIDDEN, 1), Activations::new(kernels, FFN, 1));
+    let mut out = Outputs::new(1);
+    let s = median_s(15, || {
+        for layer in &model.layers {
+            layer_products(kernels, layer, &hidden, &ffn, &mut out);
+        }
+        let groups = 0..model.head.num_groups();
+        kernels.matmul(
+            &model.head,
+            groups,
+            hidden.for_weights(&model.head),
+            &mut out.floats[..VOCAB],
+        );
+    });
+    let gb_s = model.bytes as f64 / s / 1e9;
+    println!(
+        "{:5} decode products        {:8.0} tokens/s  {gb_s:5.1} GB/s",
+        model.weight_type.name(),
+        1.0 / s
+    );
+}
+
+fn batch(kernels: Kernels, model: &Model, tokens: usize) {
+    let (hidden, ffn) = (
+        Activations::new(kernels, HIDDEN, tokens),
+        Activations::new(kernels, FFN, tokens),
+    );
+    let mut out = Outputs::new(tokens);
+    let layers = if tokens > 100 { 6 } else { NUM_LAYERS };
+    let s = median_s(5, || {
+        for layer in &model.layers[..layers] {
+            layer_products(kernels, layer, &hidden, &ffn, &mut out);
+        }
+    }) * (NUM_LAYERS / layers) as f64;
+    let macs = NUM_LAYERS * HIDDEN * (2 * HIDDEN + 2 * NUM_KV_HEADS * HEAD_DIM + 3 * FFN) * tokens;
+    println!(
+        "{:5} {tokens:3} tokens, no logits   {:8.0} tokens/s  {:5.0} GMAC/s",
+        model.weight_type.name(),
+        tokens as f64 / s,
+        macs as f64 / s / 1e9
+    );
+}
+
+fn attend(kernels: Kernels, positions: usize, block_size: u32) {
+    for dtype in KvDtype::ALL {
+        let layout =
+            CellLayout::new(NUM_LAYERS as u32, HEAD_DIM as u32, block_size, dtype).expect("a valid block size");
+        let num_blocks = layout.blocks_for(positions as u32);
+        let mut slab = HugeBuffer::new(layout.slab_bytes(num_blocks)).expect("memory");
+        slab.fill(0x21);
+        let blocks: Vec<u32> = (0..num_blocks).collect();
+        let q = vec![0.1; GROUP_SIZE * HEAD_DIM];
+        let mut out = vec![0.0; q.len()];
+        let mut scratch = AttendScratch::new();
+        let s = median_s(9, || {
+            for layer in 0..NUM_LAYERS as u32 {
+                let view = KvView::new(&slab, layout, layer);
+                kernels.attend(&q, &view, &blocks, positions, &mut out, &mut scratch);
+            }
+        });
+        println!(
+            "attend {dtype}, {positions} positions in blocks of {block_size}: {:.2} ms for {NUM_LAYERS} layers of one KV head, {:.1} GB/s",
+            s * 1e3,
+            slab.len() as f64 / s / 1e9
+        );
+    }
+}
+
+/// What a step does between products, per token.
+fn small_parts(kernels: Kernels) {
+    for tokens in [1, 512] {
+        let x = vec![0.5; FFN * tokens];
+        let mut out = x.clone();
+        let mut int8 = Int8Rows::new();
+        let us = |s: f64| s * 1e6 / tokens as f64;
+        let repeat = 100;
+        let time = |f: &mut dyn FnMut()| us(median_s(9, || (0..repeat).for_each(|_| f()))) / repeat as f64;
+        let norm = time(&mut || {
+            kernels.rms_norm(
+                &x[..HIDDEN * tokens],
+                &[1.0; HIDDEN],
+                1e-5,
+                tokens,
+                &mut out[..HIDDEN * tokens],
+            )
+        });
+        let silu = time(&mut || kernels.silu_mul(&x, &x, &mut out));
+        let quantize = time(&mut || kernels.quantize(&x, FFN, tokens, &mut int8, &mut vec![false; tokens]));
+        println!(
+            "{tokens} tokens, us each: norm of {HIDDEN} {norm:.3}, gate of {FFN} {silu:.3}, quantize {FFN} {quantize:.3}"
+        );
+    }
+    let logits = vec![0.5; VOCAB];
+    let s = median_s(9, || {
+        black_box(kernels.vocab_unit_summary(&logits, 1, 0, VOCAB));
+    });
+    println!("summary of {VOCAB} logits: {:.1} us", s * 1e6);
+}

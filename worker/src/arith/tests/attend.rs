@@ -1,0 +1,223 @@
+//! Attention over cells, and writing them.
+
+use half::f16;
+use kvasir_kv::{CellLayout, KvDtype};
+
+use super::inputs::{Random, Style, all_kernels, assert_same_bits};
+use crate::arith::{AttendScratch, Kernels, KvView, reference};
+
+const NUM_LAYERS: u32 = 2;
+const LAYER: u32 = 1;
+
+/// One KV head with K and V of each position, and queries.
+struct Case {
+    head_dim: usize,
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
+    queries: Vec<f32>,
+}
+
+impl Case {
+    fn new(seed: u64, style: Style, head_dim: usize, queries: usize, positions: usize) -> Self {
+        let mut random = Random(seed);
+        // Sums of extreme products would be infinite at once; as they are, each query still meets every kind.
+        let mut rows = |len| (0..len).map(|_| random.floats(style, head_dim)).collect::<Vec<_>>();
+        Self {
+            head_dim,
+            keys: rows(positions),
+            values: rows(positions),
+            queries: rows(queries).concat(),
+        }
+    }
+
+    /// Attention through cells of the given shape. What was never written is NaN.
+    fn attend(&self, kernels: Kernels, block_size: u32, dtype: KvDtype) -> Vec<f32> {
+        let layout = CellLayout::new(NUM_LAYERS, self.head_dim as u32, block_size, dtype).unwrap();
+        let num_blocks = layout.blocks_for(self.keys.len() as u32);
+        // Blocks lie in the slab in an order of their own.
+        let blocks: Vec<u32> = (0..num_blocks).map(|i| (i * 7 + 3) % (num_blocks + 8)).collect();
+        let blocks = if blocks.iter().collect::<std::collections::BTreeSet<_>>().len() == blocks.len() {
+            blocks
+        } else {
+            (0..num_blocks).rev().collect()
+        };
+        let mut slab = vec![0xff; layout.slab_bytes(num_blocks + 8)];
+        for (position, (k, v)) in self.keys.iter().zip(&self.values).enumerate() {
+            let cell = blocks[position / block_size as usize] as usize * layout.cell_bytes();
+            let layer_cell = &mut slab[cell..][layout.layer_range(LAYER)];
+            let finite = kernels.write_kv(k, v, layer_cell, &layout, position % block_size as usize);
+            let expected = k
+                .iter()
+                .chain(v)
+                .all(|x| reference::round_to_cell(*x, dtype).is_finite());
+            assert_eq!(finite, expected);
+        }
+        let mut out = vec![0.0; self.queries.len()];
+        let mut scratch = AttendScratch::new();
+        let view = KvView::new(&slab, layout, LAYER);
+        kernels.attend(&self.queries, &view, &blocks, self.keys.len(), &mut out, &mut scratch);
+        out
+    }
+
+    fn expected(&self, dtype: KvDtype) -> Vec<f32> {
+        let rounded = |rows: &[Vec<f32>]| -> Vec<Vec<f32>> {
+            rows.iter()
+                .map(|row| row.iter().map(|x| reference::round_to_cell(*x, dtype)).collect())
+                .collect()
+        };
+        let (keys, values) = (rounded(&self.keys), rounded(&self.values));
+        self.queries
+            .chunks_exact(self.head_dim)
+            .flat_map(|q| reference::attend(q, &keys, &values))
+            .collect()
+    }
+}
+
+const POSITIONS: [usize; 9] = [1, 2, 15, 16, 17, 255, 256, 257, 700];
+
+#[test]
+fn attention_gives_the_definitions_bits_for_any_block_size_and_length() {
+    for kernels in all_kernels() {
+        for dtype in KvDtype::ALL {
+            for positions in POSITIONS {
+                let case = Case::new(positions as u64, Style::Ordinary, 64, 3, positions);
+                let expected = case.expected(dtype);
+                assert!(expected.iter().all(|out| out.is_finite()));
+                for block_size in [16, 32, 64, 128, 256] {
+                    let context = format!("{} {dtype} {positions} in blocks of {block_size}", kernels.isa());
+                    assert_same_bits(&case.attend(kernels, block_size, dtype), &expected, &context);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_gives_the_definitions_bits_for_any_head() {
+    for kernels in all_kernels() {
+        for dtype in KvDtype::ALL {
+            for head_dim in [16, 64, 80, 128] {
+                for queries in 1..=9 {
+                    let case = Case::new(queries as u64, Style::Ordinary, head_dim, queries, 300);
+                    let context = format!("{} {dtype} {queries} x {head_dim}", kernels.isa());
+                    assert_same_bits(&case.attend(kernels, 64, dtype), &case.expected(dtype), &context);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_and_broken_numbers_give_the_definitions_bits() {
+    for kernels in all_kernels() {
+        for dtype in KvDtype::ALL {
+            for style in [Style::Extreme, Style::Broken] {
+                for seed in 0..30 {
+                    let positions = [1, 5, 40, 300][seed as usize % 4];
+                    let case = Case::new(seed, style, 16, 2, positions);
+                    let context = format!("{} {dtype} {style:?} {seed}", kernels.isa());
+                    assert_same_bits(&case.attend(kernels, 32, dtype), &case.expected(dtype), &context);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn infinite_cells_give_the_definitions_bits_and_are_reported() {
+    for kernels in all_kernels() {
+        for dtype in KvDtype::ALL {
+            for (position, at, k, v) in [
+                (0, 3, f32::INFINITY, 1.0),
+                (200, 0, f32::NEG_INFINITY, 1.0),
+                (7, 15, 1.0, f32::INFINITY),
+                (299, 1, 1e38, -1e38),
+            ] {
+                let mut case = Case::new(11, Style::Ordinary, 16, 3, 300);
+                (case.keys[position][at], case.values[position][at]) = (k, v);
+                let context = format!("{} {dtype} {position}", kernels.isa());
+                assert_same_bits(&case.attend(kernels, 16, dtype), &case.expected(dtype), &context);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_score_that_is_not_a_number_spoils_the_whole_head_and_no_other() {
+    for kernels in all_kernels() {
+        let mut case = Case::new(12, Style::Ordinary, 32, 2, 300);
+        case.queries[32] = f32::NAN;
+        let out = case.attend(kernels, 64, KvDtype::F16);
+        assert!(out[..32].iter().all(|out| out.is_finite()));
+        assert!(out[32..].iter().all(|out| out.is_nan()));
+    }
+}
+
+#[test]
+fn large_scores_and_far_chunks_give_the_definitions_bits() {
+    for kernels in all_kernels() {
+        let mut case = Case::new(13, Style::Ordinary, 64, 4, 700);
+        for (position, key) in case.keys.iter_mut().enumerate() {
+            key.iter_mut().for_each(|k| *k *= (position / 100) as f32);
+        }
+        assert_same_bits(
+            &case.attend(kernels, 64, KvDtype::F32),
+            &case.expected(KvDtype::F32),
+            "rising scores",
+        );
+        case.keys.reverse();
+        assert_same_bits(
+            &case.attend(kernels, 64, KvDtype::F32),
+            &case.expected(KvDtype::F32),
+            "falling scores",
+        );
+    }
+}
+
+#[test]
+fn attention_is_close_to_softmax_in_f64() {
+    let case = Case::new(14, Style::Ordinary, 64, 1, 600);
+    let dot = |key: &Vec<f32>| {
+        case.queries
+            .iter()
+            .zip(key)
+            .map(|(q, k)| f64::from(*q) * f64::from(*k))
+            .sum::<f64>()
+    };
+    let weights: Vec<f64> = case.keys.iter().map(|key| (dot(key) / 8.0).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    for (d, out) in case.expected(KvDtype::F32).into_iter().enumerate() {
+        let exact = weights
+            .iter()
+            .zip(&case.values)
+            .map(|(w, v)| w * f64::from(v[d]))
+            .sum::<f64>()
+            / sum;
+        assert!((f64::from(out) - exact).abs() < 1e-5, "{out} for {exact}");
+    }
+}
+
+#[test]
+fn cells_hold_keys_transposed_and_values_in_rows_rounded_to_nearest_even() {
+    let layout = CellLayout::new(1, 16, 32, KvDtype::F16).unwrap();
+    let mut random = Random(15);
+    for kernels in all_kernels() {
+        for style in Style::ALL {
+            let (k, v) = (random.floats(style, 16), random.floats(style, 16));
+            let mut cell = vec![0; layout.cell_bytes()];
+            let _ = kernels.write_kv(&k, &v, &mut cell, &layout, 21);
+            let mut expected = vec![f16::ZERO; cell.len() / 2];
+            for d in 0..16 {
+                expected[d * 32 + 21] = f16::from_f32(k[d]);
+                expected[16 * 32 + 21 * 16 + d] = f16::from_f32(v[d]);
+            }
+            let cell: Vec<f32> = cell
+                .as_chunks()
+                .0
+                .iter()
+                .map(|x| f16::from_le_bytes(*x).to_f32())
+                .collect();
+            assert_same_bits(&cell, &expected.iter().map(|x| x.to_f32()).collect::<Vec<_>>(), "cell");
+        }
+    }
+}
