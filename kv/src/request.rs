@@ -20,6 +20,13 @@ pub struct Sampling {
 
 pub const TOP_LOGPROBS_MAX: u32 = 20;
 
+impl Sampling {
+    /// True if the likeliest token is taken, whatever the random numbers.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 || self.top_k == 1
+    }
+}
+
 impl Default for Sampling {
     fn default() -> Self {
         Self {

@@ -24,3 +24,4 @@ fn cached_model() -> PathBuf {
         .map(PathBuf::from);
     cache.unwrap_or_else(home).join(DEFAULT_MODEL)
 }
+pub mod rank_group;

@@ -1,5 +1,14 @@
-//! Placeholder.
+//! The hands: one process, one rank, one device. Arithmetic, KV cells, collectives and the sampler.
+//!
+//! This crate alone does tensor arithmetic. It knows no requests and no clients, and never imports the coordinator.
 
-pub mod collective;
-pub mod rank_books;
 pub mod arith;
+pub mod backend;
+pub mod canonical;
+pub mod cells;
+pub mod collective;
+pub mod rank;
+pub mod rank_books;
+pub mod sampler;
+pub mod threads;
+pub mod weights;

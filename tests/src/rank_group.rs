@@ -1,0 +1,301 @@
+//! A TP group of real ranks in this process, driven step by step: for parity tests that choose the batch, the chunks
+//! and the plan themselves. The ranks are the worker's own; only the coordinator is played here.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread::JoinHandle,
+};
+
+use kvasir_kv::{
+    AdmittedSequence, BlockId, BlockTag, CellLayout, Epoch, EpochSpec, FromWorker, GroupId, KvDtype, Rank,
+    RankCapacity, Sampling, SequenceId, SequenceWork, ShardPlan, StepId, StepPlan, TaggedBlock, ToWorker, TokenId,
+    Transport,
+};
+use kvasir_model::{BackendKind, Checkpoint, WeightMode};
+use kvasir_worker::{
+    arith::Kernels,
+    backend::Backend,
+    canonical::Canonical,
+    rank::{RankConfig, RankControl, RankWorker},
+};
+
+/// How a group is built. All of it must leave the bits alone, but for `kv_dtype`, `weight_mode` and `backend`.
+#[derive(Clone, Debug)]
+pub struct GroupOptions {
+    pub ranks: usize,
+    pub threads: usize,
+    /// `None` takes shared memory, or solo for one rank.
+    pub transport: Option<Transport>,
+    pub kv_dtype: KvDtype,
+    pub weight_mode: WeightMode,
+    pub backend: BackendKind,
+    pub block_size: u32,
+    pub num_blocks: u32,
+    /// `None` takes the fastest.
+    pub kernels: Option<Kernels>,
+}
+
+impl Default for GroupOptions {
+    fn default() -> Self {
+        Self {
+            ranks: 1,
+            threads: 1,
+            transport: None,
+            kv_dtype: KvDtype::F16,
+            weight_mode: WeightMode::File,
+            backend: BackendKind::Canonical,
+            block_size: 64,
+            num_blocks: 64,
+            kernels: None,
+        }
+    }
+}
+
+/// What to generate. No stop tokens: exactly `max_tokens`.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    pub prompt: Vec<TokenId>,
+    /// Tokens that are given instead of sampled (teacher forcing), after the prompt.
+    pub forced: Vec<TokenId>,
+    pub max_tokens: usize,
+    pub sampling: Sampling,
+}
+
+impl Generation {
+    pub fn greedy(prompt: &[u32], max_tokens: usize) -> Self {
+        let prompt = prompt.iter().copied().map(TokenId).collect();
+        Self { prompt, forced: Vec::new(), max_tokens, sampling: Sampling::default() }
+    }
+}
+
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Answer {
+    pub tokens: Vec<TokenId>,
+    pub logprobs: Vec<f32>,
+    pub top_logprobs: Vec<Vec<(TokenId, f32)>>,
+    pub poisoned: bool,
+}
+
+#[allow(missing_debug_implementations)] // threads and channels, never printed
+pub struct RankGroup {
+    ranks: Vec<(Sender<ToWorker>, JoinHandle<()>)>,
+    from_ranks: Receiver<(usize, FromWorker)>,
+    epoch: Epoch,
+    next_step: u64,
+    next_sequence: u64,
+    options: GroupOptions,
+    tags: Vec<u32>,
+    pub steps: u64,
+}
+
+impl RankGroup {
+    /// Starts the ranks and waits until they are connected and loaded.
+    pub fn start(checkpoint: &Arc<Checkpoint>, options: GroupOptions) -> Self {
+        let layout = checkpoint.unit_layout(options.weight_mode).unwrap();
+        let plan = ShardPlan::balance(&layout, &vec![RankCapacity::default(); options.ranks], 0).unwrap();
+        Self::start_with_plan(checkpoint, options, &plan)
+    }
+
+    pub fn start_with_plan(checkpoint: &Arc<Checkpoint>, options: GroupOptions, plan: &ShardPlan) -> Self {
+        let (to_us, from_ranks) = channel();
+        let ranks = (0..options.ranks)
+            .map(|rank| {
+                let (send, inbox) = channel();
+                let backend = backend(checkpoint, &options);
+                let to_us = to_us.clone();
+                let thread = std::thread::spawn(move || {
+                    let config = RankConfig::new(IpAddr::V4(Ipv4Addr::LOCALHOST));
+                    let answer = move |message| drop(to_us.send((rank, message)));
+                    RankWorker::new(config, backend, Arc::new(RankControl::default()), answer).run(&inbox);
+                });
+                (send, thread)
+            })
+            .collect();
+        let tags = vec![0; options.num_blocks as usize];
+        let epoch = Epoch { term: 1, number: 0 };
+        let mut group = Self { ranks, from_ranks, epoch, next_step: 0, next_sequence: 0, options, tags, steps: 0 };
+        group.form(plan);
+        group
+    }
+
+    /// Starts the next epoch with `plan`, on the same ranks.
+    pub fn form(&mut self, plan: &ShardPlan) {
+        self.epoch = self.epoch.next();
+        self.next_step = 0;
+        let transport = match (self.options.ranks, self.options.transport) {
+            (1, _) => Transport::Solo,
+            (_, Some(transport)) => transport,
+            _ => Transport::SharedMemory,
+        };
+        for (rank, (send, _)) in self.ranks.iter().enumerate() {
+            let spec = EpochSpec {
+                group: GroupId(0),
+                epoch: self.epoch,
+                rank: Rank(rank as u32),
+                transport,
+                nonce: 0x6b76_6173 + self.epoch.number,
+                shares: plan.shares().to_vec(),
+                num_blocks: self.options.num_blocks,
+                block_size: self.options.block_size,
+                step_tokens_max: 4096,
+            };
+            send.send(ToWorker::FormEpoch(spec)).unwrap();
+        }
+        let mut endpoints = vec![String::new(); self.options.ranks];
+        for _ in 0..self.options.ranks {
+            match self.from_ranks.recv().unwrap() {
+                (rank, FromWorker::EndpointReady { endpoint, .. }) => endpoints[rank] = endpoint,
+                (rank, other) => panic!("rank {rank}: {other:?}"),
+            }
+        }
+        for (send, _) in &self.ranks {
+            send.send(ToWorker::ConnectEpoch { epoch: self.epoch, endpoints: endpoints.clone() }).unwrap();
+        }
+        for _ in 0..self.options.ranks {
+            match self.from_ranks.recv().unwrap() {
+                (_, FromWorker::EpochReady { .. }) => {}
+                (rank, other) => panic!("rank {rank}: {other:?}"),
+            }
+        }
+    }
+
+    /// Generates all answers in one batch; `chunk(sequence, start)` says how many prompt tokens a step may compute.
+    pub fn generate(
+        &mut self,
+        generations: &[Generation],
+        mut chunk: impl FnMut(usize, usize) -> usize,
+    ) -> Vec<Answer> {
+        let mut sequences: Vec<Played> = generations.iter().map(|generation| self.admit(generation)).collect();
+        let mut next_block = 0;
+        let mut retired = Vec::new();
+        loop {
+            let mut plan = StepPlan {
+                epoch: self.epoch,
+                step: StepId(self.next_step),
+                admitted: Vec::new(),
+                work: Vec::new(),
+                retired: std::mem::take(&mut retired),
+            };
+            for (index, sequence) in sequences.iter_mut().enumerate() {
+                if sequence.answer.tokens.len() >= generations[index].max_tokens {
+                    continue;
+                }
+                if sequence.computed == 0 {
+                    plan.admitted.push(sequence.admitted.clone());
+                }
+                let left = sequence.known - sequence.computed;
+                let num_tokens = chunk(index, sequence.computed).clamp(1, left);
+                let end = sequence.computed + num_tokens;
+                let mut new_blocks = Vec::new();
+                while (sequence.blocks * self.options.block_size) < end as u32 {
+                    self.tags[next_block as usize] += 1;
+                    let tag = BlockTag(self.tags[next_block as usize]);
+                    new_blocks.push(TaggedBlock { id: BlockId(next_block), tag });
+                    next_block += 1;
+                    sequence.blocks += 1;
+                }
+                plan.work.push(SequenceWork {
+                    sequence: sequence.admitted.sequence,
+                    start: sequence.computed as u32,
+                    num_tokens: num_tokens as u32,
+                    new_blocks,
+                    samples: end == sequence.known,
+                });
+                sequence.computed = end;
+            }
+            if plan.work.is_empty() {
+                break;
+            }
+            retired = self.run_step(plan, generations, &mut sequences);
+        }
+        // One more plan forgets the sequences, so that the group can be used again.
+        let retired = sequences.iter().map(|sequence| sequence.admitted.sequence).collect();
+        let (admitted, work) = Default::default();
+        let plan = StepPlan { epoch: self.epoch, step: StepId(self.next_step), admitted, work, retired };
+        self.run_step(plan, generations, &mut []);
+        sequences.into_iter().map(|sequence| sequence.answer).collect()
+    }
+
+    fn admit(&mut self, generation: &Generation) -> Played {
+        self.next_sequence += 1;
+        let admitted = AdmittedSequence {
+            sequence: SequenceId(self.next_sequence),
+            tokens: generation.prompt.clone(),
+            prompt_len: generation.prompt.len() as u32,
+            sampling: generation.sampling.clone(),
+        };
+        Played { known: admitted.tokens.len(), admitted, computed: 0, blocks: 0, answer: Answer::default() }
+    }
+
+    /// Runs one step on all ranks; returns nothing to retire (finished sequences are retired at the end).
+    fn run_step(&mut self, plan: StepPlan, generations: &[Generation], sequences: &mut [Played]) -> Vec<SequenceId> {
+        for (send, _) in &self.ranks {
+            send.send(ToWorker::Step(plan.clone())).unwrap();
+        }
+        self.next_step += 1;
+        self.steps += 1;
+        for _ in 0..self.options.ranks {
+            let output = match self.from_ranks.recv().unwrap() {
+                (_, FromWorker::StepDone { output, .. }) => output,
+                (rank, other) => panic!("rank {rank}: {other:?}"),
+            };
+            for sampled in output.iter().flat_map(|output| &output.sampled) {
+                let index = sequences.iter().position(|s| s.admitted.sequence == sampled.sequence).unwrap();
+                let sequence = &mut sequences[index];
+                sequence.known += 1;
+                sequence.answer.tokens.push(sampled.token);
+                sequence.answer.logprobs.push(sampled.logprob);
+                sequence.answer.top_logprobs.push(sampled.top_logprobs.clone());
+                assert!(generations[index].forced.is_empty(), "teacher forcing is done by `score`");
+            }
+            for poisoned in output.iter().flat_map(|output| &output.poisoned) {
+                let index = sequences.iter().position(|s| s.admitted.sequence == *poisoned).unwrap();
+                let sequence = &mut sequences[index];
+                sequence.answer.poisoned = true;
+                // The ranks go on with token 0; so does this driver's count.
+                sequence.known += usize::from(sequence.computed == sequence.known);
+                sequence.answer.tokens.push(TokenId(0));
+                sequence.answer.logprobs.push(f32::NAN);
+            }
+        }
+        Vec::new()
+    }
+}
+
+impl Drop for RankGroup {
+    fn drop(&mut self) {
+        for (send, thread) in self.ranks.drain(..) {
+            drop(send);
+            let joined = thread.join();
+            assert!(joined.is_ok() || std::thread::panicking(), "a rank panicked");
+        }
+    }
+}
+
+struct Played {
+    admitted: AdmittedSequence,
+    known: usize,
+    computed: usize,
+    blocks: u32,
+    answer: Answer,
+}
+
+fn backend(checkpoint: &Arc<Checkpoint>, options: &GroupOptions) -> Box<dyn Backend> {
+    let spec = checkpoint.spec();
+    let cell = CellLayout::new(spec.num_layers, spec.head_dim, options.block_size, options.kv_dtype).unwrap();
+    match options.backend {
+        BackendKind::Canonical => {
+            let canonical =
+                Canonical::new(Arc::clone(checkpoint), options.weight_mode, cell, options.threads).unwrap();
+            Box::new(match options.kernels {
+                Some(kernels) => canonical.with_kernels(kernels),
+                None => canonical,
+            })
+        }
+        BackendKind::Candle => todo!(),
+    }
+}

@@ -1,0 +1,430 @@
+//! The canonical backend: the forward pass whose bits do not depend on the plan, the batch or the history.
+//!
+//! A layer is two phases, attention and FFN, and each ends in an exact all-reduce of unit partials. Between them the
+//! residual is replicated: every rank adds the same reduced values in the same order. Poison (a value out of range)
+//! travels as one more element per token at the end of each reduce.
+
+mod attention;
+mod products;
+
+use std::{sync::Arc, time::Instant};
+
+use kvasir_kv::{CellLayout, EpochSpec, LoadReport, Sampling, UnitId, UnitKind, UnitLayout};
+use kvasir_model::{Checkpoint, WeightMode};
+
+use crate::{
+    arith::{ActivationsRef, Int8Rows, Kernels, LANES, PackedMatrix, RopeTable, panels, rope_frequencies},
+    backend::{Backend, BackendError, ForwardOutput},
+    cells::Cells,
+    collective::Collective,
+    rank_books::WorkInput,
+    sampler::UnitRows,
+    threads::ThreadTeam,
+    weights::{AttentionLayer, FfnLayer, RankWeights},
+};
+
+/// One in the fixed-point format of the reduce.
+const FIXED_ONE: i64 = 1 << 30;
+
+#[derive(Debug)]
+pub struct Canonical {
+    kernels: Kernels,
+    team: ThreadTeam,
+    layout: UnitLayout,
+    weights: RankWeights,
+    cells: Cells,
+    vocab_units: Vec<UnitRows>,
+    rope: RopeTable,
+    eps: f32,
+    step: StepBuffers,
+}
+
+/// What a step computes in; kept from step to step.
+#[derive(Debug, Default)]
+struct StepBuffers {
+    /// Rows of the step.
+    tokens: usize,
+    /// Per row.
+    positions: Vec<u32>,
+    poison: Vec<bool>,
+    /// The residual, [hidden / 16][tokens][16].
+    x: Vec<f32>,
+    /// Like `x`.
+    normed: Vec<f32>,
+    normed_int8: Int8Rows,
+    /// Outputs of a column-parallel phase: [rows / 16][tokens][16], unit after unit.
+    columns: Vec<f32>,
+    /// Input of a row-parallel phase: [cols / 16][tokens][16], unit after unit.
+    inner: Vec<f32>,
+    inner_int8: Int8Rows,
+    /// [local KV heads][tokens][group_size * head_dim]
+    attended: Vec<f32>,
+    /// [hidden / 16][tokens][16], then one poison element per token.
+    sums: Vec<i64>,
+    reduced: Vec<f32>,
+    reduce_us: u32,
+}
+
+impl Canonical {
+    /// Nothing is loaded yet. Errors if a tensor cannot be read or the system gives no thread.
+    pub fn new(
+        checkpoint: Arc<Checkpoint>,
+        mode: WeightMode,
+        cell: CellLayout,
+        threads: usize,
+    ) -> Result<Self, BackendError> {
+        let load = |reason: String| BackendError::Load {
+            what: "the model".to_owned(),
+            reason,
+        };
+        let layout = checkpoint.unit_layout(mode).map_err(|error| load(error.to_string()))?;
+        let spec = checkpoint.spec();
+        let frequencies = rope_frequencies(f64::from(spec.rope_theta), spec.rope_dim as usize);
+        Ok(Self {
+            kernels: Kernels::best(),
+            team: ThreadTeam::new(threads).map_err(|error| load(error.to_string()))?,
+            eps: spec.rms_norm_eps,
+            weights: RankWeights::new(checkpoint, mode)?,
+            layout,
+            cells: Cells::new(cell),
+            vocab_units: Vec::new(),
+            rope: RopeTable::new(frequencies),
+            step: StepBuffers::default(),
+        })
+    }
+
+    /// Uses these kernels instead of the fastest ones. The results are the same.
+    pub fn with_kernels(mut self, kernels: Kernels) -> Self {
+        self.kernels = kernels;
+        self
+    }
+
+    fn hidden(&self) -> usize {
+        self.layout.shape().hidden_size as usize
+    }
+
+    fn begin_step(&mut self, work: &[WorkInput]) {
+        let positions = work.iter().flat_map(|work| work.start..work.end());
+        let step = &mut self.step;
+        step.positions.clear();
+        step.positions.extend(positions);
+        step.tokens = step.positions.len();
+        step.poison.clear();
+        step.poison.resize(step.tokens, false);
+        step.x.clear();
+        step.x
+            .resize(self.layout.shape().hidden_size as usize * step.tokens, 0.0);
+        step.reduce_us = 0;
+        self.rope.set_positions(self.step.positions.iter().copied());
+    }
+
+    /// Each token's embedding row, from the rank that owns it, into `sums`.
+    fn embed(&mut self, work: &[WorkInput]) -> Result<(), BackendError> {
+        let (tokens, hidden) = (self.step.tokens, self.hidden());
+        let mut row = vec![0.0; hidden];
+        let mut sums = vec![0; hidden];
+        self.step.clear_sums();
+        let checkpoint = self.weights.checkpoint();
+        let name = &checkpoint.tensors().token_embedding;
+        let table = checkpoint.tensor(name).map_err(|error| BackendError::Load {
+            what: name.clone(),
+            reason: error.to_string(),
+        })?;
+        for (at, token) in work.iter().flat_map(|work| &work.tokens).enumerate() {
+            if !self
+                .vocab_units
+                .iter()
+                .any(|unit| (unit.first..unit.first + unit.rows).contains(&token.0))
+            {
+                continue;
+            }
+            table.dequantize_row(token.0 as usize, &mut row);
+            sums.fill(0);
+            self.step.poison[at] |= !self.kernels.accumulate_fixed(&row, &mut sums);
+            for (panel, sums) in sums.chunks_exact(LANES).enumerate() {
+                self.step.sums[(panel * tokens + at) * LANES..][..LANES].copy_from_slice(sums);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sums over ranks, adds the result to the residual, and spreads poison to every rank.
+    fn reduce(&mut self, collective: &mut dyn Collective) -> Result<(), BackendError> {
+        let step = &mut self.step;
+        let poison_at = step.sums.len() - step.tokens;
+        for (sum, poison) in step.sums[poison_at..].iter_mut().zip(&step.poison) {
+            *sum = if *poison { FIXED_ONE } else { 0 };
+        }
+        let begun = Instant::now();
+        collective.all_reduce(&step.sums, &mut step.reduced)?;
+        step.reduce_us = step.reduce_us.saturating_add(begun.elapsed().as_micros() as u32);
+        let (reduced, poison) = step.reduced.split_at(poison_at);
+        self.kernels.add_assign(&mut step.x, reduced);
+        for (poisoned, count) in step.poison.iter_mut().zip(poison) {
+            *poisoned = *count != 0.0;
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        layer: usize,
+        work: &[WorkInput],
+        collective: &mut dyn Collective,
+    ) -> Result<(), BackendError> {
+        let heads: Vec<&AttentionLayer> = self.weights.attention.values().map(|layers| &layers[layer]).collect();
+        let matrices: Vec<&PackedMatrix> = heads.iter().flat_map(|head| [&head.wq, &head.wk, &head.wv]).collect();
+        normalize(
+            &self.kernels,
+            &mut self.step,
+            &self.weights.norms.attention[layer],
+            self.eps,
+            &matrices,
+        );
+        let step = &mut self.step;
+        step.multiply_normed(&mut self.team, &self.kernels, &matrices);
+        attention::attend(
+            &mut self.team,
+            &self.kernels,
+            &mut self.cells,
+            &self.rope,
+            attention::Rows {
+                layer: layer as u32,
+                heads: self.layout.shape().heads,
+                work,
+            },
+            step,
+        );
+        let outputs: Vec<&PackedMatrix> = heads.iter().map(|head| &head.wo).collect();
+        project(&mut self.team, &self.kernels, &mut self.step, &outputs);
+        self.reduce(collective)
+    }
+
+    fn ffn(&mut self, layer: usize, collective: &mut dyn Collective) -> Result<(), BackendError> {
+        let units: Vec<&FfnLayer> = self.weights.ffn.values().map(|layers| &layers[layer]).collect();
+        let matrices: Vec<&PackedMatrix> = units.iter().flat_map(|unit| [&unit.gate, &unit.up]).collect();
+        normalize(
+            &self.kernels,
+            &mut self.step,
+            &self.weights.norms.ffn[layer],
+            self.eps,
+            &matrices,
+        );
+        let step = &mut self.step;
+        step.multiply_normed(&mut self.team, &self.kernels, &matrices);
+        products::gate(
+            &mut self.team,
+            &self.kernels,
+            &units,
+            step.tokens,
+            &step.columns,
+            &mut step.inner,
+        );
+        let outputs: Vec<&PackedMatrix> = units.iter().map(|unit| &unit.down).collect();
+        project(&mut self.team, &self.kernels, &mut self.step, &outputs);
+        self.reduce(collective)
+    }
+
+    /// Logits of the rows that are sampled, for the local vocab units.
+    fn head(&mut self, work: &[WorkInput], output: &mut ForwardOutput) {
+        let hidden = self.hidden();
+        let sampled: Vec<&WorkInput> = work.iter().filter(|work| work.samples).collect();
+        self.step.keep_sampled_rows(work, hidden);
+        let matrices: Vec<&PackedMatrix> = self.weights.vocab.values().collect();
+        let step = &mut self.step;
+        normalize(&self.kernels, step, &self.weights.norms.output, self.eps, &matrices);
+        step.multiply_normed(&mut self.team, &self.kernels, &matrices);
+        output.summaries.clear();
+        output.logits.resize_with(sampled.len(), Vec::new);
+        for (row, work) in sampled.iter().enumerate() {
+            let logits = &mut output.logits[row];
+            logits.clear();
+            let mut unit_at = 0;
+            for unit in &self.vocab_units {
+                let rows = unit.rows as usize;
+                let panels = &step.columns[unit_at..][..rows.next_multiple_of(LANES) * step.tokens];
+                unit_at += panels.len();
+                output
+                    .summaries
+                    .push(self.kernels.vocab_unit_summary(panels, step.tokens, row, rows));
+                if needs_logits(&work.sampling) {
+                    let values = panels
+                        .chunks_exact(step.tokens * LANES)
+                        .flat_map(|panel| &panel[row * LANES..][..LANES]);
+                    logits.extend(values.take(rows));
+                }
+            }
+        }
+    }
+}
+
+/// Whether the sampler looks at single logits, or only at the units' summaries.
+fn needs_logits(sampling: &Sampling) -> bool {
+    !sampling.is_greedy() || sampling.top_logprobs > 0
+}
+
+/// `normed = norm(x)`, also in int8 if one of the matrices that read it wants that.
+fn normalize(kernels: &Kernels, step: &mut StepBuffers, weight: &[f32], eps: f32, readers: &[&PackedMatrix]) {
+    step.normed.resize(step.x.len(), 0.0);
+    kernels.rms_norm(&step.x, weight, eps, step.tokens, &mut step.normed);
+    if readers.iter().any(|matrix| matrix.wants_int8()) {
+        kernels.quantize(
+            &step.normed,
+            weight.len(),
+            step.tokens,
+            &mut step.normed_int8,
+            &mut step.poison,
+        );
+    }
+}
+
+/// The row-parallel end of a phase: `inner` times each unit's columns, rounded and added in `sums`.
+fn project(team: &mut ThreadTeam, kernels: &Kernels, step: &mut StepBuffers, units: &[&PackedMatrix]) {
+    step.clear_sums();
+    let cols = units.iter().map(|unit| unit.cols()).sum();
+    if units.iter().any(|unit| unit.wants_int8()) {
+        kernels.quantize(&step.inner, cols, step.tokens, &mut step.inner_int8, &mut step.poison);
+    }
+    let inner = Inputs {
+        panels: &step.inner,
+        int8: &step.inner_int8,
+        cols,
+        tokens: step.tokens,
+    };
+    let poison_at = step.sums.len() - step.tokens;
+    products::partials(
+        team,
+        kernels,
+        units,
+        inner,
+        &mut step.sums[..poison_at],
+        &mut step.poison,
+    );
+}
+
+impl Backend for Canonical {
+    fn layout(&self) -> &UnitLayout {
+        &self.layout
+    }
+
+    fn begin_epoch(&mut self, spec: &EpochSpec) -> Result<LoadReport, BackendError> {
+        let begun = Instant::now();
+        let share = &spec.shares[spec.rank.0 as usize];
+        let taken = self.weights.take(&self.layout, share)?;
+        self.cells.resize(share.attention.clone(), spec.num_blocks)?;
+        let extents = share
+            .vocab
+            .clone()
+            .map(|unit| self.layout.extent(UnitKind::Vocab, UnitId(unit)));
+        self.vocab_units = extents
+            .map(|rows| UnitRows {
+                first: rows.start,
+                rows: rows.end - rows.start,
+            })
+            .collect();
+        let load_ms = begun.elapsed().as_millis() as u32;
+        Ok(LoadReport {
+            units_loaded: taken.loaded,
+            units_kept: taken.kept,
+            weight_bytes: taken.bytes,
+            load_ms,
+        })
+    }
+
+    fn vocab_units(&self) -> &[UnitRows] {
+        &self.vocab_units
+    }
+
+    fn forward(
+        &mut self,
+        work: &[WorkInput],
+        collective: &mut dyn Collective,
+        output: &mut ForwardOutput,
+    ) -> Result<(), BackendError> {
+        self.begin_step(work);
+        self.embed(work)?;
+        self.reduce(collective)?;
+        for layer in 0..self.layout.shape().num_layers as usize {
+            self.attention(layer, work, collective)?;
+            self.ffn(layer, collective)?;
+        }
+        output.poisoned.clear();
+        let mut rows = self.step.poison.iter();
+        output.poisoned.extend(
+            work.iter()
+                .map(|work| rows.by_ref().take(work.tokens.len()).any(|poison| *poison)),
+        );
+        self.head(work, output);
+        // A row that only now turned out to have no finite norm: the same on every rank.
+        let mut rows = self.step.poison.iter();
+        for (work, poisoned) in work.iter().zip(&mut output.poisoned) {
+            *poisoned |= work.samples && rows.next().is_some_and(|poison| *poison);
+        }
+        output.reduce_us = self.step.reduce_us;
+        Ok(())
+    }
+}
+
+impl StepBuffers {
+    /// The column-parallel start of a phase: `columns` = each matrix times `normed`.
+    fn multiply_normed(&mut self, team: &mut ThreadTeam, kernels: &Kernels, matrices: &[&PackedMatrix]) {
+        let cols = self.normed.len().checked_div(self.tokens).unwrap_or(0);
+        let inputs = Inputs {
+            panels: &self.normed,
+            int8: &self.normed_int8,
+            cols,
+            tokens: self.tokens,
+        };
+        products::columns(team, kernels, matrices, inputs, &mut self.columns);
+    }
+
+    fn clear_sums(&mut self) {
+        self.sums.clear();
+        self.sums.resize(self.x.len() + self.tokens, 0);
+        self.reduced.resize(self.sums.len(), 0.0);
+    }
+
+    /// The step goes on with the last row of each sequence that samples.
+    fn keep_sampled_rows(&mut self, work: &[WorkInput], hidden: usize) {
+        let mut end = 0;
+        let mut kept = Vec::new();
+        for work in work {
+            end += work.tokens.len();
+            if work.samples {
+                kept.push(end - 1);
+            }
+        }
+        let mut row = vec![0.0; hidden];
+        let mut x = vec![0.0; hidden * kept.len()];
+        for (at, &token) in kept.iter().enumerate() {
+            panels::gather_token(&self.x, self.tokens, token, &mut row);
+            panels::scatter_token(&row, &mut x, kept.len(), at);
+        }
+        self.poison = kept.iter().map(|&token| self.poison[token]).collect();
+        self.tokens = kept.len();
+        self.x = x;
+    }
+}
+
+/// Activations in both forms; a matrix takes the one it wants.
+#[derive(Clone, Copy, Debug)]
+struct Inputs<'a> {
+    panels: &'a [f32],
+    int8: &'a Int8Rows,
+    cols: usize,
+    tokens: usize,
+}
+
+impl<'a> Inputs<'a> {
+    fn for_matrix(&self, matrix: &PackedMatrix) -> ActivationsRef<'a> {
+        if matrix.wants_int8() {
+            ActivationsRef::Int8(self.int8)
+        } else {
+            ActivationsRef::F32 {
+                panels: self.panels,
+                cols: self.cols,
+                tokens: self.tokens,
+            }
+        }
+    }
+}

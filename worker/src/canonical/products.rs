@@ -1,0 +1,125 @@
+//! A phase's matrix products, split over the team by row groups.
+//!
+//! Each row group is computed whole by one member, so the split changes no bit.
+
+use std::ops::Range;
+
+use super::Inputs;
+use crate::{
+    arith::{Kernels, LANES, PackedMatrix, UnitColumns},
+    threads::ThreadTeam,
+    weights::FfnLayer,
+};
+
+/// Column-parallel: every matrix times the same input, outputs one after the other in `out`, which takes their size.
+///
+/// matrices: [rows, inputs.cols] each; out: [row groups of all matrices][tokens][16]
+pub(super) fn columns(
+    team: &mut ThreadTeam,
+    kernels: &Kernels,
+    matrices: &[&PackedMatrix],
+    inputs: Inputs<'_>,
+    out: &mut Vec<f32>,
+) {
+    let group_len = inputs.tokens * LANES;
+    let num_groups: usize = matrices.iter().map(|matrix| matrix.num_groups()).sum();
+    out.resize(num_groups * group_len, 0.0);
+    if inputs.tokens == 0 {
+        return;
+    }
+    let mut parts = split(num_groups, team.len(), group_len, out);
+    team.run(&mut parts, |_, (groups, out)| {
+        let mut first = 0;
+        for matrix in matrices {
+            let of_matrix = overlap(groups, first..first + matrix.num_groups());
+            if !of_matrix.is_empty() {
+                let at = (of_matrix.start - groups.start) * group_len..(of_matrix.end - groups.start) * group_len;
+                let local = of_matrix.start - first..of_matrix.end - first;
+                kernels.matmul(matrix, local, inputs.for_matrix(matrix), &mut out[at]);
+            }
+            first += matrix.num_groups();
+        }
+    });
+}
+
+/// Row-parallel: the units' partials, rounded and added in `sums`.
+///
+/// units: [hidden, columns of the unit], whose inputs lie one after the other; sums: [hidden / 16][tokens][16]
+pub(super) fn partials(
+    team: &mut ThreadTeam,
+    kernels: &Kernels,
+    units: &[&PackedMatrix],
+    inputs: Inputs<'_>,
+    sums: &mut [i64],
+    poison: &mut [bool],
+) {
+    let Some(first) = units.first() else { return };
+    let mut first_col = 0;
+    let columns = units.iter().map(|weights| {
+        let unit = UnitColumns { weights, first_col };
+        first_col += weights.cols();
+        unit
+    });
+    let columns: Vec<UnitColumns<'_>> = columns.collect();
+    let x = inputs.for_matrix(first);
+    let parts = split(first.num_groups(), team.len(), inputs.tokens * LANES, sums);
+    let mut parts: Vec<_> = parts
+        .into_iter()
+        .map(|(groups, sums)| (groups, sums, vec![false; poison.len()]))
+        .collect();
+    team.run(&mut parts, |_, (groups, sums, poison)| {
+        kernels.matmul_partials(&columns, groups.clone(), x, sums, poison);
+    });
+    for (_, _, found) in parts {
+        for (poison, found) in poison.iter_mut().zip(found) {
+            *poison |= found;
+        }
+    }
+}
+
+/// `inner = silu(gate) * up` for each unit.
+///
+/// columns: gate then up of each unit, [rows / 16][tokens][16]; inner: [columns / 16][tokens][16], takes its size.
+pub(super) fn gate(
+    team: &mut ThreadTeam,
+    kernels: &Kernels,
+    units: &[&FfnLayer],
+    tokens: usize,
+    columns: &[f32],
+    inner: &mut Vec<f32>,
+) {
+    inner.resize(columns.len() / 2, 0.0);
+    let mut pieces = Vec::with_capacity(units.len());
+    let (mut columns, mut rest) = (columns, inner.as_mut_slice());
+    for unit in units {
+        let len = unit.gate.num_groups() * LANES * tokens;
+        let (out, after) = rest.split_at_mut(len);
+        pieces.push((&columns[..len], &columns[len..2 * len], out));
+        (columns, rest) = (&columns[2 * len..], after);
+    }
+    let share = pieces.len().div_ceil(team.len()).max(1);
+    let mut parts: Vec<_> = pieces.chunks_mut(share).map(Some).collect();
+    parts.resize_with(team.len(), || None);
+    team.run(&mut parts, |_, pieces| {
+        for (gate, up, out) in pieces.iter_mut().flat_map(|pieces| pieces.iter_mut()) {
+            kernels.silu_mul(gate, up, out);
+        }
+    });
+}
+
+/// Row groups dealt evenly, each member with its own part of the output.
+fn split<T>(num_groups: usize, members: usize, group_len: usize, mut out: &mut [T]) -> Vec<(Range<usize>, &mut [T])> {
+    let mut parts = Vec::with_capacity(members);
+    for member in 0..members {
+        let groups = num_groups * member / members..num_groups * (member + 1) / members;
+        let (part, rest) = out.split_at_mut(groups.len() * group_len);
+        parts.push((groups, part));
+        out = rest;
+    }
+    parts
+}
+
+fn overlap(a: &Range<usize>, b: Range<usize>) -> Range<usize> {
+    let start = a.start.max(b.start);
+    start..a.end.min(b.end).max(start)
+}

@@ -1,0 +1,383 @@
+//! One rank: takes what the coordinator says, one message after the other, and answers.
+//!
+//! It runs on a thread of its own and blocks in collectives. Whoever holds its [`RankControl`] can abort an epoch and
+//! read the progress meanwhile. A failed epoch is over; the rank waits for the next one.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc::Receiver,
+    },
+    time::{Duration, Instant},
+};
+
+use kvasir_kv::{
+    Epoch, EpochSpec, FromWorker, LoadReport, Progress, Rank, SequenceId, ShardPlan, StepOutput, StepPlan, StepTimes,
+    ToWorker, TokenId,
+};
+
+use crate::{
+    backend::{Backend, BackendError, ForwardOutput},
+    collective::{Abort, Collective, CollectiveError, Endpoint, EpochNonce, Listening, Seat, Terms},
+    rank_books::{RankBooks, WorkInput},
+    sampler::{LogitsShare, Picked, SampleRow, Sampler},
+};
+
+/// How a rank waits for its peers.
+#[derive(Clone, Copy, Debug)]
+pub struct RankConfig {
+    /// Where it listens for peers when the group reduces over TCP.
+    pub listen_ip: IpAddr,
+    pub connect_deadline: Duration,
+    /// A backstop: the coordinator notices a stuck peer sooner.
+    pub collective_deadline: Duration,
+}
+
+impl RankConfig {
+    pub fn new(listen_ip: IpAddr) -> Self {
+        Self {
+            listen_ip,
+            connect_deadline: Duration::from_secs(30),
+            collective_deadline: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What others may do to a rank while it works.
+#[derive(Debug, Default)]
+pub struct RankControl {
+    state: Mutex<ControlState>,
+    steps_done: AtomicU64,
+    entered: Arc<AtomicU64>,
+}
+
+#[derive(Debug, Default)]
+struct ControlState {
+    epoch: Epoch,
+    abort: Option<Abort>,
+    /// No epoch up to this one may begin or go on.
+    aborted: Option<Epoch>,
+    term_max: u64,
+}
+
+impl RankControl {
+    /// Ends `epoch` and all before it, also if the rank has not heard of it yet. Waiting collectives return soon.
+    pub fn abort(&self, epoch: Epoch) {
+        let mut state = self.lock();
+        state.aborted = state.aborted.max(Some(epoch));
+        if state.epoch <= epoch
+            && let Some(abort) = &state.abort
+        {
+            abort.abort();
+        }
+    }
+
+    pub fn progress(&self) -> Progress {
+        let epoch = self.lock().epoch;
+        let steps_done = self.steps_done.load(Ordering::Relaxed);
+        Progress {
+            epoch,
+            steps_done,
+            collectives_entered: self.entered.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Highest term that this worker has obeyed.
+    pub fn term_max(&self) -> u64 {
+        self.lock().term_max
+    }
+
+    /// None if the epoch was aborted already, or is not newer than the last one.
+    fn begin(&self, epoch: Epoch) -> Option<Abort> {
+        let mut state = self.lock();
+        if state.aborted.is_some_and(|aborted| epoch <= aborted) {
+            return None;
+        }
+        let abort = Abort::new();
+        state.epoch = epoch;
+        state.term_max = state.term_max.max(epoch.term);
+        state.abort = Some(abort.clone());
+        self.steps_done.store(0, Ordering::Relaxed);
+        self.entered.store(0, Ordering::Relaxed);
+        Some(abort)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, ControlState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why an epoch ended on this rank.
+#[derive(Debug, thiserror::Error)]
+enum EpochError {
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    #[error("step refused: {0}")]
+    Refused(#[from] kvasir_kv::StepRefused),
+    #[error("bad epoch: {0}")]
+    Spec(String),
+}
+
+impl EpochError {
+    fn is_abort(&self) -> bool {
+        matches!(
+            self,
+            Self::Collective(CollectiveError::Aborted)
+                | Self::Backend(BackendError::Collective(CollectiveError::Aborted))
+        )
+    }
+
+    fn missing(&self) -> Vec<Rank> {
+        let (Self::Collective(error) | Self::Backend(BackendError::Collective(error))) = self else {
+            return Vec::new();
+        };
+        match error {
+            CollectiveError::DeadlineExceeded { missing, .. } => {
+                missing.iter().map(|rank| Rank(*rank as u32)).collect()
+            }
+            // A peer that left may itself have left because of another: a hint is no blame.
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// An epoch that has begun; without a collective it waits for its peers' endpoints.
+struct RunningEpoch {
+    spec: EpochSpec,
+    listening: Option<Listening>,
+    terms: Terms,
+    collective: Option<Box<dyn Collective>>,
+    books: RankBooks,
+    load: LoadReport,
+}
+
+#[allow(missing_debug_implementations)] // a thread's state, never printed
+pub struct RankWorker<F> {
+    config: RankConfig,
+    backend: Box<dyn Backend>,
+    control: Arc<RankControl>,
+    send: F,
+    epoch: Option<RunningEpoch>,
+    sampler: Sampler,
+    forward: ForwardOutput,
+}
+
+impl<F: FnMut(FromWorker)> RankWorker<F> {
+    /// `send` takes the answers; it may block, and may drop them once nobody listens.
+    pub fn new(config: RankConfig, backend: Box<dyn Backend>, control: Arc<RankControl>, send: F) -> Self {
+        let (sampler, forward) = Default::default();
+        Self {
+            config,
+            backend,
+            control,
+            send,
+            epoch: None,
+            sampler,
+            forward,
+        }
+    }
+
+    /// Works until the sender of `inbox` is dropped.
+    pub fn run(mut self, inbox: &Receiver<ToWorker>) {
+        for message in inbox {
+            self.on(message);
+        }
+    }
+
+    fn on(&mut self, message: ToWorker) {
+        let (epoch, result) = match message {
+            ToWorker::FormEpoch(spec) => (spec.epoch, self.form(spec)),
+            ToWorker::ConnectEpoch { epoch, endpoints } => (epoch, self.connect(epoch, endpoints)),
+            ToWorker::Step(plan) => (plan.epoch, self.step(&plan)),
+            ToWorker::AbortEpoch { epoch } => {
+                self.control.abort(epoch);
+                self.epoch.take_if(|running| running.spec.epoch <= epoch);
+                return;
+            }
+            ToWorker::Refuse { .. } => return,
+        };
+        if let Err(error) = result {
+            self.epoch.take_if(|running| running.spec.epoch == epoch);
+            if !error.is_abort() {
+                tracing::warn!(%epoch, %error, "epoch failed");
+                let (reason, missing) = (error.to_string(), error.missing());
+                (self.send)(FromWorker::EpochFailed { epoch, reason, missing });
+            }
+        }
+    }
+
+    /// Opens an endpoint and tells it at once, so that loading happens while the coordinator collects the others.
+    fn form(&mut self, spec: EpochSpec) -> Result<(), EpochError> {
+        self.epoch = None;
+        let epoch = spec.epoch;
+        let Some(abort) = self.control.begin(epoch) else {
+            return Ok(());
+        };
+        ShardPlan::from_shares(self.backend.layout(), spec.shares.clone())
+            .map_err(|error| EpochError::Spec(error.to_string()))?;
+        if spec.rank.0 as usize >= spec.shares.len() {
+            return Err(EpochError::Spec(format!("rank {} of {}", spec.rank, spec.shares.len())));
+        }
+        let terms = Terms {
+            connect_deadline: self.config.connect_deadline,
+            call_deadline: self.config.collective_deadline,
+            abort,
+            entered: Arc::clone(&self.control.entered),
+        };
+        let seat = Seat {
+            nonce: EpochNonce(spec.nonce),
+            rank: spec.rank.0 as usize,
+            world_size: spec.shares.len(),
+            listen_ip: self.config.listen_ip,
+        };
+        let (listening, endpoint) = Listening::prepare(spec.transport, seat)?;
+        (self.send)(FromWorker::EndpointReady {
+            epoch,
+            endpoint: endpoint.0,
+        });
+        let load = self.backend.begin_epoch(&spec)?;
+        let books = RankBooks::new(&spec);
+        self.epoch = Some(RunningEpoch {
+            spec,
+            listening: Some(listening),
+            terms,
+            collective: None,
+            books,
+            load,
+        });
+        Ok(())
+    }
+
+    fn connect(&mut self, epoch: Epoch, endpoints: Vec<String>) -> Result<(), EpochError> {
+        let Some(running) = self.epoch.as_mut().filter(|running| running.spec.epoch == epoch) else {
+            return Ok(());
+        };
+        let Some(listening) = running.listening.take() else {
+            return Ok(());
+        };
+        let endpoints: Vec<Endpoint> = endpoints.into_iter().map(Endpoint).collect();
+        running.collective = Some(listening.connect(&endpoints, running.terms.clone())?);
+        (self.send)(FromWorker::EpochReady {
+            epoch,
+            load: running.load,
+        });
+        Ok(())
+    }
+
+    fn step(&mut self, plan: &StepPlan) -> Result<(), EpochError> {
+        // A step of an epoch that is over on this rank: the coordinator knows or will know.
+        let Some(running) = self.epoch.as_mut().filter(|running| running.spec.epoch == plan.epoch) else {
+            return Ok(());
+        };
+        let Some(collective) = running.collective.as_deref_mut() else {
+            return Ok(());
+        };
+        let begun = Instant::now();
+        let input = running.books.apply(plan)?;
+        // A step without work only retires sequences; every rank sees it the same way.
+        if !input.work.is_empty() {
+            self.backend.forward(&input.work, collective, &mut self.forward)?;
+        }
+        let picked = sample(
+            &mut self.sampler,
+            self.backend.as_ref(),
+            &input.work,
+            &self.forward,
+            collective,
+        )?;
+        let tokens: Vec<(SequenceId, TokenId)> = picked
+            .iter()
+            .map(|(sequence, picked)| (*sequence, picked.token()))
+            .collect();
+        running.books.commit(&tokens);
+        self.control.steps_done.fetch_add(1, Ordering::Relaxed);
+        let first = running.spec.rank == Rank(0);
+        let output = first.then(|| step_output(plan, &input.work, picked, &self.forward, begun));
+        (self.send)(FromWorker::StepDone {
+            epoch: plan.epoch,
+            step: plan.step,
+            output,
+        });
+        Ok(())
+    }
+}
+
+impl Picked {
+    /// A poisoned sequence goes on with token 0 on the ranks until the coordinator retires it.
+    fn token(&self) -> TokenId {
+        match self {
+            Self::Token(sampled) => sampled.token,
+            Self::Poisoned => TokenId(0),
+        }
+    }
+}
+
+/// The tokens of all rows that sample, equal on every rank.
+fn sample(
+    sampler: &mut Sampler,
+    backend: &dyn Backend,
+    work: &[WorkInput],
+    forward: &ForwardOutput,
+    collective: &mut dyn Collective,
+) -> Result<Vec<(SequenceId, Picked)>, CollectiveError> {
+    let sampled = work.iter().zip(&forward.poisoned).filter(|(work, _)| work.samples);
+    let rows: Vec<SampleRow<'_>> = sampled
+        .map(|(work, &poisoned)| SampleRow {
+            sequence: work.sequence,
+            sampling: &work.sampling,
+            index: work.answer_index(),
+            poisoned,
+        })
+        .collect();
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let units = backend.vocab_units();
+    let share = |row: usize| LogitsShare {
+        logits: &forward.logits[row],
+        summaries: &forward.summaries[row * units.len()..][..units.len()],
+        units,
+    };
+    let picked = sampler.sample(&rows, share, collective)?;
+    Ok(rows.iter().map(|row| row.sequence).zip(picked).collect())
+}
+
+fn step_output(
+    plan: &StepPlan,
+    work: &[WorkInput],
+    picked: Vec<(SequenceId, Picked)>,
+    forward: &ForwardOutput,
+    begun: Instant,
+) -> StepOutput {
+    let mut poisoned: Vec<SequenceId> = work
+        .iter()
+        .zip(&forward.poisoned)
+        .filter(|(_, poisoned)| **poisoned)
+        .map(|(work, _)| work.sequence)
+        .collect();
+    let mut sampled = Vec::with_capacity(picked.len());
+    for (sequence, picked) in picked {
+        match picked {
+            Picked::Token(token) => sampled.push(token),
+            Picked::Poisoned if !poisoned.contains(&sequence) => poisoned.push(sequence),
+            Picked::Poisoned => {}
+        }
+    }
+    let total_us = begun.elapsed().as_micros() as u32;
+    let times = StepTimes {
+        compute_us: total_us.saturating_sub(forward.reduce_us),
+        reduce_us: forward.reduce_us,
+        total_us,
+    };
+    StepOutput {
+        epoch: plan.epoch,
+        step: plan.step,
+        sampled,
+        poisoned,
+        times,
+    }
+}
