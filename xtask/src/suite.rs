@@ -37,7 +37,7 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
         suite.run_checks_and_tests(options)?;
     }
     suite.summarize(Report::read(&report_path));
-    Ok(suite.exit_code())
+    Ok(ExitCode::from(suite.exit_code()))
 }
 
 type Variable = (&'static str, OsString);
@@ -103,7 +103,7 @@ impl Suite {
                 "clippy",
                 &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
             )?;
-            self.run("deny", &["deny", "check", "bans", "licenses"])?;
+            self.run("deny", &["deny", "check", "--hide-inclusion-graph", "bans", "licenses"])?;
         }
         // These very targets, so that nextest finds all it needs and compiles nothing again with other features.
         if !self.run("build", &["build", "--workspace", "--bins", "--tests", "--examples"])? {
@@ -123,7 +123,7 @@ impl Suite {
 
     /// A step that is our own code. Whether it passed.
     fn prepare(&mut self, name: &'static str, step: impl FnOnce() -> Result<Variable>) -> bool {
-        let started = self.announce(name, "");
+        let started = self.announce(format_args!("{name}"));
         match step() {
             Ok(variable) => {
                 self.environment.push(variable);
@@ -142,7 +142,7 @@ impl Suite {
             return Ok(false);
         }
         let mut command = self.cargo(arguments);
-        let started = self.announce(name, process::line(&command));
+        let started = self.announce(format_args!("{name}: {}", process::line(&command)));
         let outcome = match process::run_until(&mut command, self.started + self.limit)? {
             Ended::Exited(status) if status.success() => Outcome::Passed,
             Ended::Exited(status) => {
@@ -175,8 +175,8 @@ impl Suite {
         self.note("no process left behind", started, Outcome::Failed(1));
     }
 
-    fn announce(&self, name: &str, detail: impl Display) -> Instant {
-        say(format_args!("\n== {name}: {detail}"));
+    fn announce(&self, heading: impl Display) -> Instant {
+        say(format_args!("\n== {heading}"));
         Instant::now()
     }
 
@@ -215,13 +215,14 @@ impl Suite {
         }
     }
 
-    fn exit_code(&self) -> ExitCode {
-        let first_failure = self.steps.iter().find_map(|step| match step.outcome {
+    /// That of the first step that failed.
+    fn exit_code(&self) -> u8 {
+        let failures = self.steps.iter().filter_map(|step| match step.outcome {
             Outcome::Passed => None,
             Outcome::Failed(code) => Some(code),
             Outcome::TimedOut => Some(EXIT_TIMED_OUT),
         });
-        ExitCode::from(first_failure.unwrap_or(0))
+        failures.take(1).sum()
     }
 }
 
@@ -245,4 +246,45 @@ impl Display for Step {
 fn say(line: impl Display) {
     let mut output = std::io::stdout().lock();
     let _ = writeln!(output, "{line}").and_then(|()| output.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_failure_decides_the_exit_code() {
+        let mut suite = Suite::new(Duration::ZERO);
+        for outcome in [Outcome::Passed, Outcome::Failed(7), Outcome::TimedOut] {
+            suite.note("step", Instant::now(), outcome);
+        }
+        assert_eq!(suite.exit_code(), 7);
+    }
+
+    #[test]
+    fn a_suite_without_failures_succeeds() {
+        let mut suite = Suite::new(Duration::ZERO);
+        assert!(suite.note("step", Instant::now(), Outcome::Passed));
+        assert_eq!(suite.exit_code(), 0);
+    }
+
+    #[test]
+    fn once_the_time_is_up_no_step_starts() {
+        let _alone = crate::process::tests::alone();
+        let mut suite = Suite::new(Duration::ZERO);
+        assert!(!suite.run("slow", &["--version"]).unwrap());
+        let num_steps = suite.steps.len();
+        assert!(!suite.run("late", &["--version"]).unwrap());
+        assert_eq!(
+            (num_steps, suite.steps.len(), suite.exit_code()),
+            (1, 1, EXIT_TIMED_OUT)
+        );
+    }
+
+    #[test]
+    fn a_failed_preparation_is_a_failed_step() {
+        let mut suite = Suite::new(Duration::ZERO);
+        assert!(!suite.prepare("model", || anyhow::bail!("no network")));
+        assert_eq!(suite.exit_code(), 1);
+    }
 }

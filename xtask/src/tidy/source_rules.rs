@@ -73,8 +73,15 @@ const IO: [&str; 12] = [
     "std::process",
     "std::thread",
 ];
-/// The folders and files of the coordinator that act; all others decide.
-const DRIVERS: [&str; 2] = ["coordinator/src/driver/", "coordinator/src/driver.rs"];
+/// What of the coordinator acts, by the start of its path: the task around the machines, and the doors to clients and
+/// workers. All other files decide.
+const DRIVERS: [&str; 5] = [
+    "coordinator/src/driver.rs",
+    "coordinator/src/driver/",
+    "coordinator/src/generate.rs",
+    "coordinator/src/grpc/",
+    "coordinator/src/token_log.rs",
+];
 const UNSAFE_FILES: [&str; 5] = [
     "model/src/mapped.rs",
     "worker/src/arith/huge.rs",
