@@ -8,7 +8,8 @@ use std::{
 
 use crate::{
     ChatTemplate, ChatTemplateError, CheckpointError, LlamaTensors, Metadata, ModelSpec, TensorView, Tokenizer,
-    cursor::Cursor, llama, mapped::MappedFile, metadata::Entries, spec::TensorFacts, tensor_directory::TensorDirectory,
+    cursor::Cursor, llama, mapped::MappedFile, metadata_entries::Entries, spec::TensorFacts,
+    tensor_directory::TensorDirectory,
 };
 
 const ALIGNMENT_DEFAULT: u32 = 32;

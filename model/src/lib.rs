@@ -19,6 +19,7 @@ mod long_runs;
 #[allow(unsafe_code)]
 mod mapped;
 pub mod metadata;
+mod metadata_entries;
 pub mod numerics;
 pub mod spec;
 mod special_tokens;

@@ -299,7 +299,7 @@ fn a_model_without_a_chat_template_says_so() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn text_survives_a_vocabulary_with_all_bytes(texts in prop::collection::vec(any::<String>(), 20)) {
