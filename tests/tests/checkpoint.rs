@@ -1,5 +1,8 @@
 //! Sound model files: what a checkpoint says about them.
 
+// Helpers of tests are tests too, which clippy does not know.
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use kvasir_kv::TokenId;

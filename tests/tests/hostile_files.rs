@@ -1,5 +1,8 @@
 //! Model files that are cut short, damaged or made to harm: each is an error that says what is wrong.
 
+// Helpers of tests are tests too, which clippy does not know.
+#![allow(clippy::unwrap_used)]
+
 use std::{
     fs,
     path::{Path, PathBuf},

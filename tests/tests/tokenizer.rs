@@ -1,5 +1,8 @@
 //! The tokenizer of the default model against what others make of the same vocabulary.
 
+// Helpers of tests are tests too, which clippy does not know.
+#![allow(clippy::unwrap_used)]
+
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use kvasir_kv::TokenId;
