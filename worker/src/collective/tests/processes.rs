@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 
 use super::group::*;
 use crate::collective::{Collective, CollectiveError, Endpoint, Listening, Terms, Transport};
@@ -82,6 +82,14 @@ impl RankProcess {
         writeln!(self.stdin, "{line}").unwrap();
     }
 
+    /// Returns once all its threads stand still.
+    fn stop(&self) {
+        self.signal(Signal::STOP);
+        let process = Pid::from_child(&self.child);
+        let (_, status) = waitpid(Some(process), WaitOptions::UNTRACED).unwrap().unwrap();
+        assert!(status.stopped());
+    }
+
     fn signal(&self, signal: Signal) {
         rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
@@ -155,7 +163,7 @@ fn connect_to_process(transport: Transport, call_deadline: Duration) -> (Box<dyn
 fn a_rank_that_wakes_up_in_an_old_epoch_disturbs_nobody() {
     let transport = Transport::SharedMemory;
     let (mut old, mut sleeper) = connect_to_process(transport, Duration::from_secs(1));
-    sleeper.signal(Signal::STOP);
+    sleeper.stop();
     sleeper.send("again");
     let outcome = old.all_reduce(&[1; 9], &mut [0.0; 9]);
     assert!(
@@ -171,10 +179,7 @@ fn a_rank_that_wakes_up_in_an_old_epoch_disturbs_nobody() {
             check_all_reduce(collective, round, 2_100).unwrap();
         }
     });
-    assert!(
-        !sleeper.child.wait().unwrap().success(),
-        "its peer is gone, and it says so"
-    );
+    sleeper.wait_for("failed: ");
 }
 
 /// Shared memory does not notice a killed peer: the deadline does, and names it.
