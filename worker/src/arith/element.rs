@@ -9,6 +9,9 @@ pub(super) trait Element {
     /// 16 elements from byte `at`.
     fn load<S: Simd>(s: S, bytes: &[u8], at: usize) -> S::F;
 
+    /// 32 elements from byte `at`.
+    fn load_pair<S: Simd>(s: S, bytes: &[u8], at: usize) -> [S::F; 2];
+
     /// Rounds to 16 elements from byte `at`, and returns whether all are finite.
     fn store<S: Simd>(s: S, x: S::F, bytes: &mut [u8], at: usize) -> bool;
 }
@@ -21,6 +24,11 @@ impl Element for F32 {
     #[inline(always)]
     fn load<S: Simd>(s: S, bytes: &[u8], at: usize) -> S::F {
         s.load_f32_bytes(bytes[at..].first_chunk::<{ 4 * LANES }>().expect("16 elements"))
+    }
+
+    #[inline(always)]
+    fn load_pair<S: Simd>(s: S, bytes: &[u8], at: usize) -> [S::F; 2] {
+        [Self::load(s, bytes, at), Self::load(s, bytes, at + 4 * LANES)]
     }
 
     #[inline(always)]
@@ -42,6 +50,11 @@ impl Element for F16 {
     #[inline(always)]
     fn load<S: Simd>(s: S, bytes: &[u8], at: usize) -> S::F {
         s.load_f16(bytes[at..].first_chunk::<{ 2 * LANES }>().expect("16 elements"))
+    }
+
+    #[inline(always)]
+    fn load_pair<S: Simd>(s: S, bytes: &[u8], at: usize) -> [S::F; 2] {
+        s.load_f16_pair(bytes[at..].first_chunk().expect("32 elements"))
     }
 
     #[inline(always)]

@@ -1,6 +1,11 @@
 //! Tiles of F16 and F32 weights with f32 activations: a chain per sub-block, and the chains' sum in order.
 
-use super::{LANES, SUB_BLOCK, element::Element, matmul::TileFormat, simd::Simd};
+use super::{
+    LANES, SUB_BLOCK,
+    element::Element,
+    matmul::{TileFormat, slices},
+    simd::Simd,
+};
 
 /// Tiles of weights of type E.
 pub(super) struct FloatTile<E>(std::marker::PhantomData<E>);
@@ -21,7 +26,7 @@ impl<E: Element> TileFormat for FloatTile<E> {
         let bytes = E::BYTES * SUB_BLOCK * LANES;
         let mut sums = [[s.splat(0.0); N]; G];
         for pair in 0..sub_blocks / 2 {
-            let records = groups.map(|group| &group[2 * pair * bytes..][..2 * bytes]);
+            let records = slices(groups, 2 * pair * bytes, 2 * bytes);
             let at = 2 * (first_sub_block + 2 * pair) * tokens + first_token;
             if N == 1 {
                 add_float_pair::<S, E, G, N>(s, records, x, tokens, at, &mut sums);
@@ -31,7 +36,7 @@ impl<E: Element> TileFormat for FloatTile<E> {
             }
         }
         if !sub_blocks.is_multiple_of(2) {
-            let records = groups.map(|group| &group[(sub_blocks - 1) * bytes..][..bytes]);
+            let records = slices(groups, (sub_blocks - 1) * bytes, bytes);
             let at = 2 * (first_sub_block + sub_blocks - 1) * tokens + first_token;
             add_float_sub_block::<S, E, G, N, 1>(s, records, 0, x, tokens, at, &mut sums);
         }
@@ -57,7 +62,10 @@ fn add_float_sub_block<S: Simd, E: Element, const G: usize, const N: usize, cons
             .expect("columns of each token");
         for k in 0..LANES {
             let at = ((half * LANES + k) * IN_RECORD + index) * LANES * E::BYTES;
-            let weights = records.map(|record| E::load(s, record, at));
+            let mut weights = [E::load(s, records[0], at); G];
+            for g in 1..G {
+                weights[g] = E::load(s, records[g], at);
+            }
             for n in 0..N {
                 let x = s.splat(x[n][k]);
                 for g in 0..G {
@@ -89,12 +97,9 @@ fn add_float_pair<S: Simd, E: Element, const G: usize, const N: usize>(
         for k in 0..LANES {
             let at = 2 * (half * LANES + k) * LANES * E::BYTES;
             for g in 0..G {
-                inner[g][0] = s.fma(E::load(s, records[g], at), s.splat(x0[k]), inner[g][0]);
-                inner[g][1] = s.fma(
-                    E::load(s, records[g], at + LANES * E::BYTES),
-                    s.splat(x1[k]),
-                    inner[g][1],
-                );
+                let weights = E::load_pair(s, records[g], at);
+                inner[g][0] = s.fma(weights[0], s.splat(x0[k]), inner[g][0]);
+                inner[g][1] = s.fma(weights[1], s.splat(x1[k]), inner[g][1]);
             }
         }
     }

@@ -5,7 +5,7 @@ use kvasir_model::WeightType;
 use super::{
     Int8Rows, SUB_BLOCK,
     element::{Element, F16},
-    matmul::TileFormat,
+    matmul::{TileFormat, slices},
     packed_format::{Q8_0_ZERO_POINT, SCALES_BYTES, sub_block_bytes},
     simd::Simd,
 };
@@ -43,9 +43,11 @@ impl QuantFormat for Q8_0 {
         x: &[[i8; SUB_BLOCK]; N],
         sums: &mut [[S::I; N]; G],
     ) {
-        let quants = quants.map(|quants| quants.first_chunk::<8>().expect("a sub-block has 8 quads"));
         for quad in 0..8 {
-            let weights = quants.map(|quants| s.weights(&quants[quad]));
+            let mut weights = [s.weights(&quants[0][quad]); G];
+            for g in 1..G {
+                weights[g] = s.weights(&quants[g][quad]);
+            }
             for n in 0..N {
                 let x = &x[n].as_chunks::<4>().0[quad];
                 for g in 0..G {
@@ -70,9 +72,11 @@ impl QuantFormat for Q4_1 {
         x: &[[i8; SUB_BLOCK]; N],
         sums: &mut [[S::I; N]; G],
     ) {
-        let quants = quants.map(|quants| quants.first_chunk::<4>().expect("a sub-block has 4 pairs of quads"));
         for quad in 0..4 {
-            let weights = quants.map(|quants| s.nibbles(&quants[quad]));
+            let mut weights = [s.nibbles(&quants[0][quad]); G];
+            for g in 1..G {
+                weights[g] = s.nibbles(&quants[g][quad]);
+            }
             for n in 0..N {
                 let x = x[n].as_chunks::<4>().0;
                 for g in 0..G {
@@ -100,13 +104,13 @@ impl<Q: QuantFormat> TileFormat for Int8Tile<Q> {
         let bytes = sub_block_bytes(Q::WEIGHT_TYPE);
         let mut sums = [[s.splat(0.0); N]; G];
         for pair in 0..sub_blocks / 2 {
-            let records = groups.map(|group| &group[2 * pair * bytes..][..2 * bytes]);
+            let records = slices(groups, 2 * pair * bytes, 2 * bytes);
             let at = (first_sub_block + 2 * pair) * tokens + first_token;
             add_sub_block::<S, Q, G, N, 2>(s, records, 0, x, at, &mut sums);
             add_sub_block::<S, Q, G, N, 2>(s, records, 1, x, at + tokens, &mut sums);
         }
         if !sub_blocks.is_multiple_of(2) {
-            let records = groups.map(|group| &group[(sub_blocks - 1) * bytes..][..bytes]);
+            let records = slices(groups, (sub_blocks - 1) * bytes, bytes);
             let at = (first_sub_block + sub_blocks - 1) * tokens + first_token;
             add_sub_block::<S, Q, G, N, 1>(s, records, 0, x, at, &mut sums);
         }
@@ -150,7 +154,7 @@ fn add_sub_block<S: Simd, Q: QuantFormat, const G: usize, const N: usize, const 
         &mut dots,
     );
 
-    let scales = records.map(|record| F16::load(s, record, index * SCALES_BYTES));
+    let scales = load_each(s, records, index * SCALES_BYTES);
     let x_scales = x.scales[at..].first_chunk::<N>().expect("a scale per token");
     for n in 0..N {
         let x_scale = s.splat(x_scales[n]);
@@ -159,7 +163,7 @@ fn add_sub_block<S: Simd, Q: QuantFormat, const G: usize, const N: usize, const 
         }
     }
     if Q::HAS_MIN {
-        let mins = records.map(|record| F16::load(s, record, mins_at + index * SCALES_BYTES));
+        let mins = load_each(s, records, mins_at + index * SCALES_BYTES);
         let scaled_sums = x.scaled_sums[at..].first_chunk::<N>().expect("a scaled sum per token");
         for n in 0..N {
             let scaled_sum = s.splat(scaled_sums[n]);
@@ -168,4 +172,14 @@ fn add_sub_block<S: Simd, Q: QuantFormat, const G: usize, const N: usize, const 
             }
         }
     }
+}
+
+/// The 16 scales or mins at byte `at` of each record.
+#[inline(always)]
+fn load_each<S: Simd, const G: usize>(s: S, records: [&[u8]; G], at: usize) -> [S::F; G] {
+    let mut loaded = [F16::load(s, records[0], at); G];
+    for g in 1..G {
+        loaded[g] = F16::load(s, records[g], at);
+    }
+    loaded
 }

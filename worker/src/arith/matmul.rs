@@ -185,6 +185,10 @@ pub(super) trait TileFormat {
     ) -> [[S::F; N]; G];
 }
 
+/// From this number of tokens on, computing costs more than reading the weights: two row groups then share each load of an
+/// activation. Below, one row group at a time keeps the weights one sequential stream.
+const TOKENS_OF_PAIRS_MIN: usize = 12;
+
 struct Multiply<'a, T: TileFormat> {
     units: &'a [UnitColumns<'a>],
     groups: Range<usize>,
@@ -202,7 +206,7 @@ impl<T: TileFormat> Kernel for Multiply<'_, T> {
             return self.stream(s);
         }
         let mut group = self.groups.start;
-        if S::TILE.0 == 2 {
+        if S::TILE.0 == 2 && self.tokens >= TOKENS_OF_PAIRS_MIN {
             while group + 2 <= self.groups.end {
                 self.all_tokens::<S, 2>(s, group);
                 group += 2;
@@ -273,4 +277,14 @@ impl<T: TileFormat> Multiply<'_, T> {
             }
         }
     }
+}
+
+/// `len` bytes from `start` of each.
+#[inline(always)]
+pub(super) fn slices<const G: usize>(groups: [&[u8]; G], start: usize, len: usize) -> [&[u8]; G] {
+    let mut slices = groups;
+    for g in 0..G {
+        slices[g] = &groups[g][start..][..len];
+    }
+    slices
 }

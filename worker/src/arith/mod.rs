@@ -10,6 +10,10 @@
 //!
 //! What is absent here: threads, ranks, models. Callers split the work; these functions run on the caller's thread.
 
+// Kernels index arrays of registers in loops of constant bounds: these unroll, and closures would not be compiled for the
+// instruction set of their caller.
+#![allow(clippy::needless_range_loop)]
+
 pub mod attend;
 mod element;
 mod elementwise;

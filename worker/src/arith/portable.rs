@@ -9,7 +9,11 @@ pub(super) struct Portable;
 
 #[inline(always)]
 fn map(f: impl Fn(usize) -> f32) -> [f32; LANES] {
-    std::array::from_fn(f)
+    let mut lanes = [0.0; LANES];
+    for i in 0..LANES {
+        lanes[i] = f(i);
+    }
+    lanes
 }
 
 impl Simd for Portable {
@@ -42,6 +46,14 @@ impl Simd for Portable {
     #[inline(always)]
     fn load_f16(self, x: &[u8; 2 * LANES]) -> Self::F {
         map(|i| f16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32())
+    }
+
+    #[inline(always)]
+    fn load_f16_pair(self, x: &[u8; 4 * LANES]) -> [Self::F; 2] {
+        let [low, high] = x.as_chunks().0 else {
+            unreachable!("32 elements are two vectors")
+        };
+        [self.load_f16(low), self.load_f16(high)]
     }
 
     #[inline(always)]
@@ -140,7 +152,12 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn nibbles(self, x: &[u8; 64]) -> (Self::W, Self::W) {
-        (x.map(|byte| byte & 15), x.map(|byte| byte >> 4))
+        let (mut low, mut high) = (*x, *x);
+        for i in 0..x.len() {
+            low[i] &= 15;
+            high[i] >>= 4;
+        }
+        (low, high)
     }
 
     #[inline(always)]

@@ -24,6 +24,8 @@ pub(super) trait Simd: Copy {
     fn load_f32_bytes(self, x: &[u8; 4 * LANES]) -> Self::F;
     /// 16 f16, little endian.
     fn load_f16(self, x: &[u8; 2 * LANES]) -> Self::F;
+    /// 32 f16, little endian. One load: a line of memory is asked for once, in the order of the stream.
+    fn load_f16_pair(self, x: &[u8; 4 * LANES]) -> [Self::F; 2];
     fn store_f16(self, x: Self::F, out: &mut [u8; 2 * LANES]);
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;

@@ -98,6 +98,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_f16_pair(self, x: &[u8; 4 * LANES]) -> [Self::F; 2] {
+        let [low, high] = halves::<u8, 32>(x);
+        [self.load_f16(low), self.load_f16(high)]
+    }
+
+    #[inline(always)]
     fn store_f16(self, x: Self::F, out: &mut [u8; 2 * LANES]) {
         for (x, out) in x.into_iter().zip(out.as_chunks_mut::<16>().0) {
             intrinsics!(_mm_storeu_si128(
@@ -154,11 +160,13 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn pow2(self, n: Self::F) -> Self::F {
         intrinsics!({
-            let pow2 = |n| {
-                let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
-            };
-            [pow2(n[0]), pow2(n[1])]
+            let bias = _mm256_set1_epi32(127);
+            let low = _mm256_add_epi32(_mm256_cvtps_epi32(n[0]), bias);
+            let high = _mm256_add_epi32(_mm256_cvtps_epi32(n[1]), bias);
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(high)),
+            ]
         })
     }
 
@@ -232,64 +240,61 @@ impl Simd for Avx2 {
         let pairs = self.weights(x);
         intrinsics!({
             let low = _mm256_set1_epi8(15);
-            let high = |pairs| _mm256_and_si256(_mm256_srli_epi16::<4>(pairs), low);
+            let [high_0, high_1] = [_mm256_srli_epi16::<4>(pairs[0]), _mm256_srli_epi16::<4>(pairs[1])];
             (
                 [_mm256_and_si256(pairs[0], low), _mm256_and_si256(pairs[1], low)],
-                [high(pairs[0]), high(pairs[1])],
+                [_mm256_and_si256(high_0, low), _mm256_and_si256(high_1, low)],
             )
         })
     }
 
     /// In 16-bit products: `maddubs` would saturate, since 2 * 255 * 127 exceeds i16.
     #[inline(always)]
-    fn dot(self, sum: Self::I, weights: Self::W, x: &[i8; 4]) -> Self::I {
+    fn dot(self, mut sum: Self::I, weights: Self::W, x: &[i8; 4]) -> Self::I {
         intrinsics!({
-            let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)));
+            let x = _mm256_set1_epi32(bytemuck::cast::<[i8; 4], i32>(*x));
             let even_x = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
             let odd_x = _mm256_srai_epi16::<8>(x);
-            let add = |sum, weights| {
-                let even = _mm256_and_si256(weights, _mm256_set1_epi16(0xff));
-                let odd = _mm256_srli_epi16::<8>(weights);
+            for half in 0..2 {
+                let even = _mm256_and_si256(weights[half], _mm256_set1_epi16(0xff));
+                let odd = _mm256_srli_epi16::<8>(weights[half]);
                 let dot = _mm256_add_epi32(_mm256_madd_epi16(even, even_x), _mm256_madd_epi16(odd, odd_x));
-                _mm256_add_epi32(sum, dot)
-            };
-            [add(sum[0], weights[0]), add(sum[1], weights[1])]
-        })
+                sum[half] = _mm256_add_epi32(sum[half], dot);
+            }
+        });
+        sum
     }
 
     /// `maddubs` cannot saturate here: 2 * 15 * 128 fits i16.
     #[inline(always)]
-    fn dot_nibbles(self, sum: Self::I, weights: Self::W, x: &[i8; 4]) -> Self::I {
+    fn dot_nibbles(self, mut sum: Self::I, weights: Self::W, x: &[i8; 4]) -> Self::I {
         intrinsics!({
-            let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)));
-            let add = |sum, weights| {
-                let pairs = _mm256_maddubs_epi16(weights, x);
-                _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-            };
-            [add(sum[0], weights[0]), add(sum[1], weights[1])]
-        })
+            let x = _mm256_set1_epi32(bytemuck::cast::<[i8; 4], i32>(*x));
+            for half in 0..2 {
+                let pairs = _mm256_maddubs_epi16(weights[half], x);
+                sum[half] = _mm256_add_epi32(sum[half], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            }
+        });
+        sum
     }
 
     #[inline(always)]
     fn add_fixed(self, x: Self::F, sums: &mut [i64; LANES]) -> bool {
         let size = self.abs(x);
         let mut all_in_bounds = true;
-        for (half, sums) in sums.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let [sums_low, sums_high] = sums.as_chunks_mut::<4>().0 else {
-                unreachable!("8 lanes are two registers")
-            };
+        for half in 0..2 {
             intrinsics!({
                 let in_bounds = _mm256_cmp_ps::<_CMP_LT_OQ>(size[half], _mm256_set1_ps(PARTIAL_BOUND));
                 all_in_bounds &= _mm256_movemask_ps(in_bounds) == 0xff;
                 let x = _mm256_and_ps(x[half], in_bounds);
-                for (x, sums) in [
-                    (_mm256_castps256_ps128(x), sums_low),
-                    (_mm256_extractf128_ps::<1>(x), sums_high),
-                ] {
+                let quarters = [_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x)];
+                for quarter in 0..2 {
                     // Adding 1.5 * 2^52 rounds |x| < 2^51 to an integer, ties to even, and leaves it in the low bits.
                     let magic = _mm256_set1_pd(6_755_399_441_055_744.0);
-                    let shifted = _mm256_fmadd_pd(_mm256_cvtps_pd(x), _mm256_set1_pd((1 << 30) as f64), magic);
+                    let x = _mm256_cvtps_pd(quarters[quarter]);
+                    let shifted = _mm256_fmadd_pd(x, _mm256_set1_pd((1 << 30) as f64), magic);
                     let fixed = _mm256_sub_epi64(_mm256_castpd_si256(shifted), _mm256_castpd_si256(magic));
+                    let sums = &mut sums[8 * half + 4 * quarter..][..4];
                     let sum = _mm256_add_epi64(_mm256_loadu_si256(sums.as_ptr().cast()), fixed);
                     _mm256_storeu_si256(sums.as_mut_ptr().cast(), sum);
                 }

@@ -74,6 +74,17 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_f16_pair(self, x: &[u8; 4 * LANES]) -> [__m512; 2] {
+        intrinsics!({
+            let both = _mm512_loadu_si512(x.as_ptr().cast());
+            [
+                _mm512_cvtph_ps(_mm512_castsi512_si256(both)),
+                _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(both)),
+            ]
+        })
+    }
+
+    #[inline(always)]
     fn store_f16(self, x: __m512, out: &mut [u8; 2 * LANES]) {
         intrinsics!(_mm256_storeu_si256(
             out.as_mut_ptr().cast(),
@@ -191,7 +202,7 @@ impl Simd for Avx512 {
         intrinsics!(_mm512_dpbusd_epi32(
             sum,
             weights,
-            _mm512_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)))
+            _mm512_set1_epi32(bytemuck::cast::<[i8; 4], i32>(*x))
         ))
     }
 
@@ -227,10 +238,9 @@ impl Simd for Avx512 {
             let [low, high] = sums.as_chunks::<8>().0 else {
                 unreachable!("16 lanes are two registers")
             };
-            let [low, high] = [low, high].map(|sums| {
-                let sums = _mm512_cvtepi64_pd(_mm512_loadu_si512(sums.as_ptr().cast()));
-                _mm512_cvtpd_ps(_mm512_mul_pd(sums, unit))
-            });
+            let low = _mm512_mul_pd(_mm512_cvtepi64_pd(_mm512_loadu_si512(low.as_ptr().cast())), unit);
+            let high = _mm512_mul_pd(_mm512_cvtepi64_pd(_mm512_loadu_si512(high.as_ptr().cast())), unit);
+            let (low, high) = (_mm512_cvtpd_ps(low), _mm512_cvtpd_ps(high));
             _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high)
         })
     }
