@@ -243,7 +243,7 @@ impl Driver {
             Command::Event(event) => self.deliver_if_known(event),
             Command::Status(reply) => {
                 // Whoever asked may have gone away.
-                let _ = reply.send(self.cluster.status(self.now()));
+                let _ = reply.send(self.cluster.status());
             }
         }
     }
@@ -284,7 +284,11 @@ impl Driver {
                     log.append(index, token);
                 }
             }
-            Effect::Finished { sequence, reason, usage } => self.end_log(sequence, Ending::Finished { reason, usage }),
+            Effect::Finished {
+                sequence,
+                reason,
+                usage,
+            } => self.end_log(sequence, Ending::Finished { reason, usage }),
             Effect::Failed { sequence, error } => self.end_log(sequence, Ending::Failed(error)),
             news => self.report(news),
         }
@@ -350,8 +354,9 @@ impl Driver {
     }
 
     fn publish_readiness(&self) {
-        let ready = self.cluster.status(self.now()).is_ready();
-        self.ready.send_if_modified(|was| std::mem::replace(was, ready) != ready);
+        let ready = self.cluster.status().is_ready();
+        self.ready
+            .send_if_modified(|was| std::mem::replace(was, ready) != ready);
     }
 
     fn end(&mut self) {

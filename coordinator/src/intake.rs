@@ -268,7 +268,10 @@ impl Intake {
             Ok(len) if len < context_len => len,
             _ => {
                 let prompt_len = prompt.len() as u64;
-                return Err(RequestError::PromptTooLong { prompt_len, context_len });
+                return Err(RequestError::PromptTooLong {
+                    prompt_len,
+                    context_len,
+                });
             }
         };
         match max_tokens {
@@ -296,7 +299,11 @@ impl Intake {
 }
 
 fn name_or_new(name: String) -> RequestId {
-    RequestId(if name.is_empty() { Uuid::new_v4().to_string() } else { name })
+    RequestId(if name.is_empty() {
+        Uuid::new_v4().to_string()
+    } else {
+        name
+    })
 }
 
 fn resolve(sampling: v1::SamplingParams) -> Sampling {

@@ -1,22 +1,32 @@
 //! The brain of the cluster: scheduler, group and recovery as state machines without I/O, and the drivers around them.
 
+mod answer_text;
 pub mod cluster;
 pub mod config;
 mod detector;
+mod driver;
 pub mod event;
 mod formation;
+mod generate;
 mod group;
+mod grpc;
+mod intake;
 mod loss;
 mod planner;
 mod recovery;
 mod scheduler;
+mod running_requests;
 mod sequence;
+mod server;
 mod snapshot;
 pub mod status;
 mod step_books;
+mod stop_strings;
+mod token_log;
 mod workers;
 
 pub use cluster::Cluster;
 pub use config::ClusterConfig;
 pub use event::{Effect, Event, LossCause, Now, SequenceError, SessionId, Usage};
+pub use server::{CoordinatorConfig, CoordinatorError, run};
 pub use status::ClusterStatus;

@@ -12,7 +12,10 @@ use crate::{SequenceError, Usage};
 /// How an answer ended.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Ending {
-    Finished { reason: FinishReason, usage: Usage },
+    Finished {
+        reason: FinishReason,
+        usage: Usage,
+    },
     Failed(SequenceError),
     /// The coordinator goes away; any other can go on with the answer.
     Shutdown,

@@ -1,0 +1,112 @@
+//! `kvasir.v1.Cluster`: a worker's stream. It begins with a hello; its end is the end of the worker's lease.
+
+use std::time::Duration;
+
+use kvasir_kv::WorkerInfo;
+use kvasir_proto::{
+    convert::{self, Arrival},
+    v1::{self, cluster_server::Cluster},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, warn};
+
+use super::status;
+use crate::{
+    SessionId,
+    driver::{ClusterHandle, WorkerLink},
+};
+
+/// A worker that reads is never behind by more than its steps in flight and an epoch's few messages.
+const OUTBOX_MAX: usize = 256;
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub struct ClusterService {
+    cluster: ClusterHandle,
+    sessions: TaskTracker,
+}
+
+impl ClusterService {
+    /// `sessions` tracks one task per worker.
+    pub fn new(cluster: ClusterHandle, sessions: TaskTracker) -> Self {
+        Self { cluster, sessions }
+    }
+}
+
+#[tonic::async_trait]
+impl Cluster for ClusterService {
+    type JoinStream = ReceiverStream<Result<v1::ToWorker, Status>>;
+
+    async fn join(&self, request: Request<Streaming<v1::FromWorker>>) -> Result<Response<Self::JoinStream>, Status> {
+        let mut inbound = request.into_inner();
+        let info = tokio::time::timeout(HELLO_DEADLINE, read_hello(&mut inbound))
+            .await
+            .map_err(|_| status::bad_hello(format!("no hello within {} s", HELLO_DEADLINE.as_secs())))??;
+        let session = self.cluster.next_session();
+        let (outbox, outbound) = mpsc::channel(OUTBOX_MAX);
+        let closing = CancellationToken::new();
+        let link = WorkerLink {
+            outbox,
+            closing: closing.clone(),
+        };
+        let joined = self.cluster.join(session, info, link).await;
+        joined.map_err(status::shutting_down)?;
+        self.sessions
+            .spawn(listen(self.cluster.clone(), session, inbound, closing));
+        Ok(Response::new(ReceiverStream::new(outbound)))
+    }
+}
+
+async fn read_hello(inbound: &mut Streaming<v1::FromWorker>) -> Result<WorkerInfo, Status> {
+    let first = inbound.message().await?;
+    let first = first.ok_or_else(|| status::bad_hello("the stream ended before a hello".to_owned()))?;
+    match convert::parse_from_worker(first) {
+        Ok(Arrival::Hello(info)) => Ok(info),
+        Ok(Arrival::Message(_)) => Err(status::bad_hello("the first message must be a hello".to_owned())),
+        Err(error) => Err(status::bad_hello(error.to_string())),
+    }
+}
+
+/// Delivers what a worker says until its stream ends, it talks nonsense, or nobody listens any more.
+async fn listen(
+    cluster: ClusterHandle,
+    session: SessionId,
+    mut inbound: Streaming<v1::FromWorker>,
+    closing: CancellationToken,
+) {
+    loop {
+        let message = tokio::select! {
+            biased;
+            () = closing.cancelled() => break,
+            message = inbound.message() => message,
+        };
+        let message = match message {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            Err(error) => {
+                debug!(%session, %error, "worker's stream broke");
+                break;
+            }
+        };
+        match convert::parse_from_worker(message) {
+            Ok(Arrival::Message(message)) => {
+                if cluster.from_worker(session, message).await.is_err() {
+                    break;
+                }
+            }
+            Ok(Arrival::Hello(info)) => {
+                warn!(%session, worker = %info.id, "second hello on one stream");
+                break;
+            }
+            Err(error) => {
+                warn!(%session, %error, "message that cannot be read");
+                break;
+            }
+        }
+    }
+    // Nobody needs to know if the driver is gone.
+    let _ = cluster.worker_gone(session).await;
+}

@@ -1,0 +1,117 @@
+//! Errors as gRPC statuses. Every one carries `kvasir-error`, the name of what happened: a client that sees an error
+//! without it knows that the connection broke, and may resume.
+
+use kvasir_kv::FinishReason;
+use tonic::{Code, Status, metadata::MetadataValue};
+
+use crate::{SequenceError, driver::ShuttingDown, intake::RequestError, running_requests::AlreadyRunning};
+
+/// Metadata: what happened, in one word.
+pub const ERROR_NAME: &str = "kvasir-error";
+/// Metadata: when it is worth trying again.
+pub const RETRY_AFTER: &str = "retry-after-ms";
+
+/// A place in the queue comes free when some sequence ends: seconds, not milliseconds.
+const QUEUE_RETRY_MS: u64 = 1000;
+const SHUTDOWN_RETRY_MS: u64 = 500;
+
+pub fn sequence_error(error: &SequenceError) -> Status {
+    let (code, name, retry_ms) = match error {
+        SequenceError::Unavailable { .. } => (Code::Unavailable, "unavailable", None),
+        SequenceError::QueueFull { .. } => (Code::ResourceExhausted, "queue_full", Some(QUEUE_RETRY_MS)),
+        SequenceError::TooFewBlocks { .. } => (Code::ResourceExhausted, "too_few_blocks", None),
+        SequenceError::TooLong { .. } => (Code::InvalidArgument, "too_long", None),
+        SequenceError::Empty { .. } => (Code::InvalidArgument, "empty", None),
+        SequenceError::Duplicate(_) => (Code::AlreadyExists, "duplicate", None),
+        SequenceError::Numerical { .. } => return numerical(&error.to_string()),
+    };
+    status(code, name, error.to_string(), retry_ms)
+}
+
+/// Endings that are no answer are errors.
+pub fn check_finished(reason: FinishReason) -> Result<(), Status> {
+    match reason {
+        FinishReason::Stop | FinishReason::Length | FinishReason::Cancelled => Ok(()),
+        FinishReason::Numerical => Err(numerical("a sum left the range of the exact reduce")),
+        FinishReason::Deadline => Err(deadline("the request's deadline passed".to_owned())),
+    }
+}
+
+pub fn request_error(error: &RequestError) -> Status {
+    match error {
+        RequestError::OtherNumerics { .. } => {
+            status(Code::FailedPrecondition, "other_numerics", error.to_string(), None)
+        }
+        RequestError::DeadlinePassed { .. } => deadline(error.to_string()),
+        RequestError::Tokenizer(_) => status(Code::Internal, "tokenizer", error.to_string(), None),
+        _ => status(Code::InvalidArgument, "invalid_request", error.to_string(), None),
+    }
+}
+
+pub fn already_running(error: AlreadyRunning) -> Status {
+    status(Code::AlreadyExists, "already_running", error.to_string(), None)
+}
+
+pub fn shutting_down(error: ShuttingDown) -> Status {
+    status(
+        Code::Unavailable,
+        "shutting_down",
+        error.to_string(),
+        Some(SHUTDOWN_RETRY_MS),
+    )
+}
+
+pub fn internal(what: &str) -> Status {
+    status(Code::Internal, "internal", what.to_owned(), None)
+}
+
+/// A worker's first message is not a hello, or cannot be read.
+pub fn bad_hello(why: String) -> Status {
+    status(Code::InvalidArgument, "bad_hello", why, None)
+}
+
+fn numerical(message: &str) -> Status {
+    status(Code::DataLoss, "numerical", format!("NUMERICAL: {message}"), None)
+}
+
+fn deadline(message: String) -> Status {
+    status(Code::DeadlineExceeded, "deadline", message, None)
+}
+
+fn status(code: Code, name: &'static str, message: String, retry_ms: Option<u64>) -> Status {
+    let mut status = Status::new(code, message);
+    status
+        .metadata_mut()
+        .insert(ERROR_NAME, MetadataValue::from_static(name));
+    if let Some(retry_ms) = retry_ms {
+        status.metadata_mut().insert(RETRY_AFTER, MetadataValue::from(retry_ms));
+    }
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_says_when_to_come_back() {
+        let status = sequence_error(&SequenceError::QueueFull {
+            waiting: 9,
+            queue_max: 9,
+        });
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(status.metadata().get(RETRY_AFTER).unwrap(), "1000");
+        assert!(status.message().contains('9'));
+    }
+
+    #[test]
+    fn a_numerical_failure_is_named() {
+        for status in [
+            sequence_error(&SequenceError::Numerical { index: 3 }),
+            check_finished(FinishReason::Numerical).unwrap_err(),
+        ] {
+            assert_eq!(status.code(), Code::DataLoss);
+            assert!(status.message().starts_with("NUMERICAL"));
+        }
+    }
+}

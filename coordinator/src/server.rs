@@ -1,0 +1,259 @@
+//! A coordinator as deployed: one listener, its services, and the driver behind them.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use kvasir_kv::{CellLayout, CellLayoutError, KvDtype, NumericsId, UnitLayout};
+use kvasir_model::{BackendKind, Checkpoint, CheckpointError, WeightMode, numerics_id};
+use kvasir_proto::{
+    FILE_DESCRIPTOR_SET,
+    v1::{
+        admin_server::AdminServer,
+        cluster_server::ClusterServer,
+        inference_server::{InferenceServer, SERVICE_NAME as INFERENCE},
+    },
+};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{
+    service::Routes,
+    transport::{Server, server::TcpIncoming},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tracing::{info, warn};
+
+use crate::{
+    Cluster, ClusterConfig,
+    driver::{ClusterHandle, Driver},
+    grpc::{AdminService, ClusterService, InferenceService},
+    intake::{Intake, random_seed},
+};
+
+/// A connection whose peer does not answer for so long is closed.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams have ended by themselves long before; this is for clients that do not let go.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+
+/// What an operator decides.
+#[derive(Clone, PartialEq, Debug)]
+pub struct CoordinatorConfig {
+    pub model: PathBuf,
+    /// The group forms when so many have joined.
+    pub workers: u32,
+    pub kv_dtype: KvDtype,
+    pub weight_mode: WeightMode,
+    pub backend: BackendKind,
+    pub block_size: u32,
+    /// Reduce over TCP also where ranks share a host.
+    pub force_tcp: bool,
+    /// Holds for requests that name no timeout.
+    pub request_timeout: Duration,
+    /// How long a request waits for a group that can serve it.
+    pub unavailable_wait_max: Duration,
+    /// Sequences that wait; one more is refused.
+    pub queue_max: u32,
+}
+
+impl CoordinatorConfig {
+    pub fn new(model: PathBuf, workers: u32) -> Self {
+        Self {
+            model,
+            workers,
+            kv_dtype: KvDtype::F16,
+            weight_mode: WeightMode::File,
+            backend: BackendKind::Canonical,
+            block_size: 64,
+            force_tcp: false,
+            request_timeout: Duration::from_secs(600),
+            unavailable_wait_max: Duration::from_secs(60),
+            queue_max: 256,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CoordinatorError {
+    #[error("{}: {source}", path.display())]
+    Model { path: PathBuf, source: CheckpointError },
+    #[error("0 workers serve nothing; 1 or more are needed")]
+    NoWorkers,
+    #[error(transparent)]
+    BlockSize(#[from] CellLayoutError),
+    #[error("cannot listen: {source}")]
+    Listen { source: io::Error },
+    #[error("the server failed: {source}")]
+    Server { source: tonic::transport::Error },
+    #[error("a coordinator task ended before its time: {what}")]
+    Task { what: String },
+}
+
+/// What the coordinator needs of a model: no weights.
+struct ServedModel {
+    name: String,
+    numerics_id: NumericsId,
+    layout: UnitLayout,
+    cell: CellLayout,
+    intake: Arc<Intake>,
+}
+
+/// Serves on `listener` until `shutdown`. Then answers end with UNAVAILABLE and workers see their streams end.
+pub async fn run(
+    listener: TcpListener,
+    config: CoordinatorConfig,
+    shutdown: CancellationToken,
+) -> Result<(), CoordinatorError> {
+    let address = listener
+        .local_addr()
+        .map_err(|source| CoordinatorError::Listen { source })?;
+    let opening = {
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || open(&config))
+    };
+    let model = opening.await.map_err(ended_early)??;
+    let (driver, cluster) = Driver::new(Cluster::new(cluster_config(&config, &model), model.layout.clone()));
+    let tasks = TaskTracker::new();
+    let driving = tasks.spawn(drive(driver, shutdown.clone()));
+    info!(%address, model = model.name, numerics_id = %model.numerics_id, workers = config.workers, "coordinator listens");
+    let routes = routes(&config, model, &cluster, &tasks, &shutdown);
+    let served = serve(listener, routes, &shutdown).await;
+    shutdown.cancel();
+    tasks.close();
+    if tokio::time::timeout(SHUTDOWN_GRACE, tasks.wait()).await.is_err() {
+        warn!("some tasks did not end in time");
+        return served;
+    }
+    driving.await.map_err(ended_early)?;
+    served
+}
+
+fn open(config: &CoordinatorConfig) -> Result<ServedModel, CoordinatorError> {
+    if config.workers == 0 {
+        return Err(CoordinatorError::NoWorkers);
+    }
+    let model_error = |source| CoordinatorError::Model {
+        path: config.model.clone(),
+        source,
+    };
+    let checkpoint = Checkpoint::open(&config.model).map_err(model_error)?;
+    let spec = checkpoint.spec();
+    let cell = CellLayout::new(spec.num_layers, spec.head_dim, config.block_size, config.kv_dtype)?;
+    let tokenizer = Arc::new(checkpoint.tokenizer().map_err(model_error)?);
+    let numerics_id = numerics_id(
+        &checkpoint.content_hash(),
+        config.backend,
+        config.kv_dtype,
+        config.weight_mode,
+    );
+    let chat_template = checkpoint.chat_template().inspect_err(|error| warn!(%error, "no chat"));
+    let intake = Intake::new(
+        tokenizer,
+        chat_template.ok(),
+        spec.bos_token.filter(|_| spec.add_bos),
+        spec.context_len,
+        numerics_id,
+        config.request_timeout,
+    );
+    Ok(ServedModel {
+        name: name(&checkpoint),
+        numerics_id,
+        layout: checkpoint.unit_layout(config.weight_mode).map_err(model_error)?,
+        cell,
+        intake: Arc::new(intake),
+    })
+}
+
+/// What the file calls itself, else the file's name.
+fn name(checkpoint: &Checkpoint) -> String {
+    match checkpoint.spec().name.as_str() {
+        "" => {
+            let stem = checkpoint.path().file_stem().unwrap_or_default();
+            stem.to_string_lossy().into_owned()
+        }
+        name => name.to_owned(),
+    }
+}
+
+fn cluster_config(config: &CoordinatorConfig, model: &ServedModel) -> ClusterConfig {
+    ClusterConfig {
+        numerics_id: Some(model.numerics_id),
+        force_tcp: config.force_tcp,
+        nonce_seed: random_seed(),
+        queue_max: config.queue_max,
+        unavailable_wait_max: config.unavailable_wait_max,
+        ..ClusterConfig::new(config.workers, model.cell)
+    }
+}
+
+/// A driver that panics takes the server with it: nothing would ever answer again.
+async fn drive(driver: Driver, shutdown: CancellationToken) {
+    let _guard = shutdown.clone().drop_guard();
+    driver.run(shutdown).await;
+}
+
+fn routes(
+    config: &CoordinatorConfig,
+    model: ServedModel,
+    cluster: &ClusterHandle,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> Routes {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    tasks.spawn(report_health(reporter, cluster.ready(), shutdown.clone()));
+    let admin = AdminService::new(cluster.clone(), model.name, model.numerics_id, config.workers);
+    let inference = InferenceService::new(cluster.clone(), model.intake);
+    let workers = ClusterService::new(cluster.clone(), tasks.clone());
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let embedded = "descriptors that the build made";
+    Routes::new(health)
+        .add_service(InferenceServer::new(inference))
+        .add_service(AdminServer::new(admin))
+        .add_service(ClusterServer::new(workers))
+        .add_service(reflection().build_v1().expect(embedded))
+        // grpcurl before 1.9 asks for this one only.
+        .add_service(reflection().build_v1alpha().expect(embedded))
+}
+
+/// `""` is the whole server. The admin service answers always; answers come only while a group serves.
+async fn report_health(reporter: HealthReporter, mut ready: watch::Receiver<bool>, shutdown: CancellationToken) {
+    loop {
+        let status = match *ready.borrow_and_update() {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
+        };
+        for service in ["", INFERENCE] {
+            reporter.set_service_status(service, status).await;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = ready.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn serve(listener: TcpListener, routes: Routes, shutdown: &CancellationToken) -> Result<(), CoordinatorError> {
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, shutdown.cancelled());
+    let out_of_grace = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(SHUTDOWN_GRACE).await;
+    };
+    tokio::select! {
+        result = server => result.map_err(|source| CoordinatorError::Server { source }),
+        () = out_of_grace => Ok(()),
+    }
+}
+
+fn ended_early(error: tokio::task::JoinError) -> CoordinatorError {
+    CoordinatorError::Task {
+        what: error.to_string(),
+    }
+}
