@@ -68,7 +68,12 @@ pub struct Generation {
 impl Generation {
     pub fn greedy(prompt: &[u32], max_tokens: usize) -> Self {
         let prompt = prompt.iter().copied().map(TokenId).collect();
-        Self { prompt, forced: Vec::new(), max_tokens, sampling: Sampling::default() }
+        Self {
+            prompt,
+            forced: Vec::new(),
+            max_tokens,
+            sampling: Sampling::default(),
+        }
     }
 }
 
@@ -117,7 +122,16 @@ impl RankGroup {
             .collect();
         let tags = vec![0; options.num_blocks as usize];
         let epoch = Epoch { term: 1, number: 0 };
-        let mut group = Self { ranks, from_ranks, epoch, next_step: 0, next_sequence: 0, options, tags, steps: 0 };
+        let mut group = Self {
+            ranks,
+            from_ranks,
+            epoch,
+            next_step: 0,
+            next_sequence: 0,
+            options,
+            tags,
+            steps: 0,
+        };
         group.form(plan);
         group
     }
@@ -153,7 +167,11 @@ impl RankGroup {
             }
         }
         for (send, _) in &self.ranks {
-            send.send(ToWorker::ConnectEpoch { epoch: self.epoch, endpoints: endpoints.clone() }).unwrap();
+            send.send(ToWorker::ConnectEpoch {
+                epoch: self.epoch,
+                endpoints: endpoints.clone(),
+            })
+            .unwrap();
         }
         for _ in 0..self.options.ranks {
             match self.from_ranks.recv().unwrap() {
@@ -194,7 +212,10 @@ impl RankGroup {
                 while (sequence.blocks * self.options.block_size) < end as u32 {
                     self.tags[next_block as usize] += 1;
                     let tag = BlockTag(self.tags[next_block as usize]);
-                    new_blocks.push(TaggedBlock { id: BlockId(next_block), tag });
+                    new_blocks.push(TaggedBlock {
+                        id: BlockId(next_block),
+                        tag,
+                    });
                     next_block += 1;
                     sequence.blocks += 1;
                 }
@@ -215,7 +236,13 @@ impl RankGroup {
         // One more plan forgets the sequences, so that the group can be used again.
         let retired = sequences.iter().map(|sequence| sequence.admitted.sequence).collect();
         let (admitted, work) = Default::default();
-        let plan = StepPlan { epoch: self.epoch, step: StepId(self.next_step), admitted, work, retired };
+        let plan = StepPlan {
+            epoch: self.epoch,
+            step: StepId(self.next_step),
+            admitted,
+            work,
+            retired,
+        };
         self.run_step(plan, generations, &mut []);
         sequences.into_iter().map(|sequence| sequence.answer).collect()
     }
@@ -228,7 +255,13 @@ impl RankGroup {
             prompt_len: generation.prompt.len() as u32,
             sampling: generation.sampling.clone(),
         };
-        Played { known: admitted.tokens.len(), admitted, computed: 0, blocks: 0, answer: Answer::default() }
+        Played {
+            known: admitted.tokens.len(),
+            admitted,
+            computed: 0,
+            blocks: 0,
+            answer: Answer::default(),
+        }
     }
 
     /// Runs one step on all ranks; returns nothing to retire (finished sequences are retired at the end).
@@ -244,13 +277,19 @@ impl RankGroup {
                 (rank, other) => panic!("rank {rank}: {other:?}"),
             };
             for sampled in output.iter().flat_map(|output| &output.sampled) {
-                let index = sequences.iter().position(|s| s.admitted.sequence == sampled.sequence).unwrap();
+                let index = sequences
+                    .iter()
+                    .position(|s| s.admitted.sequence == sampled.sequence)
+                    .unwrap();
                 let sequence = &mut sequences[index];
                 sequence.known += 1;
                 sequence.answer.tokens.push(sampled.token);
                 sequence.answer.logprobs.push(sampled.logprob);
                 sequence.answer.top_logprobs.push(sampled.top_logprobs.clone());
-                assert!(generations[index].forced.is_empty(), "teacher forcing is done by `score`");
+                assert!(
+                    generations[index].forced.is_empty(),
+                    "teacher forcing is done by `score`"
+                );
             }
             for poisoned in output.iter().flat_map(|output| &output.poisoned) {
                 let index = sequences.iter().position(|s| s.admitted.sequence == *poisoned).unwrap();
@@ -289,8 +328,7 @@ fn backend(checkpoint: &Arc<Checkpoint>, options: &GroupOptions) -> Box<dyn Back
     let cell = CellLayout::new(spec.num_layers, spec.head_dim, options.block_size, options.kv_dtype).unwrap();
     match options.backend {
         BackendKind::Canonical => {
-            let canonical =
-                Canonical::new(Arc::clone(checkpoint), options.weight_mode, cell, options.threads).unwrap();
+            let canonical = Canonical::new(Arc::clone(checkpoint), options.weight_mode, cell, options.threads).unwrap();
             Box::new(match options.kernels {
                 Some(kernels) => canonical.with_kernels(kernels),
                 None => canonical,

@@ -1,6 +1,6 @@
 //! The door between a rank and its arithmetic: one step's rows in, the local share of the logits out.
 //!
-//! Two implementations stand behind it: [`crate::canonical`] (the same bits for any plan) and [`crate::oracle`]
+//! Two implementations stand behind it: [`crate::canonical`] (the same bits for any plan) and `crate::oracle`
 //! (candle, an independent check, and later the way to GPUs). A backend never samples and knows no requests.
 
 use kvasir_kv::{EpochSpec, LoadReport, UnitLayout};

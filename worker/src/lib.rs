@@ -10,5 +10,6 @@ pub mod collective;
 pub mod rank;
 pub mod rank_books;
 pub mod sampler;
+pub mod session;
 pub mod threads;
 pub mod weights;

@@ -64,6 +64,9 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn prefetch(self, _address: *const u8) {}
+
+    #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         map(|i| a[i] + b[i])
     }

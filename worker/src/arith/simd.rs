@@ -27,6 +27,8 @@ pub(super) trait Simd: Copy {
     /// 32 f16, little endian. One load: a line of memory is asked for once, in the order of the stream.
     fn load_f16_pair(self, x: &[u8; 4 * LANES]) -> [Self::F; 2];
     fn store_f16(self, x: Self::F, out: &mut [u8; 2 * LANES]);
+    /// Hints that memory will be read soon; any address will do.
+    fn prefetch(self, address: *const u8);
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;

@@ -1,0 +1,353 @@
+//! The worker's life around its rank: join the coordinator, carry messages both ways, send heartbeats, join again.
+//!
+//! The join stream is the lease. When it ends, whatever epoch the rank was in is aborted; units stay loaded for the next
+//! coordinator that takes this worker. The rank itself works on a thread of its own.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use kvasir_kv::{CellLayout, CellLayoutError, Epoch, FromWorker, KvDtype, NumericsId, ToWorker, WorkerId, WorkerInfo};
+use kvasir_model::{BackendKind, Checkpoint, CheckpointError, WeightMode, numerics_id};
+use kvasir_proto::{
+    convert::{self, ConvertError},
+    v1::{self, cluster_client::ClusterClient},
+};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Endpoint;
+
+use crate::{
+    backend::{Backend, BackendError},
+    canonical::Canonical,
+    rank::{RankConfig, RankControl, RankWorker},
+};
+
+/// How often the coordinator hears of a rank's progress.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+/// Messages that may wait in either direction: a few steps and a heartbeat.
+const QUEUE_LEN: usize = 64;
+/// Steps carry prompts: 16 MiB hold a context of millions of tokens.
+const MESSAGE_BYTES_MAX: usize = 16 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between attempts to join: doubles from the first to the last.
+const REJOIN_WAIT_MIN: Duration = Duration::from_millis(100);
+const REJOIN_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// What a worker is started with.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    pub model: PathBuf,
+    /// `http://host:port`
+    pub coordinator: String,
+    /// Unique in the cluster; made from host and process id if absent.
+    pub id: Option<String>,
+    /// Threads of the rank, at least 1.
+    pub threads: usize,
+    pub kv_dtype: KvDtype,
+    pub weight_mode: WeightMode,
+    pub backend: BackendKind,
+    /// Tokens per block.
+    pub block_size: u32,
+    pub kv_memory_bytes: u64,
+    /// Relative speed for the plan's balance.
+    pub weight: f64,
+    /// The address that peers on other hosts reach this worker at.
+    pub advertise: IpAddr,
+}
+
+impl WorkerConfig {
+    pub fn new(model: PathBuf, coordinator: String) -> Self {
+        Self {
+            model,
+            coordinator,
+            id: None,
+            threads: 1,
+            kv_dtype: KvDtype::F16,
+            weight_mode: WeightMode::File,
+            backend: BackendKind::Canonical,
+            block_size: 64,
+            kv_memory_bytes: 1 << 30,
+            weight: 1.0,
+            advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    #[error("cannot open {}: {source}", path.display())]
+    Model { path: PathBuf, source: CheckpointError },
+    #[error(transparent)]
+    Block(#[from] CellLayoutError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error("`{url}` is not a coordinator's address: {reason}; expected http://HOST:PORT")]
+    Address { url: String, reason: String },
+    #[error("the coordinator refused this worker: {0}")]
+    Refused(String),
+    #[error("the rank's thread ended unexpectedly")]
+    RankDied,
+    #[error("cannot start the rank's thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// How one session with a coordinator ended.
+enum SessionEnd {
+    Shutdown,
+    Refused(String),
+    RankDied,
+    Lost(String),
+}
+
+/// Serves until `shutdown`, or until a coordinator refuses this worker. A coordinator that is away is waited for.
+pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<(), WorkerError> {
+    let endpoint = endpoint(&config.coordinator)?;
+    let worker = Worker::start(config)?;
+    let mut wait = REJOIN_WAIT_MIN;
+    loop {
+        let reason = match worker.session(&endpoint, &shutdown).await {
+            SessionEnd::Shutdown => return Ok(()),
+            SessionEnd::Refused(reason) => return Err(WorkerError::Refused(reason)),
+            SessionEnd::RankDied => return Err(WorkerError::RankDied),
+            SessionEnd::Lost(reason) => reason,
+        };
+        tracing::warn!(coordinator = %worker.config.coordinator, %reason, "no coordinator; trying again");
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(wait) => wait = (wait * 2).min(REJOIN_WAIT_MAX),
+        }
+    }
+}
+
+fn endpoint(url: &str) -> Result<Endpoint, WorkerError> {
+    let bad = |reason: String| WorkerError::Address {
+        url: url.to_owned(),
+        reason,
+    };
+    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| bad(error.to_string()))?;
+    if endpoint.uri().host().is_none() || endpoint.uri().scheme().is_none() {
+        return Err(bad("no scheme or host".to_owned()));
+    }
+    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
+    // A coordinator whose host vanished closes no connection.
+    Ok(endpoint
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(5)))
+}
+
+struct Worker {
+    config: WorkerConfig,
+    id: WorkerId,
+    numerics_id: NumericsId,
+    control: Arc<RankControl>,
+    to_rank: mpsc::Sender<ToWorker>,
+    /// The rank's answers; taken by one session at a time.
+    from_rank: tokio::sync::Mutex<Receiver<FromWorker>>,
+    rank: JoinHandle<()>,
+}
+
+impl Worker {
+    fn start(config: WorkerConfig) -> Result<Self, WorkerError> {
+        let open = Checkpoint::open(&config.model);
+        let checkpoint = Arc::new(open.map_err(|source| WorkerError::Model {
+            path: config.model.clone(),
+            source,
+        })?);
+        let content_hash = checkpoint.content_hash();
+        let numerics_id = numerics_id(&content_hash, config.backend, config.kv_dtype, config.weight_mode);
+        let backend = make_backend(&config, checkpoint)?;
+        let id = WorkerId(
+            config
+                .id
+                .clone()
+                .unwrap_or_else(|| format!("worker-{}", std::process::id())),
+        );
+        let control = Arc::new(RankControl::default());
+        let (to_rank, inbox) = mpsc::channel();
+        let (answer, from_rank) = channel(QUEUE_LEN);
+        let rank = RankWorker::new(
+            RankConfig::new(config.advertise),
+            backend,
+            Arc::clone(&control),
+            move |message| {
+                // Fails only when the process is ending.
+                let _ = answer.blocking_send(message);
+            },
+        );
+        let rank = std::thread::Builder::new()
+            .name("kvasir-rank-0".to_owned())
+            .spawn(move || rank.run(&inbox));
+        let rank = rank.map_err(WorkerError::Thread)?;
+        let from_rank = tokio::sync::Mutex::new(from_rank);
+        Ok(Self {
+            config,
+            id,
+            numerics_id,
+            control,
+            to_rank,
+            from_rank,
+            rank,
+        })
+    }
+
+    fn info(&self) -> WorkerInfo {
+        WorkerInfo {
+            id: self.id.clone(),
+            pid: std::process::id(),
+            address: self.config.advertise.to_string(),
+            host: host_identity(),
+            numerics_id: self.numerics_id,
+            term_max: self.control.term_max(),
+            weight: self.config.weight,
+            threads: self.config.threads as u32,
+            backend: self.config.backend.name().to_owned(),
+            kv_memory_bytes: self.config.kv_memory_bytes,
+            block_size: self.config.block_size,
+        }
+    }
+
+    async fn session(&self, endpoint: &Endpoint, shutdown: &CancellationToken) -> SessionEnd {
+        let joined = tokio::select! {
+            () = shutdown.cancelled() => return SessionEnd::Shutdown,
+            joined = self.join(endpoint) => joined,
+        };
+        let (up, mut down) = match joined {
+            Ok(joined) => joined,
+            Err(end) => return end,
+        };
+        tracing::info!(worker = %self.id, coordinator = %self.config.coordinator, "joined");
+        let mut from_rank = self.from_rank.lock().await;
+        // Answers to a coordinator that is gone.
+        while from_rank.try_recv().is_ok() {}
+        let heartbeats = tokio::spawn(heartbeats(Arc::clone(&self.control), up.clone()));
+        let end = loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break SessionEnd::Shutdown,
+                message = from_rank.recv() => match message {
+                    None => break SessionEnd::RankDied,
+                    Some(message) => if up.send(convert::from_worker(message)).await.is_err() {
+                        break SessionEnd::Lost("the stream is closed".to_owned());
+                    },
+                },
+                message = down.message() => match message {
+                    Ok(Some(message)) => if let Some(end) = self.deliver(message) { break end },
+                    Ok(None) => break SessionEnd::Lost("the coordinator ended the stream".to_owned()),
+                    Err(status) => break lost(&status),
+                },
+            }
+        };
+        heartbeats.abort();
+        // Nobody waits for what this rank computes any more.
+        let epoch = self.control.progress().epoch;
+        self.control.abort(epoch);
+        let _ = self.to_rank.send(ToWorker::AbortEpoch { epoch });
+        end
+    }
+
+    async fn join(
+        &self,
+        endpoint: &Endpoint,
+    ) -> Result<(Sender<v1::FromWorker>, tonic::Streaming<v1::ToWorker>), SessionEnd> {
+        let channel_up = endpoint
+            .connect()
+            .await
+            .map_err(|error| SessionEnd::Lost(with_source(&error)))?;
+        let mut client = ClusterClient::new(channel_up)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let (up, stream) = channel(QUEUE_LEN);
+        up.try_send(convert::hello(&self.info()))
+            .map_err(|error| SessionEnd::Lost(error.to_string()))?;
+        let down = client
+            .join(ReceiverStream::new(stream))
+            .await
+            .map_err(|status| lost(&status))?;
+        Ok((up, down.into_inner()))
+    }
+
+    /// Hands a message to the rank; an abort takes effect at once, whatever the rank is waiting for.
+    fn deliver(&self, message: v1::ToWorker) -> Option<SessionEnd> {
+        let message = match convert::parse_to_worker(message) {
+            Ok(message) => message,
+            Err(error @ ConvertError::Version { .. }) => return Some(SessionEnd::Refused(error.to_string())),
+            Err(error) => return Some(SessionEnd::Lost(format!("unreadable message: {error}"))),
+        };
+        match &message {
+            ToWorker::Refuse { reason } => return Some(SessionEnd::Refused(reason.clone())),
+            ToWorker::AbortEpoch { epoch } => self.control.abort(*epoch),
+            // A new epoch ends the ones before it, also if its coordinator had no time to say so.
+            ToWorker::FormEpoch(spec) => self.control.abort_before(spec.epoch),
+            ToWorker::ConnectEpoch { .. } | ToWorker::Step(_) => {}
+        }
+        let sent = self.to_rank.send(message);
+        (sent.is_err() || self.rank.is_finished()).then_some(SessionEnd::RankDied)
+    }
+}
+
+fn make_backend(config: &WorkerConfig, checkpoint: Arc<Checkpoint>) -> Result<Box<dyn Backend>, WorkerError> {
+    let spec = checkpoint.spec();
+    let cell = CellLayout::new(spec.num_layers, spec.head_dim, config.block_size, config.kv_dtype)?;
+    Ok(match config.backend {
+        BackendKind::Canonical => Box::new(Canonical::new(checkpoint, config.weight_mode, cell, config.threads)?),
+        BackendKind::Candle => {
+            let reason = "not in this build".to_owned();
+            return Err(BackendError::Device {
+                backend: "candle",
+                reason,
+            }
+            .into());
+        }
+    })
+}
+
+async fn heartbeats(control: Arc<RankControl>, up: Sender<v1::FromWorker>) {
+    let mut ticks = tokio::time::interval(HEARTBEAT);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        ticks.tick().await;
+        let beat = convert::from_worker(FromWorker::Heartbeat(control.progress()));
+        if up.send(beat).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A coordinator that names a fault of ours will name it again; anything else may pass.
+fn lost(status: &tonic::Status) -> SessionEnd {
+    match status.code() {
+        tonic::Code::FailedPrecondition | tonic::Code::InvalidArgument | tonic::Code::Unimplemented => {
+            SessionEnd::Refused(status.message().to_owned())
+        }
+        _ => SessionEnd::Lost(status.message().to_owned()),
+    }
+}
+
+fn with_source(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", with_source(source)),
+        None => error.to_string(),
+    }
+}
+
+/// Equal for processes that can open each other's `/proc/<pid>/fd`: one boot of one kernel, one pid namespace.
+fn host_identity() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let pids = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    format!("{}/{}", boot.trim(), pids.display())
+}
+
+impl RankControl {
+    /// Ends all epochs older than `epoch`.
+    fn abort_before(&self, epoch: Epoch) {
+        let running = self.progress().epoch;
+        if running < epoch {
+            self.abort(running);
+        }
+    }
+}
