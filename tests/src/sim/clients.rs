@@ -1,0 +1,233 @@
+//! Clients: they submit, read, cancel twice, stop, give deadlines, and know the right answer beforehand.
+
+use std::time::Duration;
+
+use kvasir_coordinator::{Event, Now, SequenceError, Usage};
+use kvasir_kv::{FinishReason, Request, RequestId, Sampling, SequenceId, TokenId};
+
+use super::{
+    dice::Dice,
+    oracle::{self, VOCAB},
+    scenario::{MS, SECOND, Scenario},
+    world::{Happening, World},
+};
+
+/// Seeds from here on poison the sum of one answer token: `u64::MAX - seed` is its index.
+const POISON_SEEDS: u64 = u64::MAX - 1000;
+/// Sequence ids of one coordinator's life.
+const IDS_PER_LIFE: u64 = 1_000_000;
+
+#[derive(Debug)]
+pub(super) struct Client {
+    request: Request,
+    /// The whole answer.
+    expected: Vec<TokenId>,
+    /// Tokens of the answer that it has.
+    received: u32,
+    submitted: Option<u64>,
+    deadline: Option<u64>,
+    cancelled: bool,
+    stop_at: Option<u32>,
+    stopped: bool,
+    pub ended: bool,
+}
+
+/// Answer index at which a sum leaves its range, for the requests that want that.
+pub(super) fn poison_index(sampling: &Sampling) -> Option<u32> {
+    (sampling.seed >= POISON_SEEDS).then(|| (u64::MAX - sampling.seed) as u32)
+}
+
+impl Client {
+    pub fn draw(dice: &mut Dice, scenario: &Scenario, index: u32) -> Self {
+        let prompt_len = dice.between(1, u64::from(scenario.prompt_len_max));
+        let mut max_tokens = dice.between_u32(1, scenario.answer_len_max);
+        if dice.chance(3) {
+            max_tokens = dice.between_u32(60, 220);
+        }
+        let token = |dice: &mut Dice| TokenId(dice.between(0, VOCAB - 1) as u32);
+        let poisoned = dice.chance(5);
+        let mut request = Request {
+            id: RequestId(format!("request-{index}")),
+            prompt: (0..prompt_len).map(|_| token(dice)).collect(),
+            generated: Vec::new(),
+            sampling: Sampling {
+                seed: if poisoned {
+                    u64::MAX - dice.between(0, 10)
+                } else {
+                    dice.between(0, 1000)
+                },
+                ..Sampling::default()
+            },
+            max_tokens,
+            stop_tokens: if dice.chance(40) { vec![token(dice)] } else { Vec::new() },
+        };
+        let expected = oracle::answer(&request);
+        if !poisoned && dice.chance(15) {
+            // A stream that another coordinator began.
+            let known = dice.between(0, expected.len() as u64) as usize;
+            request.generated = expected[..known].to_vec();
+        }
+        Self {
+            received: request.generated.len() as u32,
+            expected,
+            submitted: None,
+            deadline: None,
+            cancelled: false,
+            stop_at: dice.chance(10).then(|| dice.between_u32(0, 10)),
+            stopped: false,
+            ended: false,
+            request,
+        }
+    }
+}
+
+impl World {
+    fn client_of(&self, sequence: SequenceId) -> usize {
+        (sequence.0 % IDS_PER_LIFE) as usize
+    }
+
+    fn sequence_of(&self, client: usize) -> SequenceId {
+        SequenceId(u64::from(self.coordinator_life) * IDS_PER_LIFE + client as u64)
+    }
+
+    pub(super) fn submit(&mut self, client: usize) {
+        let deadline = self
+            .dice
+            .chance(10)
+            .then(|| self.now + self.dice.between(10 * MS, 20 * SECOND));
+        let sequence = self.sequence_of(client);
+        let submitted = &mut self.clients[client];
+        submitted.submitted = Some(self.now);
+        submitted.deadline = deadline;
+        let event = Event::Submit {
+            sequence,
+            request: submitted.request.clone(),
+            deadline: deadline.map(|deadline| Now(Duration::from_micros(deadline))),
+        };
+        self.coordinate(event);
+        if self.dice.chance(15) {
+            let at = self.now + self.dice.between(0, 3 * SECOND);
+            for again in 0..self.dice.between(1, 3) {
+                self.schedule(at + again, Happening::Cancel(client));
+            }
+        }
+    }
+
+    pub(super) fn cancel(&mut self, client: usize) {
+        self.clients[client].cancelled = true;
+        let sequence = self.sequence_of(client);
+        let reason = FinishReason::Cancelled;
+        self.coordinate(Event::Cancel { sequence, reason });
+    }
+
+    pub(super) fn stop(&mut self, client: usize, last_index: u32) {
+        let sequence = self.sequence_of(client);
+        self.clients[client].stopped = true;
+        self.coordinate(Event::Stop { sequence, last_index });
+    }
+
+    /// Clients whose stream broke present what they have to the next coordinator.
+    pub(super) fn resubmit_all(&mut self) {
+        for index in 0..self.clients.len() {
+            let client = &mut self.clients[index];
+            if client.submitted.is_some() && !client.ended {
+                client.request.generated = client.expected[..client.received as usize].to_vec();
+                // A stop that the dead coordinator was told of is not remembered; it is found again.
+                client.stopped = false;
+                client.stop_at = None;
+                let at = self.now + self.dice.between(0, SECOND);
+                self.schedule(at, Happening::Submit(index));
+            }
+        }
+    }
+
+    pub(super) fn client_token(&mut self, sequence: SequenceId, index: u32, token: TokenId) {
+        let life = self.coordinator_life;
+        let client_index = self.client_of(sequence);
+        let client = &mut self.clients[client_index];
+        let (received, ended) = (client.received, client.ended);
+        let expected = client.expected.get(index as usize).copied();
+        if sequence.0 / IDS_PER_LIFE != u64::from(life) || ended {
+            return self.violation(format!("a token of {sequence} after its end"));
+        }
+        if index != received {
+            return self.violation(format!("token {index} of {sequence} where {received} is next"));
+        }
+        if expected != Some(token) {
+            return self.violation(format!("token {index} of {sequence} is {token}, right is {expected:?}"));
+        }
+        self.report.tokens += 1;
+        client.received += 1;
+        if client.stop_at.is_some_and(|stop_at| index >= stop_at) && !client.stopped {
+            client.stopped = true;
+            let at = self.now + self.dice.between(0, 50 * MS);
+            self.schedule(at, Happening::Stop(client_index, index));
+        }
+    }
+
+    pub(super) fn client_finished(&mut self, sequence: SequenceId, reason: FinishReason, usage: Usage) {
+        let now = self.now;
+        let client_index = self.client_of(sequence);
+        let client = &mut self.clients[client_index];
+        if std::mem::replace(&mut client.ended, true) {
+            return self.violation(format!("{sequence} ends twice"));
+        }
+        let complete = client.received as usize == client.expected.len();
+        let at_stop_token = client
+            .expected
+            .last()
+            .is_some_and(|last| client.request.stop_tokens.contains(last));
+        let legal = match reason {
+            FinishReason::Stop => complete && at_stop_token || client.stopped,
+            FinishReason::Length => complete && client.received == client.request.max_tokens,
+            FinishReason::Cancelled => client.cancelled,
+            FinishReason::Deadline => client.deadline.is_some_and(|deadline| now >= deadline),
+            FinishReason::Numerical => false,
+        };
+        let counted = usage.prompt_tokens as usize == client.request.prompt.len()
+            && (usage.completion_tokens == client.received || client.stopped);
+        if !legal || !counted {
+            let what = format!("{sequence} finished: {reason:?}, {usage:?}, with {client:?}");
+            self.violation(what);
+        }
+    }
+
+    pub(super) fn client_failed(&mut self, sequence: SequenceId, error: &SequenceError) {
+        let now = self.now;
+        let config = &self.scenario.config;
+        let live = self
+            .clients
+            .iter()
+            .filter(|client| client.submitted.is_some() && !client.ended)
+            .count();
+        let client_index = self.client_of(sequence);
+        let client = &self.clients[client_index];
+        let total = client.request.total_len_max();
+        let legal = match error {
+            SequenceError::Numerical { index } => {
+                poison_index(&client.request.sampling) == Some(*index) && client.received == *index
+            }
+            SequenceError::TooLong { .. } => total > self.scenario.layout.shape().context_len,
+            SequenceError::TooFewBlocks {
+                needed_blocks,
+                num_blocks,
+                ..
+            } => *needed_blocks == (total - 1).div_ceil(16) && needed_blocks > num_blocks,
+            SequenceError::QueueFull { waiting, queue_max } => waiting >= queue_max && live as u32 > *waiting,
+            SequenceError::Unavailable { waited_ms, .. } => {
+                let waited = now - client.submitted.unwrap_or(now);
+                let long = self.not_serving_since.is_some()
+                    && now - self.not_serving_since.unwrap_or(now) >= config.unavailable_wait_max.as_micros() as u64;
+                let overdue = client.deadline.is_some_and(|deadline| now >= deadline);
+                *waited_ms <= waited / MS && self.not_serving_since.is_some() && (long || overdue)
+            }
+            SequenceError::Duplicate(_) | SequenceError::Empty { .. } => false,
+        };
+        if !legal || client.ended {
+            let what = format!("{sequence} failed: {error}, with {client:?}");
+            self.violation(what);
+        }
+        self.clients[client_index].ended = true;
+        self.report.failed += 1;
+    }
+}

@@ -1,0 +1,40 @@
+//! Bugs that the harness plants on purpose, to see that it would find them.
+
+/// One planted bug. It breaks what the harness carries between the machines, never the machines themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Plant {
+    /// Ranks take a step of any epoch for one of theirs.
+    EpochCheckSkipped,
+    /// A plan hands a sequence a block that another one holds, as a double release would.
+    BlockReleasedTwice,
+    /// One acknowledgement with its output never reaches the scheduler.
+    WakeUpLost,
+    /// A rank leaves out one cell write.
+    WriteLost,
+    /// A rank acknowledges a step when it gets it, not when it has done it.
+    EarlyAcknowledge,
+}
+
+impl Plant {
+    pub const ALL: [Self; 5] = [
+        Self::EpochCheckSkipped,
+        Self::BlockReleasedTwice,
+        Self::WakeUpLost,
+        Self::WriteLost,
+        Self::EarlyAcknowledge,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EpochCheckSkipped => "epoch-check-skipped",
+            Self::BlockReleasedTwice => "block-released-twice",
+            Self::WakeUpLost => "wake-up-lost",
+            Self::WriteLost => "write-lost",
+            Self::EarlyAcknowledge => "early-acknowledge",
+        }
+    }
+
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|plant| plant.name() == name)
+    }
+}

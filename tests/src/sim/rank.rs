@@ -1,0 +1,504 @@
+//! A simulated worker: the real rank-side books, around them a process that can be killed, stopped or hung.
+//!
+//! A step has two sections, each ending in a collective that nobody leaves before all ranks of the epoch have entered:
+//! the first writes cells, the second reads all cells of each sequence that samples.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use kvasir_coordinator::{Event, SessionId};
+use kvasir_kv::{
+    Epoch, EpochSpec, FromWorker, LoadReport, NumericsId, Progress, Rank, SampledToken, SequenceId, StepId, StepOutput,
+    StepPlan, StepRefused, StepTimes, ToWorker, TokenId, WorkerId, WorkerInfo,
+};
+use kvasir_worker::rank_books::{RankBooks, StepInput, WorkInput};
+
+use super::{
+    clients::poison_index,
+    oracle,
+    plant::Plant,
+    scenario::{MS, NUMERICS},
+    world::{Happening, World},
+};
+
+/// Sections of a step, hence collectives.
+const SECTIONS: u32 = 2;
+
+#[derive(Debug)]
+pub(super) struct SimWorker {
+    pub id: WorkerId,
+    pub numerics: NumericsId,
+    pub host: String,
+    /// Counts its processes.
+    pub life: u32,
+    pub alive: bool,
+    pub paused: bool,
+    /// Its rank thread stands still, its connection lives.
+    pub hung: bool,
+    pub session: Option<SessionId>,
+    pub refused: bool,
+    /// Faults explain a loss until then.
+    pub tainted_until: u64,
+    pub deferred: Vec<Happening>,
+    term_max: u64,
+    epoch_max: Epoch,
+    /// Cells by slot; they outlive epochs, as memory does.
+    cells: Vec<u64>,
+    /// Plans as they came. Those of an ended epoch are left to the books to refuse.
+    queue: VecDeque<StepPlan>,
+    part: Option<Part>,
+}
+
+/// A worker's part in an epoch.
+#[derive(Debug)]
+struct Part {
+    spec: EpochSpec,
+    books: RankBooks,
+    connected: bool,
+    progress: Progress,
+    run: Option<Run>,
+}
+
+/// A step being computed.
+#[derive(Debug)]
+struct Run {
+    id: u64,
+    step: StepId,
+    input: StepInput,
+    section: u32,
+    waiting: bool,
+}
+
+/// Where the ranks of an epoch meet.
+#[derive(Debug)]
+pub(super) struct Meeting {
+    /// Collectives entered, by rank.
+    entered: Vec<u64>,
+    /// What each rank read, for the samples of the current step; `None` without KV heads.
+    digests: BTreeMap<u32, Option<Vec<u64>>>,
+    waiting: Vec<(usize, u32, u64)>,
+}
+
+/// What happens inside a worker.
+#[derive(Clone, Debug)]
+pub(super) enum Inside {
+    Join,
+    Heartbeat,
+    EndpointReady(Epoch),
+    Connected(Epoch),
+    SectionDone(u64),
+    CollectiveDone(u64, Vec<u64>),
+    CollectiveLate(u64, u32),
+}
+
+impl SimWorker {
+    pub fn new(index: usize, host: u64) -> Self {
+        Self {
+            id: WorkerId(format!("worker-{index}")),
+            numerics: NUMERICS,
+            host: format!("host-{host}"),
+            life: 0,
+            alive: true,
+            paused: false,
+            hung: false,
+            session: None,
+            refused: false,
+            tainted_until: 0,
+            deferred: Vec::new(),
+            term_max: 0,
+            epoch_max: Epoch::default(),
+            cells: Vec::new(),
+            queue: VecDeque::new(),
+            part: None,
+        }
+    }
+
+    /// The process ends; all that it held is gone.
+    pub fn die(&mut self) {
+        self.life += 1;
+        self.alive = false;
+        self.paused = false;
+        self.hung = false;
+        self.session = None;
+        self.deferred.clear();
+        self.term_max = 0;
+        self.epoch_max = Epoch::default();
+        self.cells.clear();
+        self.queue.clear();
+        self.part = None;
+    }
+
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.part.as_ref().map(|part| part.spec.epoch)
+    }
+
+    fn run(&mut self, id: u64) -> Option<&mut Run> {
+        self.part.as_mut()?.run.as_mut().filter(|run| run.id == id)
+    }
+}
+
+impl World {
+    pub(super) fn worker_receives(&mut self, w: usize, session: SessionId, message: Option<ToWorker>) {
+        if self.workers[w].session != Some(session) {
+            return;
+        }
+        match message {
+            None => self.disconnected(w),
+            Some(ToWorker::FormEpoch(spec)) => self.form(w, spec),
+            Some(ToWorker::ConnectEpoch { epoch, .. }) => {
+                let wait = self.dice.between(1, 20) * MS;
+                self.inside(w, wait, Inside::Connected(epoch));
+            }
+            Some(ToWorker::Step(plan)) => {
+                if self.plant == Some(Plant::EarlyAcknowledge) && self.part_rank(w).is_some_and(|rank| rank.0 > 0) {
+                    let (epoch, step) = (plan.epoch, plan.step);
+                    self.report(
+                        Some(session),
+                        FromWorker::StepDone {
+                            epoch,
+                            step,
+                            output: None,
+                        },
+                    );
+                }
+                self.workers[w].queue.push_back(plan);
+                self.start_step(w);
+            }
+            Some(ToWorker::AbortEpoch { epoch }) => {
+                let worker = &mut self.workers[w];
+                worker.part.take_if(|part| part.spec.epoch == epoch);
+            }
+            Some(ToWorker::Refuse { .. }) => self.workers[w].refused = true,
+        }
+    }
+
+    fn disconnected(&mut self, w: usize) {
+        let worker = &mut self.workers[w];
+        worker.session = None;
+        worker.part = None;
+        let wait = self.dice.between(50, 500) * MS;
+        self.inside(w, wait, Inside::Join);
+    }
+
+    fn form(&mut self, w: usize, spec: EpochSpec) {
+        let worker = &mut self.workers[w];
+        if spec.epoch <= worker.epoch_max {
+            let what = format!(
+                "{} is told to form {} after {}",
+                worker.id, spec.epoch, worker.epoch_max
+            );
+            return self.violation(what);
+        }
+        worker.epoch_max = spec.epoch;
+        worker.term_max = worker.term_max.max(spec.epoch.term);
+        let slots = (spec.num_blocks * spec.block_size) as usize;
+        if worker.cells.len() < slots {
+            worker.cells.resize(slots, 0);
+        }
+        let meeting = Meeting {
+            entered: vec![0; spec.shares.len()],
+            digests: BTreeMap::new(),
+            waiting: Vec::new(),
+        };
+        self.meetings.entry(spec.epoch).or_insert(meeting);
+        let epoch = spec.epoch;
+        worker.part = Some(Part {
+            books: RankBooks::new(&spec),
+            connected: false,
+            progress: Progress {
+                epoch,
+                ..Progress::default()
+            },
+            run: None,
+            spec,
+        });
+        let wait = self.dice.between(1, 50) * MS;
+        self.inside(w, wait, Inside::EndpointReady(epoch));
+    }
+
+    pub(super) fn inside_worker(&mut self, w: usize, what: Inside) {
+        match what {
+            Inside::Join => self.join(w),
+            Inside::Heartbeat => self.heartbeat(w),
+            // A hung rank thread does none of what follows.
+            _ if self.workers[w].hung => {}
+            Inside::EndpointReady(epoch) if self.workers[w].epoch() == Some(epoch) => {
+                let endpoint = format!("{}/{epoch}", self.workers[w].id);
+                self.report(self.workers[w].session, FromWorker::EndpointReady { epoch, endpoint });
+            }
+            Inside::Connected(epoch) if self.workers[w].epoch() == Some(epoch) => {
+                let part = self.workers[w].part.as_mut().expect("it has an epoch");
+                part.connected = true;
+                let load = LoadReport::default();
+                self.report(self.workers[w].session, FromWorker::EpochReady { epoch, load });
+                self.start_step(w);
+            }
+            Inside::SectionDone(run) => self.section_done(w, run),
+            Inside::CollectiveDone(run, outcome) => self.collective_done(w, run, &outcome),
+            Inside::CollectiveLate(run, section) => self.collective_late(w, run, section),
+            Inside::EndpointReady(_) | Inside::Connected(_) => {}
+        }
+    }
+
+    fn join(&mut self, w: usize) {
+        if self.workers[w].session.is_some() || self.workers[w].refused {
+            return;
+        }
+        let session = self.open_link(w);
+        let worker = &mut self.workers[w];
+        worker.session = Some(session);
+        let info = WorkerInfo {
+            id: worker.id.clone(),
+            pid: worker.life,
+            address: worker.host.clone(),
+            host: worker.host.clone(),
+            numerics_id: worker.numerics,
+            term_max: worker.term_max,
+            weight: 1.0,
+            threads: 1,
+            backend: "simulated".to_owned(),
+            kv_memory_bytes: self.scenario.kv_memory_bytes,
+            block_size: self.scenario.config.cell.block_size(),
+        };
+        self.send_up(session, Event::WorkerJoined { session, info });
+    }
+
+    fn heartbeat(&mut self, w: usize) {
+        let worker = &self.workers[w];
+        let progress = worker.part.as_ref().map(|part| part.progress).unwrap_or_default();
+        self.report(worker.session, FromWorker::Heartbeat(progress));
+        self.inside(w, self.scenario.heartbeat, Inside::Heartbeat);
+    }
+
+    /// Takes the next plan that the books accept, if the rank has nothing to do.
+    fn start_step(&mut self, w: usize) {
+        let skip_check = self.plant == Some(Plant::EpochCheckSkipped);
+        let worker = &mut self.workers[w];
+        let Some(part) = worker.part.as_mut().filter(|part| part.connected && part.run.is_none()) else {
+            return;
+        };
+        while let Some(mut plan) = worker.queue.pop_front() {
+            if skip_check {
+                plan.epoch = part.spec.epoch;
+            }
+            match part.books.apply(&plan) {
+                Ok(input) => {
+                    self.runs += 1;
+                    let section = 0;
+                    part.run = Some(Run {
+                        id: self.runs,
+                        step: plan.step,
+                        input,
+                        section,
+                        waiting: false,
+                    });
+                    return self.begin_section(w);
+                }
+                Err(StepRefused::WrongEpoch { expected, found }) if found < expected => self.report.stale_steps += 1,
+                Err(refusal) => {
+                    let what = format!("{} refuses step {} of its own epoch: {refusal}", worker.id, plan.step);
+                    return self.violation(what);
+                }
+            }
+        }
+    }
+
+    fn begin_section(&mut self, w: usize) {
+        let Some(run) = self.workers[w].part.as_ref().and_then(|part| part.run.as_ref()) else {
+            return;
+        };
+        let (id, num_tokens) = (run.id, run.input.num_tokens() as u64);
+        let wait = self.dice.between(50, self.scenario.section_max) + 10 * num_tokens;
+        self.inside(w, wait, Inside::SectionDone(id));
+    }
+
+    fn section_done(&mut self, w: usize, id: u64) {
+        let lose_write = self.plant == Some(Plant::WriteLost) && self.take_plant(20);
+        let worker = &mut self.workers[w];
+        let Some(section) = worker.run(id).map(|run| run.section) else {
+            return;
+        };
+        let part = worker.part.as_ref().expect("it has a run");
+        let run = part.run.as_ref().expect("it has a run");
+        let has_heads = part.spec.shares[part.spec.rank.0 as usize].num_kv_heads() > 0;
+        let block_size = part.spec.block_size;
+        let mut digests = None;
+        if has_heads && section == 0 {
+            for work in &run.input.work {
+                write_cells(&mut worker.cells, block_size, work, lose_write);
+            }
+        } else if has_heads {
+            let sampling = run.input.work.iter().filter(|work| work.samples);
+            digests = Some(
+                sampling
+                    .map(|work| read_cells(&worker.cells, block_size, work))
+                    .collect(),
+            );
+        }
+        self.enter_collective(w, id, digests);
+    }
+
+    fn enter_collective(&mut self, w: usize, id: u64, digests: Option<Vec<u64>>) {
+        let life = self.workers[w].life;
+        let Some(part) = self.workers[w].part.as_mut() else {
+            return;
+        };
+        let (epoch, rank) = (part.spec.epoch, part.spec.rank);
+        part.progress.collectives_entered += 1;
+        let run = part.run.as_mut().expect("a section of it is done");
+        run.waiting = true;
+        let section = run.section;
+        let meeting = self.meetings.get_mut(&epoch).expect("made when the epoch was formed");
+        meeting.entered[rank.0 as usize] += 1;
+        let here = meeting.entered[rank.0 as usize];
+        meeting.digests.insert(rank.0, digests);
+        meeting.waiting.push((w, life, id));
+        if meeting.entered.iter().all(|entered| *entered >= here) {
+            let outcome = reduce(&std::mem::take(&mut meeting.digests));
+            for (w, life, id) in std::mem::take(&mut meeting.waiting) {
+                let wait = self.dice.between(5, 200);
+                let done = Inside::CollectiveDone(id, outcome.clone());
+                self.inside_life(w, life, wait, done);
+            }
+        } else {
+            self.inside(
+                w,
+                self.scenario.collective_deadline,
+                Inside::CollectiveLate(id, section),
+            );
+        }
+    }
+
+    fn collective_done(&mut self, w: usize, id: u64, outcome: &[u64]) {
+        let Some(run) = self.workers[w].run(id) else { return };
+        run.waiting = false;
+        run.section += 1;
+        if run.section < SECTIONS {
+            self.begin_section(w);
+        } else {
+            self.finish_step(w, outcome);
+        }
+    }
+
+    /// Nobody waits for ever in a collective: a rank that gives up names those who did not come.
+    fn collective_late(&mut self, w: usize, id: u64, section: u32) {
+        let waits = self.workers[w]
+            .run(id)
+            .is_some_and(|run| run.waiting && run.section == section);
+        if !waits {
+            return;
+        }
+        let part = self.workers[w].part.take().expect("it waits");
+        let epoch = part.spec.epoch;
+        let entered = &self.meetings[&epoch].entered;
+        let here = entered[part.spec.rank.0 as usize];
+        let missing = (0..).zip(entered).filter(|(_, entered)| **entered < here);
+        let missing = missing.map(|(rank, _)| Rank(rank)).collect();
+        let reason = "collective deadline".to_owned();
+        let failed = FromWorker::EpochFailed { epoch, reason, missing };
+        self.report(self.workers[w].session, failed);
+    }
+
+    fn finish_step(&mut self, w: usize, outcome: &[u64]) {
+        let session = self.workers[w].session;
+        let part = self.workers[w].part.as_mut().expect("it has a run");
+        let run = part.run.take().expect("it is done");
+        let (epoch, step) = (part.spec.epoch, run.step);
+        let mut output = StepOutput {
+            epoch,
+            step,
+            sampled: Vec::new(),
+            poisoned: Vec::new(),
+            times: StepTimes::default(),
+        };
+        let mut committed: Vec<(SequenceId, TokenId)> = Vec::new();
+        for (work, digest) in run.input.work.iter().filter(|work| work.samples).zip(outcome) {
+            if poison_index(&work.sampling).is_some_and(|index| work.answer_index() >= index) {
+                output.poisoned.push(work.sequence);
+                committed.push((work.sequence, TokenId(0)));
+                continue;
+            }
+            let token = oracle::sample(*digest, work.sampling.seed, work.answer_index());
+            committed.push((work.sequence, token));
+            output.sampled.push(SampledToken {
+                sequence: work.sequence,
+                token,
+                logprob: 0.0,
+                top_logprobs: Vec::new(),
+            });
+        }
+        part.books.commit(&committed);
+        part.progress.steps_done += 1;
+        let is_first = part.spec.rank == Rank(0);
+        if is_first || self.plant != Some(Plant::EarlyAcknowledge) {
+            let output = is_first.then_some(output);
+            self.report(session, FromWorker::StepDone { epoch, step, output });
+        }
+        self.start_step(w);
+    }
+
+    pub(super) fn part_rank(&self, w: usize) -> Option<Rank> {
+        self.workers[w].part.as_ref().map(|part| part.spec.rank)
+    }
+
+    /// Gives up its epoch without blaming anybody.
+    pub(super) fn fail_by_itself(&mut self, w: usize) {
+        if let Some(part) = self.workers[w].part.take() {
+            let failed = FromWorker::EpochFailed {
+                epoch: part.spec.epoch,
+                reason: "a fault of its own".to_owned(),
+                missing: Vec::new(),
+            };
+            self.report(self.workers[w].session, failed);
+        }
+    }
+
+    pub(super) fn inside(&mut self, worker: usize, wait: u64, what: Inside) {
+        self.inside_life(worker, self.workers[worker].life, wait, what);
+    }
+
+    fn inside_life(&mut self, worker: usize, life: u32, wait: u64, what: Inside) {
+        self.schedule(self.now + wait, Happening::Inside { worker, life, what });
+    }
+}
+
+fn slot(work: &WorkInput, block_size: u32, position: u32) -> usize {
+    let block = work.blocks[(position / block_size) as usize];
+    (block.0 * block_size + position % block_size) as usize
+}
+
+/// Each position's cell follows from the cell before it, as read.
+fn write_cells(cells: &mut [u64], block_size: u32, work: &WorkInput, lose_last: bool) {
+    for (position, token) in (work.start..).zip(&work.tokens) {
+        if lose_last && position + 1 == work.end() {
+            continue;
+        }
+        let before = match position.checked_sub(1) {
+            Some(before) => cells[slot(work, block_size, before)],
+            None => 0,
+        };
+        cells[slot(work, block_size, position)] = oracle::cell(before, position, *token);
+    }
+}
+
+fn read_cells(cells: &[u64], block_size: u32, work: &WorkInput) -> u64 {
+    (0..work.end()).fold(0, |digest, position| {
+        oracle::read(digest, cells[slot(work, block_size, position)])
+    })
+}
+
+/// What the ranks agree on; where they differ, something that is nobody's answer.
+fn reduce(digests: &BTreeMap<u32, Option<Vec<u64>>>) -> Vec<u64> {
+    let mut of_ranks = digests.values().flatten();
+    let Some(first) = of_ranks.next() else {
+        return Vec::new();
+    };
+    let mut outcome = first.clone();
+    for other in of_ranks {
+        for (mine, theirs) in outcome.iter_mut().zip(other) {
+            if *mine != *theirs {
+                *mine = oracle::read(*mine, *theirs);
+            }
+        }
+    }
+    outcome
+}

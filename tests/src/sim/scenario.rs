@@ -1,0 +1,100 @@
+//! What a seed decides before anything happens: the cluster, its limits, its network and its weather.
+
+use std::time::Duration;
+
+use kvasir_coordinator::ClusterConfig;
+use kvasir_kv::{CellLayout, HeadLayout, KvDtype, ModelShape, NumericsId, UnitBytes, UnitLayout};
+
+use super::dice::Dice;
+
+pub(super) const MS: u64 = 1000;
+pub(super) const SECOND: u64 = 1000 * MS;
+pub(super) const NUMERICS: NumericsId = NumericsId([7; 16]);
+
+#[derive(Debug)]
+pub(super) struct Scenario {
+    pub config: ClusterConfig,
+    pub layout: UnitLayout,
+    pub num_workers: u32,
+    pub num_hosts: u64,
+    pub num_requests: u32,
+    /// Requests come within this, in a burst or spread out.
+    pub submit_within: u64,
+    pub num_faults: u32,
+    /// Also a restart of the coordinator.
+    pub coordinator_dies: bool,
+    /// A worker of other numerics tries to join.
+    pub misfit: bool,
+    /// Requests and faults happen before this; then everything heals.
+    pub calm_after: u64,
+    pub prompt_len_max: u32,
+    pub answer_len_max: u32,
+    pub kv_memory_bytes: u64,
+    /// One way, microseconds.
+    pub delay_max: u64,
+    /// Computation between two collectives.
+    pub section_max: u64,
+    pub collective_deadline: u64,
+    pub heartbeat: u64,
+}
+
+impl Scenario {
+    pub fn draw(dice: &mut Dice) -> Self {
+        let block_size = 16;
+        let cell = CellLayout::new(1, 16, block_size, KvDtype::F16).expect("16 is a block size");
+        let heads = HeadLayout::new(6, 3, 16).expect("6 heads divide among 3");
+        let shape = ModelShape {
+            num_layers: 1,
+            hidden_size: 96,
+            heads,
+            intermediate_size: 256,
+            vocab_size: 256,
+            context_len: 200,
+        };
+        let bytes = UnitBytes {
+            attention: 1000,
+            ffn_per_column: 10,
+            vocab_per_row: 2,
+            embedding_per_row: 0,
+            replicated: 100,
+        };
+        let ranks = dice.between_u32(1, 5);
+        let spares = if dice.chance(40) { dice.between_u32(1, 2) } else { 0 };
+        let mut config = ClusterConfig::new(ranks, cell);
+        config.numerics_id = dice.chance(50).then_some(NUMERICS);
+        config.force_tcp = dice.chance(30);
+        config.step_tokens_max = dice.pick(&[8, 16, 40, 100]);
+        config.chunk_tokens_max = dice.pick(&[1, 5, 16, 64]);
+        config.sequences_max = dice.pick(&[1, 3, 8, 16]);
+        config.queue_max = dice.pick(&[2, 8, 64, 64, 64, 64]);
+        config.look_ahead = dice.pick(&[0, 1, 1, 1, 2, 3]);
+        config.endpoint_deadline = Duration::from_secs(3);
+        config.ready_deadline = Duration::from_secs(5);
+        config.unavailable_wait_max = Duration::from_secs(dice.pick(&[3, 60, 60]));
+        // From a pool that holds one request to one that holds all.
+        let pool = dice.pick(&[7, 9, 12, 20, 80]);
+        config.num_blocks_max = dice.chance(50).then_some(pool);
+        let calm_after = dice.between(3, 12) * SECOND;
+        let quiet = dice.chance(15);
+        Self {
+            num_workers: ranks + spares,
+            num_hosts: dice.pick(&[1, 1, 2]),
+            num_requests: dice.pick(&[5, 20, 60]),
+            submit_within: dice.pick(&[SECOND / 2, 3 * SECOND, calm_after]),
+            num_faults: if quiet { 0 } else { dice.between_u32(1, 8) },
+            coordinator_dies: !quiet && dice.chance(15),
+            misfit: config.numerics_id.is_some() && dice.chance(20),
+            calm_after,
+            prompt_len_max: dice.pick(&[8, 40, 100]),
+            answer_len_max: dice.pick(&[3, 20, 60]),
+            // Per rank, so that one with three heads has a third of the blocks of one with one.
+            kv_memory_bytes: cell.cell_bytes() as u64 * u64::from(pool) * dice.between(1, 3),
+            delay_max: dice.pick(&[200, 2 * MS, 20 * MS]),
+            section_max: dice.pick(&[500, 3 * MS, 15 * MS]),
+            collective_deadline: dice.pick(&[SECOND, 4 * SECOND, 30 * SECOND]),
+            heartbeat: 200 * MS,
+            config,
+            layout: UnitLayout::new(shape, bytes),
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! Virtual time and everything in it: events happen in order of time, then in the order in which they were caused.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use kvasir_coordinator::{Cluster, Effect, Event, Now, SessionId};
+use kvasir_kv::{Epoch, FromWorker, NumericsId, Rank, StepId, StepPlan, TaggedBlock, ToWorker};
+
+use super::{
+    checks::PlanWatch,
+    clients::Client,
+    dice::Dice,
+    faults::Fault,
+    network::Network,
+    plant::Plant,
+    rank::{Inside, Meeting, SimWorker},
+    scenario::{MS, SECOND, Scenario},
+};
+
+/// Virtual time that a run may take once all is well again.
+const CALM_MAX: u64 = 240 * SECOND;
+/// How long nothing must be left over before the end.
+const QUIET: u64 = 3 * SECOND;
+
+/// What a run did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    pub steps: u64,
+    pub tokens: u64,
+    pub kills: u64,
+    pub pauses: u64,
+    pub preemptions: u64,
+    pub ranks_lost: u64,
+    pub recoveries: u64,
+    pub epochs: u64,
+    pub tokens_recomputed: u64,
+    pub tokens_discarded: u64,
+    pub messages_stale: u64,
+    pub stale_steps: u64,
+    pub failed: u64,
+}
+
+impl Report {
+    pub fn add(&mut self, other: &Self) {
+        self.steps += other.steps;
+        self.tokens += other.tokens;
+        self.kills += other.kills;
+        self.pauses += other.pauses;
+        self.preemptions += other.preemptions;
+        self.ranks_lost += other.ranks_lost;
+        self.recoveries += other.recoveries;
+        self.epochs += other.epochs;
+        self.tokens_recomputed += other.tokens_recomputed;
+        self.tokens_discarded += other.tokens_discarded;
+        self.messages_stale += other.messages_stale;
+        self.stale_steps += other.stale_steps;
+        self.failed += other.failed;
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Happening {
+    Tick,
+    /// Something reaches the coordinator over a connection.
+    Arrive {
+        session: SessionId,
+        event: Event,
+    },
+    /// The coordinator notices that a connection is broken.
+    NoticeGone {
+        session: SessionId,
+        coordinator_life: u32,
+    },
+    /// Something reaches a worker; `None` is the end of the connection.
+    Reach {
+        worker: usize,
+        life: u32,
+        session: SessionId,
+        message: Option<ToWorker>,
+    },
+    Inside {
+        worker: usize,
+        life: u32,
+        what: Inside,
+    },
+    Submit(usize),
+    Cancel(usize),
+    Stop(usize, u32),
+    Fault(Fault),
+    CoordinatorWakes(u32),
+}
+
+#[derive(Debug)]
+pub(super) struct World {
+    pub now: u64,
+    pub dice: Dice,
+    pub scenario: Scenario,
+    pub plant: Option<Plant>,
+    pub workers: Vec<SimWorker>,
+    pub network: Network,
+    pub meetings: BTreeMap<Epoch, Meeting>,
+    pub clients: Vec<Client>,
+    pub coordinator_life: u32,
+    pub not_serving_since: Option<u64>,
+    pub report: Report,
+    pub runs: u64,
+    queue: BTreeMap<(u64, u64), Happening>,
+    causes: u64,
+    cluster: Cluster,
+    /// What came while the coordinator's process was stopped.
+    inbox: Vec<Event>,
+    asleep: bool,
+    watch: Option<PlanWatch>,
+    /// Ranks of the current epoch, as far as the coordinator knows.
+    ranks: BTreeMap<SessionId, Rank>,
+    epoch: Epoch,
+    planted: bool,
+    forged: Option<(Epoch, StepId, usize, TaggedBlock)>,
+    violation: Option<String>,
+    tracing: bool,
+}
+
+impl World {
+    pub fn new(seed: u64, plant: Option<Plant>, tracing: bool) -> Self {
+        let mut dice = Dice::new(seed);
+        let scenario = Scenario::draw(&mut dice);
+        let num_hosts = scenario.num_hosts;
+        let worker = |index| SimWorker::new(index, index as u64 % num_hosts);
+        let mut workers: Vec<SimWorker> = (0..scenario.num_workers as usize).map(worker).collect();
+        if scenario.misfit {
+            let mut misfit = worker(workers.len());
+            misfit.numerics = NumericsId([8; 16]);
+            workers.push(misfit);
+        }
+        let clients = (0..scenario.num_requests)
+            .map(|index| Client::draw(&mut dice, &scenario, index))
+            .collect();
+        Self {
+            now: 0,
+            cluster: Cluster::new(scenario.config.clone(), scenario.layout.clone()),
+            dice,
+            scenario,
+            plant,
+            workers,
+            network: Network::default(),
+            meetings: BTreeMap::new(),
+            clients,
+            coordinator_life: 0,
+            not_serving_since: Some(0),
+            report: Report::default(),
+            runs: 0,
+            queue: BTreeMap::new(),
+            causes: 0,
+            inbox: Vec::new(),
+            asleep: false,
+            watch: None,
+            ranks: BTreeMap::new(),
+            epoch: Epoch::default(),
+            planted: false,
+            forged: None,
+            violation: None,
+            tracing,
+        }
+    }
+
+    pub fn run(mut self) -> Result<Report, String> {
+        self.begin();
+        let mut busy_at = 0;
+        while let Some(((at, _), happening)) = self.queue.pop_first() {
+            self.now = at;
+            self.happen(happening);
+            if let Some(what) = self.violation.take() {
+                return Err(format!("at {} ms: {what}", self.now / MS));
+            }
+            if self.now < self.scenario.calm_after || !self.is_clean() {
+                busy_at = self.now;
+            } else if self.now - busy_at > QUIET {
+                self.count();
+                return Ok(self.report);
+            }
+            if self.now > self.scenario.calm_after + CALM_MAX {
+                let left = self.clients.iter().filter(|client| !client.ended).count();
+                return Err(format!("{left} requests hang: {:?}", self.cluster.status()));
+            }
+        }
+        Err("nothing happens any more".to_owned())
+    }
+
+    fn begin(&mut self) {
+        self.trace(|| String::from("begin"));
+        if self.tracing {
+            eprintln!("{:?}", self.scenario);
+        }
+        for worker in 0..self.workers.len() {
+            self.boot(worker);
+        }
+        for client in 0..self.clients.len() {
+            let at = self.dice.between(0, self.scenario.submit_within);
+            self.schedule(at, Happening::Submit(client));
+        }
+        self.plan_faults();
+        self.schedule(0, Happening::Tick);
+    }
+
+    /// Nobody waits, a group serves, and every block has come back.
+    fn is_clean(&self) -> bool {
+        if self.not_serving_since.is_some() || self.clients.iter().any(|client| !client.ended) {
+            return false;
+        }
+        let status = self.cluster.status();
+        let blocks = status.groups[0].blocks;
+        blocks.total > 0 && blocks.free == blocks.total && status.sequences.is_empty()
+    }
+
+    fn count(&mut self) {
+        let counters = self.cluster.status().counters;
+        self.report.steps += counters.steps;
+        self.report.preemptions += counters.preemptions;
+        self.report.ranks_lost += counters.ranks_lost;
+        self.report.recoveries += counters.recoveries;
+        self.report.epochs += counters.epochs;
+        self.report.tokens_recomputed += counters.tokens_recomputed;
+        self.report.tokens_discarded += counters.tokens_discarded;
+        self.report.messages_stale += counters.messages_stale;
+    }
+
+    pub(super) fn pause_coordinator(&mut self, duration: u64) {
+        if !self.asleep {
+            self.asleep = true;
+            let life = self.coordinator_life;
+            self.schedule(self.now + duration, Happening::CoordinatorWakes(life));
+        }
+    }
+
+    fn wake_coordinator(&mut self) {
+        self.asleep = false;
+        let mut missed = std::mem::take(&mut self.inbox);
+        // Timers may come before what lay in the sockets.
+        if self.dice.chance(50) {
+            missed.sort_by_key(|event| *event != Event::Tick);
+        }
+        for event in missed {
+            self.coordinate(event);
+        }
+    }
+
+    /// The process ends; another one takes its place and knows nothing.
+    pub(super) fn coordinator_dies(&mut self) {
+        self.count();
+        self.coordinator_life += 1;
+        let mut config = self.scenario.config.clone();
+        config.nonce_seed = u64::from(self.coordinator_life);
+        self.cluster = Cluster::new(config, self.scenario.layout.clone());
+        self.inbox.clear();
+        self.asleep = false;
+        self.watch = None;
+        self.ranks.clear();
+        self.epoch = Epoch::default();
+        self.not_serving_since = Some(self.now);
+        for worker in 0..self.workers.len() {
+            self.taint(worker, 0);
+        }
+        self.coordinator_vanishes();
+        self.resubmit_all();
+    }
+
+    pub(super) fn schedule(&mut self, at: u64, happening: Happening) {
+        self.causes += 1;
+        self.queue.insert((at, self.causes), happening);
+    }
+
+    pub(super) fn violation(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    pub(super) fn trace(&self, what: impl Fn() -> String) {
+        if self.tracing {
+            eprintln!("{:>9.3} ms  {}", self.now as f64 / MS as f64, what());
+        }
+    }
+
+    /// A planted bug that strikes once: whether it is now.
+    pub(super) fn take_plant(&mut self, percent: u64) -> bool {
+        if !self.planted && self.dice.chance(percent) {
+            self.planted = true;
+            self.trace(|| "the planted bug strikes".to_owned());
+            return true;
+        }
+        false
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Tick => {
+                self.coordinate(Event::Tick);
+                let interval = self.scenario.config.tick_interval.as_micros() as u64;
+                self.schedule(self.now + interval, Happening::Tick);
+            }
+            Happening::Arrive { session, event } => {
+                if self.link_carries(session) {
+                    self.arrive(session, event);
+                }
+            }
+            Happening::NoticeGone {
+                session,
+                coordinator_life,
+            } => {
+                if coordinator_life == self.coordinator_life {
+                    self.coordinate(Event::WorkerGone { session });
+                }
+            }
+            Happening::Reach { worker, life, .. } | Happening::Inside { worker, life, .. } => {
+                self.at_worker(worker, life, happening);
+            }
+            Happening::Submit(client) => self.submit(client),
+            Happening::Cancel(client) => self.cancel(client),
+            Happening::Stop(client, last_index) => self.stop(client, last_index),
+            Happening::Fault(fault) => self.strike(fault),
+            Happening::CoordinatorWakes(life) => {
+                if life == self.coordinator_life {
+                    self.wake_coordinator();
+                }
+            }
+        }
+    }
+
+    fn at_worker(&mut self, w: usize, life: u32, happening: Happening) {
+        let worker = &mut self.workers[w];
+        if worker.life != life || !worker.alive {
+            return;
+        }
+        if worker.paused {
+            worker.deferred.push(happening);
+            return;
+        }
+        match happening {
+            // The end of a connection is noticed even where its tail was lost.
+            Happening::Reach { session, message, .. } if message.is_none() || self.link_carries(session) => {
+                self.worker_receives(w, session, message);
+            }
+            Happening::Inside { what, .. } => self.inside_worker(w, what),
+            _ => {}
+        }
+    }
+
+    fn arrive(&mut self, session: SessionId, event: Event) {
+        if let Event::FromWorker { message, .. } = &event {
+            let is_output = matches!(message, FromWorker::StepDone { output: Some(_), .. });
+            if self.plant == Some(Plant::WakeUpLost) && is_output && self.take_plant(5) {
+                return;
+            }
+        }
+        if let Event::WorkerGone { .. } = event {
+            self.cut(session);
+        }
+        self.coordinate(event);
+    }
+
+    pub(super) fn coordinate(&mut self, event: Event) {
+        if self.asleep {
+            self.inbox.push(event);
+            return;
+        }
+        self.hear(&event);
+        let effects = self.cluster.on(event, Now(Duration::from_micros(self.now)));
+        for effect in effects {
+            self.carry_out(effect);
+        }
+    }
+
+    fn hear(&mut self, event: &Event) {
+        let Event::FromWorker { session, message } = event else {
+            return;
+        };
+        let rank = self.ranks.get(session).copied();
+        if let (Some(watch), Some(Rank(rank))) = (self.watch.as_mut(), rank) {
+            watch.hear(rank as usize, message);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send { session, message } => self.send(session, message),
+            Effect::CloseSession { session, .. } => self.send_down(session, None),
+            Effect::Token { sequence, index, token } => self.client_token(sequence, index, token.token),
+            Effect::Finished {
+                sequence,
+                reason,
+                usage,
+            } => self.client_finished(sequence, reason, usage),
+            Effect::Failed { sequence, error } => {
+                self.trace(|| format!("{sequence} failed: {error}"));
+                self.client_failed(sequence, &error);
+            }
+            fact => self.note(&fact),
+        }
+    }
+
+    fn note(&mut self, fact: &Effect) {
+        self.trace(|| format!("{fact:?}"));
+        match fact {
+            Effect::EpochStarted { epoch, .. } => {
+                if *epoch <= self.epoch {
+                    self.violation(format!("epoch {epoch} starts after {}", self.epoch));
+                }
+                self.epoch = *epoch;
+                self.not_serving_since = None;
+            }
+            Effect::EpochEnded { epoch, reason, .. } => {
+                self.not_serving_since.get_or_insert(self.now);
+                if self.workers.iter().all(|worker| worker.tainted_until < self.now) {
+                    self.violation(format!("epoch {epoch} ends although nothing is wrong: {reason}"));
+                }
+            }
+            Effect::RankLost {
+                worker, how, reason, ..
+            } => {
+                let lost = self.workers.iter().find(|sim| sim.id == *worker);
+                if lost.is_none_or(|sim| sim.tainted_until < self.now) {
+                    self.violation(format!(
+                        "{worker} is lost ({how:?}) although nothing is wrong with it: {reason}"
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn send(&mut self, session: SessionId, mut message: ToWorker) {
+        match &mut message {
+            ToWorker::FormEpoch(spec) => {
+                if spec.rank == Rank(0) {
+                    self.ranks.clear();
+                    self.watch = Some(PlanWatch::new(spec));
+                }
+                self.ranks.insert(session, spec.rank);
+            }
+            ToWorker::Step(plan) => {
+                let is_first = self.ranks.get(&session) == Some(&Rank(0));
+                if let Some(watch) = self.watch.as_mut().filter(|_| is_first)
+                    && let Err(what) = watch.check(plan, &self.scenario.config)
+                {
+                    self.violation(what);
+                }
+                if self.plant == Some(Plant::BlockReleasedTwice) {
+                    self.forge(plan, is_first);
+                }
+            }
+            _ => {}
+        }
+        self.send_down(session, Some(message));
+    }
+
+    /// Every rank is told that a sequence's new block is one that another sequence holds.
+    fn forge(&mut self, plan: &mut StepPlan, is_first: bool) {
+        let Some(watch) = self.watch.as_ref() else { return };
+        if is_first && let Some((index, stolen)) = watch.block_to_steal(plan).filter(|_| !self.planted) {
+            self.forged = Some((plan.epoch, plan.step, index, stolen));
+            self.planted = true;
+        }
+        if let Some((epoch, step, index, stolen)) = self.forged
+            && (epoch, step) == (plan.epoch, plan.step)
+        {
+            plan.work[index].new_blocks[0] = stolen;
+        }
+    }
+}
