@@ -1,1 +1,112 @@
-fn main() {}
+//! The one binary: every role and tool of a cluster as a subcommand.
+//!
+//! Exit codes: 0 success, 1 a failure with one line on standard error, 2 wrong usage.
+
+mod answer;
+mod ask;
+mod chat;
+mod client;
+mod coordinator;
+mod engine_options;
+mod generate;
+mod plan;
+mod plan_report;
+mod status;
+mod up;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use kvasir_runtime::{LogFormat, logging};
+
+/// Serves large language models from a cluster of any number of workers.
+///
+/// Kill or add workers in mid-sentence: the answer does not change by one bit.
+#[derive(Parser, Debug)]
+#[command(name = "kvasir", version, propagate_version = true)]
+#[command(after_help = "Example:\n  kvasir up --model model.gguf --workers 2\n  kvasir chat \"What is a fjord?\"")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How log lines are written to standard error: text or json. KVASIR_LOG or RUST_LOG says which (e.g. `debug`)
+    #[arg(long, global = true, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    log_format: LogFormat,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Up(up::UpArgs),
+    Coordinator(coordinator::CoordinatorArgs),
+    Worker(worker::WorkerArgs),
+    Generate(generate::GenerateArgs),
+    Chat(chat::ChatArgs),
+    Status(status::StatusArgs),
+    Plan(plan::PlanArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let quiet = matches!(
+        cli.command,
+        Command::Generate(_) | Command::Chat(_) | Command::Status(_)
+    );
+    // `up` tells people what happens in its own words.
+    let default = if quiet || matches!(cli.command, Command::Up(_)) {
+        "error"
+    } else {
+        "info"
+    };
+    logging::start(cli.log_format, default);
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    if let Command::Plan(args) = command {
+        return plan::run(&args).map(|()| ExitCode::SUCCESS);
+    }
+    // Runs on the main thread: worker processes die with the thread that started them.
+    tokio::runtime::Runtime::new()?.block_on(async {
+        match command {
+            Command::Up(args) => up::run(args).await,
+            Command::Coordinator(args) => coordinator::run(args).await,
+            Command::Worker(args) => worker::run(args).await,
+            Command::Generate(args) => generate::run(args).await,
+            Command::Chat(args) => chat::run(args).await,
+            Command::Status(args) => status::run(args).await,
+            Command::Plan(args) => plan::run(&args),
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn one_line(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_subcommand_has_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{}", command.get_name());
+        }
+    }
+}

@@ -28,5 +28,5 @@ mod workers;
 pub use cluster::Cluster;
 pub use config::ClusterConfig;
 pub use event::{Effect, Event, LossCause, Now, SequenceError, SessionId, Usage};
-pub use server::{CoordinatorConfig, CoordinatorError, run};
+pub use server::{Coordinator, CoordinatorConfig, CoordinatorError, run};
 pub use status::ClusterStatus;

@@ -1,6 +1,6 @@
 //! A coordinator as deployed: one listener, its services, and the driver behind them.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use kvasir_kv::{CellLayout, CellLayoutError, KvDtype, NumericsId, UnitLayout};
 use kvasir_model::{BackendKind, Checkpoint, CheckpointError, WeightMode, numerics_id};
@@ -103,28 +103,51 @@ pub async fn run(
     config: CoordinatorConfig,
     shutdown: CancellationToken,
 ) -> Result<(), CoordinatorError> {
-    let address = listener
-        .local_addr()
-        .map_err(|source| CoordinatorError::Listen { source })?;
-    let opening = {
-        let config = config.clone();
-        tokio::task::spawn_blocking(move || open(&config))
-    };
-    let model = opening.await.map_err(ended_early)??;
-    let (driver, cluster) = Driver::new(Cluster::new(cluster_config(&config, &model), model.layout.clone()));
-    let tasks = TaskTracker::new();
-    let driving = tasks.spawn(drive(driver, shutdown.clone()));
-    info!(%address, model = model.name, numerics_id = %model.numerics_id, workers = config.workers, "coordinator listens");
-    let routes = routes(&config, model, &cluster, &tasks, &shutdown);
-    let served = serve(listener, routes, &shutdown).await;
-    shutdown.cancel();
-    tasks.close();
-    if tokio::time::timeout(SHUTDOWN_GRACE, tasks.wait()).await.is_err() {
-        warn!("some tasks did not end in time");
-        return served;
+    Coordinator::open(config).await?.serve(listener, shutdown).await
+}
+
+/// A coordinator that has read its model and does not serve yet.
+pub struct Coordinator {
+    config: CoordinatorConfig,
+    model: ServedModel,
+}
+
+impl Coordinator {
+    /// Reads the model file once, for its hash.
+    pub async fn open(config: CoordinatorConfig) -> Result<Self, CoordinatorError> {
+        let opening = tokio::task::spawn_blocking(move || open(&config).map(|model| Self { config, model }));
+        opening.await.map_err(ended_early)?
     }
-    driving.await.map_err(ended_early)?;
-    served
+
+    /// What `run` does after opening.
+    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), CoordinatorError> {
+        let Self { config, model } = self;
+        let address = listener
+            .local_addr()
+            .map_err(|source| CoordinatorError::Listen { source })?;
+        let (driver, cluster) = Driver::new(Cluster::new(cluster_config(&config, &model), model.layout.clone()));
+        let tasks = TaskTracker::new();
+        let driving = tasks.spawn(drive(driver, shutdown.clone()));
+        info!(%address, model = model.name, numerics_id = %model.numerics_id, workers = config.workers, "coordinator listens");
+        let routes = routes(&config, model, &cluster, &tasks, &shutdown);
+        let served = serve(listener, routes, &shutdown).await;
+        shutdown.cancel();
+        tasks.close();
+        if tokio::time::timeout(SHUTDOWN_GRACE, tasks.wait()).await.is_err() {
+            warn!("some tasks did not end in time");
+            return served;
+        }
+        driving.await.map_err(ended_early)?;
+        served
+    }
+}
+
+impl fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Coordinator")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
 }
 
 fn open(config: &CoordinatorConfig) -> Result<ServedModel, CoordinatorError> {

@@ -44,7 +44,7 @@ impl Cluster for ClusterService {
         let mut inbound = request.into_inner();
         let info = tokio::time::timeout(HELLO_DEADLINE, read_hello(&mut inbound))
             .await
-            .map_err(|_| status::bad_hello(format!("no hello within {} s", HELLO_DEADLINE.as_secs())))??;
+            .map_err(|_| status::no_hello(HELLO_DEADLINE))??;
         let session = self.cluster.next_session();
         let (outbox, outbound) = mpsc::channel(OUTBOX_MAX);
         let closing = CancellationToken::new();

@@ -1,6 +1,8 @@
 //! Errors as gRPC statuses. Every one carries `kvasir-error`, the name of what happened: a client that sees an error
 //! without it knows that the connection broke, and may resume.
 
+use std::time::Duration;
+
 use kvasir_kv::FinishReason;
 use tonic::{Code, Status, metadata::MetadataValue};
 
@@ -68,6 +70,12 @@ pub fn internal(what: &str) -> Status {
 /// A worker's first message is not a hello, or cannot be read.
 pub fn bad_hello(why: String) -> Status {
     status(Code::InvalidArgument, "bad_hello", why, None)
+}
+
+/// Not a fault of what the worker said: it may try again.
+pub fn no_hello(waited: Duration) -> Status {
+    let message = format!("no hello within {} s", waited.as_secs());
+    status(Code::DeadlineExceeded, "no_hello", message, None)
 }
 
 fn numerical(message: &str) -> Status {

@@ -1,0 +1,186 @@
+//! An answer as it comes together at the client, and as `--json` prints it.
+
+use std::time::{Duration, Instant};
+
+use kvasir_proto::v1;
+use serde::Serialize;
+use tonic::Status;
+
+/// Grows while the stream runs. Text that was held back by a server that went away is not lost: the next one feeds
+/// the same tokens and stands where the first one stood.
+#[derive(Debug, Default)]
+pub struct Answer {
+    pub descriptor: Option<v1::ResumeDescriptor>,
+    pub text: String,
+    pub token_ids: Vec<u32>,
+    pub logprobs: Vec<TokenLogprob>,
+    pub finish_reason: &'static str,
+    pub usage: v1::Usage,
+    pub resumes: u32,
+    pub pace: Pace,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct TokenLogprob {
+    pub id: u32,
+    /// Written with as many digits as bring back its bits.
+    pub logprob: f32,
+    pub top: Vec<TopLogprob>,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct TopLogprob {
+    pub id: u32,
+    pub logprob: f32,
+}
+
+impl Answer {
+    /// Errors if a token is missing or comes twice: then the server is not one of ours.
+    pub fn add(&mut self, chunk: v1::Chunk) -> Result<(), Status> {
+        for token in chunk.tokens {
+            if token.index as usize != self.token_ids.len() {
+                let expected = self.token_ids.len();
+                return Err(Status::data_loss(format!(
+                    "token {} came where {expected} is next",
+                    token.index
+                )));
+            }
+            self.token_ids.push(token.id);
+            let top = token.top_logprobs.iter();
+            self.logprobs.push(TokenLogprob {
+                id: token.id,
+                logprob: token.logprob,
+                top: top
+                    .map(|top| TopLogprob {
+                        id: top.id,
+                        logprob: top.logprob,
+                    })
+                    .collect(),
+            });
+            self.pace.token();
+        }
+        self.text += &chunk.text;
+        Ok(())
+    }
+
+    pub fn finish(&mut self, finished: v1::Finished) {
+        self.finish_reason = match finished.reason() {
+            v1::FinishReason::Stop => "stop",
+            v1::FinishReason::Length => "length",
+            v1::FinishReason::Cancelled => "cancelled",
+            v1::FinishReason::Unspecified => "unknown",
+        };
+        self.text += &finished.text;
+        self.usage = finished.usage.unwrap_or_default();
+    }
+
+    /// `logprobs` only if they were asked for.
+    pub fn to_json(&self, with_logprobs: bool) -> serde_json::Result<String> {
+        serde_json::to_string(&AnswerJson {
+            text: &self.text,
+            token_ids: &self.token_ids,
+            logprobs: with_logprobs.then_some(&self.logprobs),
+            finish_reason: self.finish_reason,
+            usage: UsageJson {
+                prompt_tokens: self.usage.prompt_tokens,
+                cached_tokens: self.usage.cached_tokens,
+                completion_tokens: self.usage.completion_tokens,
+            },
+            request_id: self.descriptor.as_ref().map_or("", |descriptor| &descriptor.request_id),
+            seed: self.descriptor.as_ref().map_or(0, |descriptor| descriptor.seed),
+            resumes: self.resumes,
+            tokens_per_s: self.pace.tokens_per_s(),
+            longest_pause_ms: self.pace.longest_pause.as_millis() as u64,
+        })
+    }
+}
+
+#[derive(Serialize)]
+struct AnswerJson<'a> {
+    text: &'a str,
+    token_ids: &'a [u32],
+    logprobs: Option<&'a Vec<TokenLogprob>>,
+    finish_reason: &'a str,
+    usage: UsageJson,
+    request_id: &'a str,
+    seed: u64,
+    resumes: u32,
+    tokens_per_s: f64,
+    longest_pause_ms: u64,
+}
+
+#[derive(Serialize)]
+struct UsageJson {
+    prompt_tokens: u32,
+    cached_tokens: u32,
+    completion_tokens: u32,
+}
+
+/// When tokens came.
+#[derive(Debug, Default)]
+pub struct Pace {
+    first: Option<Instant>,
+    last: Option<Instant>,
+    tokens: u32,
+    pub longest_pause: Duration,
+}
+
+impl Pace {
+    fn token(&mut self) {
+        let now = Instant::now();
+        if let Some(last) = self.last {
+            self.longest_pause = self.longest_pause.max(now - last);
+        }
+        self.first.get_or_insert(now);
+        self.last = Some(now);
+        self.tokens += 1;
+    }
+
+    /// Between the first token and the last; 0 with fewer than two.
+    pub fn tokens_per_s(&self) -> f64 {
+        match (self.first, self.last) {
+            (Some(first), Some(last)) if self.tokens > 1 && last > first => {
+                f64::from(self.tokens - 1) / (last - first).as_secs_f64()
+            }
+            _ => 0.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(index: u32, logprob: f32) -> v1::Chunk {
+        v1::Chunk {
+            tokens: vec![v1::Token {
+                index,
+                id: 7,
+                logprob,
+                top_logprobs: Vec::new(),
+            }],
+            text: "x".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_bits_of_a_logprob_survive_the_json() {
+        for bits in [0xbdcc_cccdu32, 0xc123_4567, 0x8000_0000, 0x8000_0001, 0xbf7f_ffff] {
+            let mut answer = Answer::default();
+            answer.add(chunk(0, f32::from_bits(bits))).unwrap();
+            let json: serde_json::Value = serde_json::from_str(&answer.to_json(true).unwrap()).unwrap();
+            let read = json["logprobs"][0]["logprob"].as_f64().unwrap() as f32;
+            assert_eq!(read.to_bits(), bits);
+        }
+    }
+
+    #[test]
+    fn a_repeated_or_missing_token_is_refused() {
+        let mut answer = Answer::default();
+        answer.add(chunk(0, 0.0)).unwrap();
+        assert!(answer.add(chunk(0, 0.0)).is_err());
+        assert!(answer.add(chunk(2, 0.0)).is_err());
+        answer.add(chunk(1, 0.0)).unwrap();
+        assert_eq!(answer.text, "xx");
+    }
+}

@@ -1,0 +1,166 @@
+//! The client's side: connecting, and streams that go on when their coordinator does not.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use kvasir_proto::v1::{
+    self, admin_client::AdminClient, generate_request::Prompt, generate_response::Event,
+    inference_client::InferenceClient,
+};
+use kvasir_runtime::parse_endpoint;
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::answer::Answer;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A host that died without a word is noticed after these.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Attempts without a new token between them; with the pauses below they last about a minute.
+const RESUMES_MAX: u32 = 35;
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Metadata that the server's own errors carry.
+const ERROR_NAME: &str = "kvasir-error";
+
+pub async fn connect(endpoint: &str) -> Result<Channel> {
+    let url = parse_endpoint(endpoint)?;
+    let channel = Endpoint::from_shared(url.clone())?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .connect()
+        .await;
+    channel.map_err(|error| anyhow!("cannot reach {url}: {}", innermost(&error)))
+}
+
+pub async fn status(endpoint: &str) -> Result<v1::StatusResponse> {
+    let mut admin = AdminClient::new(connect(endpoint).await?);
+    let response = admin.status(v1::StatusRequest {}).await;
+    response
+        .map(tonic::Response::into_inner)
+        .map_err(|status| refused(&status))
+}
+
+/// Streams one answer into `answer`; `show` is called with each new piece of text. Goes on elsewhere, or later, when
+/// the connection breaks and `resume` is set.
+pub async fn generate(
+    endpoint: &str,
+    request: v1::GenerateRequest,
+    resume: bool,
+    mut show: impl FnMut(&str),
+) -> Result<Answer> {
+    let channel = connect(endpoint).await?;
+    let mut answer = Answer::default();
+    let mut broken = match stream(channel, request, &mut answer, &mut show).await {
+        Ok(()) => return Ok(answer),
+        Err(broken) => broken,
+    };
+    let (mut attempts, mut known) = (0, answer.token_ids.len());
+    loop {
+        let Some(descriptor) = answer.descriptor.clone().filter(|_| resume && is_resumable(&broken)) else {
+            return Err(refused(&broken));
+        };
+        if answer.token_ids.len() > known {
+            (attempts, known) = (0, answer.token_ids.len());
+        }
+        if attempts == RESUMES_MAX {
+            return Err(refused(&broken)).with_context(|| format!("gave up after {RESUMES_MAX} attempts to resume"));
+        }
+        tokio::time::sleep(PAUSE_MAX.min(PAUSE_FIRST * 2u32.pow(attempts.min(10)))).await;
+        attempts += 1;
+        answer.resumes += 1;
+        // The endpoint may still be down: that is what the attempts are for.
+        let Ok(channel) = connect(endpoint).await else {
+            continue;
+        };
+        let request = v1::GenerateRequest {
+            prompt: Some(Prompt::Resume(v1::Resume {
+                descriptor: Some(descriptor),
+                received_token_ids: answer.token_ids.clone(),
+            })),
+            ..Default::default()
+        };
+        match stream(channel, request, &mut answer, &mut show).await {
+            Ok(()) => return Ok(answer),
+            Err(again) => broken = again,
+        }
+    }
+}
+
+async fn stream(
+    channel: Channel,
+    request: v1::GenerateRequest,
+    answer: &mut Answer,
+    show: &mut impl FnMut(&str),
+) -> Result<(), Status> {
+    let mut responses = InferenceClient::new(channel).generate(request).await?.into_inner();
+    while let Some(response) = responses.message().await? {
+        match response.event {
+            Some(Event::Started(started)) => answer.descriptor = started.descriptor,
+            Some(Event::Chunk(chunk)) => {
+                show(&chunk.text);
+                answer.add(chunk)?;
+            }
+            Some(Event::Finished(finished)) => {
+                show(&finished.text);
+                answer.finish(finished);
+                return Ok(());
+            }
+            None => {}
+        }
+    }
+    Err(Status::unavailable("the stream ended before the answer did"))
+}
+
+/// True if the connection broke or the coordinator went away. What a server says about the request itself is final.
+fn is_resumable(status: &Status) -> bool {
+    match status.metadata().get(ERROR_NAME) {
+        Some(name) => name == "shutting_down",
+        None => matches!(
+            status.code(),
+            Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled
+        ),
+    }
+}
+
+/// A status as one line for people.
+pub fn refused(status: &Status) -> anyhow::Error {
+    let name = match status.code() {
+        Code::InvalidArgument => "refused",
+        Code::ResourceExhausted => "no room",
+        Code::Unavailable => "unavailable",
+        Code::DeadlineExceeded => "too late",
+        Code::FailedPrecondition => "refused",
+        Code::AlreadyExists => "refused",
+        _ => return anyhow!("{:?}: {}", status.code(), status.message()),
+    };
+    anyhow!("{name}: {}", status.message())
+}
+
+/// The message that says what is wrong, without the layers around it.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
+}
+
+/// Token ids from `1,2,3`.
+pub fn parse_ids(text: &str) -> Result<Vec<u32>> {
+    let parse = |id: &str| {
+        id.trim()
+            .parse::<u32>()
+            .map_err(|_| anyhow!("`{id}` is not a token id"))
+    };
+    let ids: Vec<u32> = text.split(',').map(parse).collect::<Result<_>>()?;
+    if ids.is_empty() {
+        bail!("no token ids");
+    }
+    Ok(ids)
+}

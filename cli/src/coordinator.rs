@@ -1,0 +1,89 @@
+//! `kvasir coordinator`: the role, as deployed.
+
+use anyhow::{Context, Result};
+use clap::Args;
+use kvasir_coordinator::{Coordinator, CoordinatorConfig};
+use kvasir_runtime::{parse_address, require_loopback, shutdown};
+use serde::Serialize;
+use tokio::net::TcpListener;
+
+use crate::engine_options::{EngineOptions, TransportChoice};
+
+/// Runs a coordinator: workers join it, clients ask it
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  kvasir coordinator --model model.gguf --workers 2 --grpc 127.0.0.1:50051")]
+pub struct CoordinatorArgs {
+    #[command(flatten)]
+    pub engine: EngineOptions,
+    #[command(flatten)]
+    pub serving: ServingOptions,
+    /// Workers that form the group; it starts to serve when so many have joined
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub workers: u32,
+    /// Prints one JSON line when it listens
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `up` and `coordinator` share.
+#[derive(Args, Clone, Debug)]
+pub struct ServingOptions {
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:50051", value_name = "HOST:PORT")]
+    pub grpc: String,
+    /// Allow an address that other machines reach: there is no encryption and no authentication yet
+    #[arg(long)]
+    pub insecure: bool,
+    /// How ranks exchange sums
+    #[arg(long, value_enum, default_value_t = TransportChoice::Auto)]
+    pub transport: TransportChoice,
+    /// Longest time for a request that names none
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub request_timeout: u64,
+    /// How long requests wait for workers before they fail
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub unavailable_wait: u64,
+}
+
+impl ServingOptions {
+    pub fn config(&self, engine: &EngineOptions, workers: u32) -> CoordinatorConfig {
+        CoordinatorConfig {
+            kv_dtype: engine.kv_dtype,
+            weight_mode: engine.weights_dtype,
+            backend: engine.backend,
+            block_size: engine.block_size,
+            force_tcp: self.transport == TransportChoice::Tcp,
+            request_timeout: std::time::Duration::from_secs(self.request_timeout),
+            unavailable_wait_max: std::time::Duration::from_secs(self.unavailable_wait),
+            ..CoordinatorConfig::new(engine.model.clone(), workers)
+        }
+    }
+
+    pub async fn bind(&self) -> Result<TcpListener> {
+        let address = require_loopback(parse_address(&self.grpc)?, self.insecure)?;
+        let listener = TcpListener::bind(address).await;
+        listener.with_context(|| format!("cannot listen on {address}"))
+    }
+}
+
+#[derive(Serialize)]
+struct Listening {
+    grpc: String,
+    pid: u32,
+}
+
+pub async fn run(args: CoordinatorArgs) -> Result<()> {
+    let shutdown = shutdown::on_signals()?;
+    let listener = args.serving.bind().await?;
+    let listening = Listening {
+        grpc: format!("http://{}", listener.local_addr()?),
+        pid: std::process::id(),
+    };
+    let coordinator = Coordinator::open(args.serving.config(&args.engine, args.workers)).await?;
+    if args.json {
+        println!("{}", serde_json::to_string(&listening)?);
+    } else {
+        println!("coordinator listens on {}", listening.grpc);
+    }
+    Ok(coordinator.serve(listener, shutdown).await?)
+}

@@ -1,0 +1,52 @@
+//! What determines the engine: the same flags for the coordinator, its workers and the plan.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use kvasir_kv::KvDtype;
+use kvasir_model::{BackendKind, WeightMode};
+
+#[derive(Args, Clone, Debug)]
+pub struct EngineOptions {
+    /// The model: a GGUF file
+    #[arg(long, env = "KVASIR_MODEL", value_name = "PATH")]
+    pub model: PathBuf,
+    /// Element type of the KV cache: f16 or f32
+    #[arg(long, default_value_t = KvDtype::F16, value_name = "TYPE")]
+    pub kv_dtype: KvDtype,
+    /// Weights in memory: `file` keeps the file's types, f32 dequantizes at load
+    #[arg(long, default_value_t = WeightMode::File, value_name = "TYPE")]
+    pub weights_dtype: WeightMode,
+    /// Arithmetic: `canonical` gives the same bits on any cluster, `candle` is an independent check
+    #[arg(long, default_value_t = BackendKind::Canonical, value_name = "NAME")]
+    pub backend: BackendKind,
+    /// Token positions per KV block: 16, 32, 64, 128 or 256
+    #[arg(long, default_value_t = 64, value_name = "TOKENS")]
+    pub block_size: u32,
+}
+
+impl EngineOptions {
+    /// The flags again, for a child process.
+    pub fn to_args(&self) -> Vec<String> {
+        let model = self.model.to_string_lossy().into_owned();
+        [
+            ("--model", model),
+            ("--kv-dtype", self.kv_dtype.to_string()),
+            ("--weights-dtype", self.weights_dtype.to_string()),
+            ("--backend", self.backend.to_string()),
+            ("--block-size", self.block_size.to_string()),
+        ]
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .collect()
+    }
+}
+
+/// How the ranks reduce.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TransportChoice {
+    /// Shared memory on one host, TCP between hosts
+    Auto,
+    /// TCP always
+    Tcp,
+}

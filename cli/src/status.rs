@@ -1,0 +1,271 @@
+//! `kvasir status`: what a cluster does right now.
+
+use std::{
+    collections::BTreeMap,
+    io::{IsTerminal, stdout},
+    time::Duration,
+};
+
+use anyhow::Result;
+use clap::Args;
+use kvasir_proto::v1;
+use kvasir_runtime::ByteSize;
+use owo_colors::{OwoColorize, Stream::Stdout};
+use serde::Serialize;
+
+use crate::client;
+
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+const CLEAR_SCREEN: &str = "\x1b[2J\x1b[H";
+
+/// Shows groups, ranks, blocks, sequences and counters
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  kvasir status --endpoint http://127.0.0.1:50051 --watch")]
+pub struct StatusArgs {
+    /// Where the coordinator listens
+    #[arg(
+        long,
+        env = "KVASIR_ENDPOINT",
+        default_value = "http://127.0.0.1:50051",
+        value_name = "URL"
+    )]
+    endpoint: String,
+    /// Print one JSON object (with --watch, one a line)
+    #[arg(long)]
+    json: bool,
+    /// Again every second
+    #[arg(long)]
+    watch: bool,
+}
+
+pub async fn run(args: StatusArgs) -> Result<()> {
+    loop {
+        let status = StatusJson::from(client::status(&args.endpoint).await?);
+        if args.watch && !args.json && stdout().is_terminal() {
+            print!("{CLEAR_SCREEN}");
+        }
+        match args.json {
+            true => println!("{}", serde_json::to_string(&status)?),
+            false => print(&status),
+        }
+        if !args.watch {
+            return Ok(());
+        }
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
+}
+
+#[derive(Serialize)]
+struct StatusJson {
+    model: String,
+    numerics_id: String,
+    ready: bool,
+    workers_wanted: u32,
+    uptime_ms: u64,
+    groups: Vec<GroupJson>,
+    spares: Vec<WorkerJson>,
+    sequences: Vec<SequenceJson>,
+    counters: BTreeMap<String, u64>,
+}
+
+#[derive(Serialize)]
+struct GroupJson {
+    id: u32,
+    epoch: EpochJson,
+    role: String,
+    state: String,
+    transport: String,
+    ranks: Vec<RankJson>,
+    blocks: BlocksJson,
+    block_size: u32,
+}
+
+#[derive(Serialize)]
+struct EpochJson {
+    term: u64,
+    number: u64,
+}
+
+#[derive(Serialize)]
+struct RankJson {
+    rank: u32,
+    worker: String,
+    pid: u32,
+    address: String,
+    /// The heads themselves.
+    kv_heads: Vec<u32>,
+    units: UnitsJson,
+    /// Of weights.
+    bytes: u64,
+}
+
+/// Half-open ranges.
+#[derive(Serialize)]
+struct UnitsJson {
+    attention: [u32; 2],
+    ffn: [u32; 2],
+    vocab: [u32; 2],
+}
+
+#[derive(Serialize, Default)]
+struct BlocksJson {
+    free: u32,
+    cached: u32,
+    held: u32,
+    in_flight: u32,
+    total: u32,
+}
+
+#[derive(Serialize)]
+struct WorkerJson {
+    worker: String,
+    pid: u32,
+    address: String,
+}
+
+#[derive(Serialize)]
+struct SequenceJson {
+    request_id: String,
+    /// `null` while it waits.
+    group: Option<u32>,
+    tokens: u32,
+    computed: u32,
+    state: String,
+}
+
+impl From<v1::StatusResponse> for StatusJson {
+    fn from(status: v1::StatusResponse) -> Self {
+        Self {
+            model: status.model,
+            numerics_id: status.numerics_id,
+            ready: status.ready,
+            workers_wanted: status.workers_wanted,
+            uptime_ms: status.uptime_ms,
+            groups: status.groups.into_iter().map(GroupJson::from).collect(),
+            spares: status.spares.into_iter().map(WorkerJson::from).collect(),
+            sequences: status.sequences.into_iter().map(SequenceJson::from).collect(),
+            counters: status.counters.into_iter().collect(),
+        }
+    }
+}
+
+impl From<v1::Group> for GroupJson {
+    fn from(group: v1::Group) -> Self {
+        let blocks = group.blocks.unwrap_or_default();
+        Self {
+            id: group.id,
+            epoch: EpochJson {
+                term: group.term,
+                number: group.epoch,
+            },
+            role: group.role,
+            state: group.state,
+            transport: group.transport,
+            ranks: group.ranks.into_iter().map(RankJson::from).collect(),
+            blocks: BlocksJson {
+                free: blocks.free,
+                cached: blocks.cached,
+                held: blocks.held,
+                in_flight: blocks.in_flight,
+                total: blocks.total,
+            },
+            block_size: group.block_size,
+        }
+    }
+}
+
+impl From<v1::RankStatus> for RankJson {
+    fn from(rank: v1::RankStatus) -> Self {
+        let range = |range: Option<v1::UnitRange>| range.map_or([0, 0], |range| [range.begin, range.end]);
+        let worker = rank.worker.unwrap_or_default();
+        let heads = range(rank.kv_heads);
+        Self {
+            rank: rank.rank,
+            worker: worker.id,
+            pid: worker.pid,
+            address: worker.address,
+            kv_heads: (heads[0]..heads[1]).collect(),
+            units: UnitsJson {
+                attention: heads,
+                ffn: range(rank.ffn_units),
+                vocab: range(rank.vocab_units),
+            },
+            bytes: rank.bytes,
+        }
+    }
+}
+
+impl From<v1::Worker> for WorkerJson {
+    fn from(worker: v1::Worker) -> Self {
+        Self {
+            worker: worker.id,
+            pid: worker.pid,
+            address: worker.address,
+        }
+    }
+}
+
+impl From<v1::SequenceStatus> for SequenceJson {
+    fn from(sequence: v1::SequenceStatus) -> Self {
+        Self {
+            group: (sequence.state == "running").then_some(sequence.group),
+            request_id: sequence.request_id,
+            tokens: sequence.tokens,
+            computed: sequence.computed,
+            state: sequence.state,
+        }
+    }
+}
+
+fn print(status: &StatusJson) {
+    let ready = if status.ready { "ready" } else { "not ready" };
+    println!(
+        "{}  {ready}, up {} s, numerics {}",
+        status.model.if_supports_color(Stdout, |text| text.bold()),
+        status.uptime_ms / 1000,
+        status.numerics_id
+    );
+    for group in &status.groups {
+        print_group(group);
+    }
+    for spare in &status.spares {
+        println!("  spare   {:<12} pid {:<7} {}", spare.worker, spare.pid, spare.address);
+    }
+    for sequence in &status.sequences {
+        println!(
+            "  {:<8}{}  {} tokens, {} computed",
+            sequence.state, sequence.request_id, sequence.tokens, sequence.computed
+        );
+    }
+    let counters = status.counters.iter().filter(|(_, count)| **count > 0);
+    let counters: Vec<_> = counters.map(|(name, count)| format!("{name} {count}")).collect();
+    if !counters.is_empty() {
+        println!("  {}", counters.join(", "));
+    }
+}
+
+fn print_group(group: &GroupJson) {
+    println!(
+        "  group {}  epoch {}.{}  {}  {}",
+        group.id, group.epoch.term, group.epoch.number, group.state, group.transport
+    );
+    let span = |[begin, end]: [u32; 2]| end - begin;
+    for rank in &group.ranks {
+        println!(
+            "  rank {:<2} {:<12} pid {:<7} {:<12} {} KV heads, {} FFN and {} vocab units, {}",
+            rank.rank,
+            rank.worker,
+            rank.pid,
+            rank.address,
+            rank.kv_heads.len(),
+            span(rank.units.ffn),
+            span(rank.units.vocab),
+            ByteSize(rank.bytes)
+        );
+    }
+    let blocks = &group.blocks;
+    println!(
+        "  blocks  {} free, {} cached, {} held, {} in flight, {} in all ({} tokens each)",
+        blocks.free, blocks.cached, blocks.held, blocks.in_flight, blocks.total, group.block_size
+    );
+}

@@ -1,0 +1,97 @@
+//! `kvasir worker`: the role, as deployed. One process, one rank.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use kvasir_runtime::{ByteSize, parse_endpoint, shutdown};
+use kvasir_worker::session::{self, WorkerConfig};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
+use crate::engine_options::EngineOptions;
+
+/// Runs a worker: joins a coordinator and computes its share of the model
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  kvasir worker --model model.gguf --coordinator http://127.0.0.1:50051")]
+pub struct WorkerArgs {
+    #[command(flatten)]
+    engine: EngineOptions,
+    #[command(flatten)]
+    size: WorkerSize,
+    /// The coordinator to join; it is waited for when it is away
+    #[arg(long, env = "KVASIR_COORDINATOR", value_name = "URL")]
+    coordinator: String,
+    /// A name, unique in the cluster [default: from the process id]
+    #[arg(long, value_name = "NAME")]
+    id: Option<String>,
+    /// Relative speed: a worker of weight 2 gets twice the work of a worker of weight 1
+    #[arg(long, default_value_t = 1.0, value_name = "W")]
+    weight: f64,
+    /// The address that workers on other hosts reach this one by
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_name = "IP")]
+    advertise: IpAddr,
+    /// Allow an advertised address that other machines reach: there is no encryption and no authentication yet
+    #[arg(long)]
+    insecure: bool,
+    /// End when this process, the one that started the worker, ends
+    #[arg(long, hide = true, value_name = "PID")]
+    parent_pid: Option<u32>,
+}
+
+/// What `up` passes on to its workers.
+#[derive(Args, Clone, Debug)]
+pub struct WorkerSize {
+    /// Threads that compute
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub threads: u32,
+    /// Memory for the KV cache, for example 512MiB
+    #[arg(long, default_value = "1GiB", value_name = "SIZE")]
+    pub kv_memory: ByteSize,
+}
+
+impl WorkerSize {
+    /// The flags again, for a child process.
+    pub fn to_args(&self) -> [String; 4] {
+        let (threads, kv_memory) = (self.threads.to_string(), self.kv_memory.0.to_string());
+        ["--threads".to_owned(), threads, "--kv-memory".to_owned(), kv_memory]
+    }
+}
+
+pub async fn run(args: WorkerArgs) -> Result<()> {
+    if let Some(parent) = args.parent_pid {
+        die_with(parent)?;
+    }
+    if !(args.weight.is_finite() && args.weight > 0.0) {
+        bail!("--weight {} must be a finite number above 0", args.weight);
+    }
+    if !args.advertise.is_loopback() && !args.insecure {
+        bail!(
+            "peers would reach {} without encryption or authentication; pass --insecure if this network is trusted",
+            args.advertise
+        );
+    }
+    let config = WorkerConfig {
+        id: args.id,
+        threads: args.size.threads as usize,
+        kv_dtype: args.engine.kv_dtype,
+        weight_mode: args.engine.weights_dtype,
+        backend: args.engine.backend,
+        block_size: args.engine.block_size,
+        kv_memory_bytes: args.size.kv_memory.0,
+        weight: args.weight,
+        advertise: args.advertise,
+        ..WorkerConfig::new(args.engine.model, parse_endpoint(&args.coordinator)?)
+    };
+    let shutdown = shutdown::on_signals()?;
+    Ok(session::run(config, shutdown).await?)
+}
+
+/// SIGKILL, because a stopped worker acts on nothing else.
+fn die_with(parent: u32) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have ended before the line above.
+    if getppid().map(Pid::as_raw_nonzero).map(i32::from) != i32::try_from(parent).ok() {
+        bail!("the parent process {parent} is gone");
+    }
+    Ok(())
+}
