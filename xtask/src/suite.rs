@@ -33,6 +33,7 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
     goes_on = goes_on && suite.prepare("tools", || tools::ensure().map(|path| suite_env("PATH", path)));
     if goes_on {
         suite.environment.push(suite_env("KVASIR_BIN", paths::kvasir_binary()?));
+        suite.environment.push(suite_env("RUSTDOCFLAGS", "-D warnings"));
         suite.configure(options);
         suite.run_checks_and_tests(options)?;
     }
@@ -106,7 +107,10 @@ impl Suite {
             self.run("deny", &["deny", "check", "--hide-inclusion-graph", "bans", "licenses"])?;
         }
         // These very targets, so that nextest finds all it needs and compiles nothing again with other features.
-        if !self.run("build", &["build", "--workspace", "--bins", "--tests", "--examples"])? {
+        if !self.run(
+            "build",
+            &["build", "--workspace", "--lib", "--bins", "--tests", "--examples"],
+        )? {
             return Ok(());
         }
         let filters: Vec<&str> = options.filters.iter().map(String::as_str).collect();
@@ -117,6 +121,7 @@ impl Suite {
         self.end_processes_left_behind();
         if options.filters.is_empty() {
             self.run("doc tests", &["test", "--doc", "--workspace", "--quiet"])?;
+            self.run("docs", &["doc", "--workspace", "--no-deps", "--quiet"])?;
         }
         Ok(())
     }
