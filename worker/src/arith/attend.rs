@@ -201,8 +201,13 @@ impl<E: Element> Attend<'_, E> {
             q[i] = &self.q[(query + i) * head_dim..][..head_dim];
         }
         let mut dots = [[s.splat(0.0); V]; Q];
+        let plane_bytes = keys.len();
         for d in 0..head_dim {
             let keys = &keys[(d * block_size + offset) * E::BYTES..][..V * LANES * E::BYTES];
+            if query == 0 {
+                // V lies behind K, in a plane of the same size: its lines come while the scores are computed.
+                prefetch_lines(s, keys.as_ptr().wrapping_add(plane_bytes), keys.len());
+            }
             let mut k = [s.splat(0.0); V];
             for v in 0..V {
                 k[v] = E::load(s, keys, v * LANES * E::BYTES);
@@ -288,9 +293,18 @@ impl<E: Element> Attend<'_, E> {
             .expect("scores of each query");
         let mut out = [[s.splat(0.0); V]; Q];
         for first in (0..positions).step_by(block_size) {
-            let values = self.kv.values(self.blocks[(start + first) / block_size]);
+            let block = (start + first) / block_size;
+            let values = self.kv.values(self.blocks[block]);
+            // The keys of the next chunk come while this one's values are added.
+            let next = self.blocks.get(block + ATTENTION_CHUNK / block_size);
+            let next_keys = next
+                .filter(|_| vector == 0 && query == 0)
+                .map(|next| self.kv.keys(*next).as_ptr());
             let rows = values.chunks_exact(head_dim * E::BYTES).take(positions - first);
             for (p, row) in (first..).zip(rows) {
+                if let Some(next_keys) = next_keys {
+                    prefetch_lines(s, next_keys.wrapping_add((p - first) * row.len()), row.len());
+                }
                 let row = &row[vector * LANES * E::BYTES..][..V * LANES * E::BYTES];
                 let mut values = [s.splat(0.0); V];
                 for v in 0..V {
@@ -343,4 +357,11 @@ fn first_lane<S: Simd>(s: S, x: S::F) -> f32 {
     let mut lanes = [0.0; LANES];
     s.store(x, &mut lanes);
     lanes[0]
+}
+
+#[inline(always)]
+fn prefetch_lines<S: Simd>(s: S, start: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        s.prefetch_far(start.wrapping_add(line));
+    }
 }

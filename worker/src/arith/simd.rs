@@ -29,6 +29,8 @@ pub(super) trait Simd: Copy {
     fn store_f16(self, x: Self::F, out: &mut [u8; 2 * LANES]);
     /// Hints that memory will be read soon; any address will do.
     fn prefetch(self, address: *const u8);
+    /// As `prefetch`, for later: into the second cache.
+    fn prefetch_far(self, address: *const u8);
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
