@@ -10,7 +10,7 @@ pub(super) const LN2_HI: f32 = 0.693_145_75;
 pub(super) const LN2_LO: f32 = 1.428_606_8e-6;
 /// exp(r) for |r| <= ln(2) / 2, highest power first: minimax of the relative error (3e-9 before rounding) with 1 + r kept.
 pub(super) const EXP_POLYNOMIAL: [f32; 7] = [
-    0.001_381_454_1,
+    0.001_381_454,
     0.008_368_745,
     0.041_668_39,
     0.166_665_21,

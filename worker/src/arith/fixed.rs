@@ -38,7 +38,7 @@ impl Kernel for FinishReduce<'_> {
     fn run<S: Simd>(self, s: S) {
         let sums = self.sums.as_chunks::<LANES>().0;
         for (sums, out) in sums.iter().zip(vectors_mut(self.out)) {
-            s.store(s.from_fixed(sums), out);
+            s.store(s.fixed_to_f32(sums), out);
         }
     }
 }

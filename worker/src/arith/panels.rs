@@ -23,10 +23,9 @@ pub fn scatter_token(x: &[f32], panels: &mut [f32], tokens: usize, token: usize)
 /// Rows of plain columns, `[tokens][cols]`, as panels.
 pub fn from_rows(rows: &[f32], tokens: usize) -> Vec<f32> {
     let mut panels = vec![0.0; rows.len()];
-    if tokens > 0 {
-        for (token, row) in rows.chunks_exact(rows.len() / tokens).enumerate() {
-            scatter_token(row, &mut panels, tokens, token);
-        }
+    for token in 0..tokens {
+        let cols = rows.len() / tokens;
+        scatter_token(&rows[token * cols..][..cols], &mut panels, tokens, token);
     }
     panels
 }
@@ -34,10 +33,9 @@ pub fn from_rows(rows: &[f32], tokens: usize) -> Vec<f32> {
 /// Panels as rows of plain columns, `[tokens][cols]`.
 pub fn to_rows(panels: &[f32], tokens: usize) -> Vec<f32> {
     let mut rows = vec![0.0; panels.len()];
-    if tokens > 0 {
-        for (token, row) in rows.chunks_exact_mut(panels.len() / tokens).enumerate() {
-            gather_token(panels, tokens, token, row);
-        }
+    for token in 0..tokens {
+        let cols = panels.len() / tokens;
+        gather_token(panels, tokens, token, &mut rows[token * cols..][..cols]);
     }
     rows
 }

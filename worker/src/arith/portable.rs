@@ -194,7 +194,7 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn from_fixed(self, sums: &[i64; LANES]) -> Self::F {
+    fn fixed_to_f32(self, sums: &[i64; LANES]) -> Self::F {
         sums.map(fixed::from_fixed)
     }
 }

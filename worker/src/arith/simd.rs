@@ -66,7 +66,7 @@ pub(super) trait Simd: Copy {
     /// Adds `round(x * 2^30)` to the sums; lanes that are not finite or at least 2^20 in size add 0 and make it return false.
     fn add_fixed(self, x: Self::F, sums: &mut [i64; LANES]) -> bool;
     /// `((sum as f64) * 2^-30) as f32`
-    fn from_fixed(self, sums: &[i64; LANES]) -> Self::F;
+    fn fixed_to_f32(self, sums: &[i64; LANES]) -> Self::F;
 
     /// The fixed tree: lane l takes lane l + 8, then + 4, + 2, + 1.
     #[inline(always)]

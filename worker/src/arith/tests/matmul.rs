@@ -251,7 +251,7 @@ fn partials_of(kernels: Kernels, weights: [f32; LANES]) -> (Vec<i64>, bool) {
     let mut x = vec![0.0; SUB_BLOCK];
     x[5] = 1.0;
     let row = |weight: f32| {
-        let mut row = vec![0.0f32; SUB_BLOCK];
+        let mut row = [0.0f32; SUB_BLOCK];
         row[5] = weight;
         row.iter().flat_map(|weight| weight.to_le_bytes()).collect()
     };
@@ -263,7 +263,8 @@ fn partials_of(kernels: Kernels, weights: [f32; LANES]) -> (Vec<i64>, bool) {
         cols: SUB_BLOCK,
         tokens: 1,
     };
-    let (sums, poison) = case.partials(kernels, &[&[0..SUB_BLOCK]]);
+    let unit = std::slice::from_ref(&(0..SUB_BLOCK)).to_vec();
+    let (sums, poison) = case.partials(kernels, &[&unit]);
     (sums, poison[0])
 }
 

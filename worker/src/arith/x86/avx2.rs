@@ -170,13 +170,12 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn pow2(self, n: Self::F) -> Self::F {
         intrinsics!({
-            let bias = _mm256_set1_epi32(127);
-            let low = _mm256_add_epi32(_mm256_cvtps_epi32(n[0]), bias);
-            let high = _mm256_add_epi32(_mm256_cvtps_epi32(n[1]), bias);
-            [
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(low)),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(high)),
-            ]
+            let mut power = n;
+            for half in 0..2 {
+                let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n[half]), _mm256_set1_epi32(127));
+                power[half] = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased));
+            }
+            power
         })
     }
 
@@ -204,15 +203,13 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn rotate_pairs(self, x: Self::F, cos_sin: Self::F) -> Self::F {
         intrinsics!({
-            let rotate = |x, cos_sin| {
-                let sin_cos = _mm256_permute_ps::<0b10_11_00_01>(cos_sin);
-                _mm256_fmaddsub_ps(
-                    _mm256_moveldup_ps(x),
-                    cos_sin,
-                    _mm256_mul_ps(_mm256_movehdup_ps(x), sin_cos),
-                )
-            };
-            [rotate(x[0], cos_sin[0]), rotate(x[1], cos_sin[1])]
+            let mut rotated = x;
+            for half in 0..2 {
+                let sin_cos = _mm256_permute_ps::<0b10_11_00_01>(cos_sin[half]);
+                let second = _mm256_mul_ps(_mm256_movehdup_ps(x[half]), sin_cos);
+                rotated[half] = _mm256_fmaddsub_ps(_mm256_moveldup_ps(x[half]), cos_sin[half], second);
+            }
+            rotated
         })
     }
 
@@ -248,14 +245,15 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn nibbles(self, x: &[u8; 64]) -> (Self::W, Self::W) {
         let pairs = self.weights(x);
+        let (mut low, mut high) = (pairs, pairs);
         intrinsics!({
-            let low = _mm256_set1_epi8(15);
-            let [high_0, high_1] = [_mm256_srli_epi16::<4>(pairs[0]), _mm256_srli_epi16::<4>(pairs[1])];
-            (
-                [_mm256_and_si256(pairs[0], low), _mm256_and_si256(pairs[1], low)],
-                [_mm256_and_si256(high_0, low), _mm256_and_si256(high_1, low)],
-            )
-        })
+            let mask = _mm256_set1_epi8(15);
+            for half in 0..2 {
+                low[half] = _mm256_and_si256(pairs[half], mask);
+                high[half] = _mm256_and_si256(_mm256_srli_epi16::<4>(pairs[half]), mask);
+            }
+        });
+        (low, high)
     }
 
     /// In 16-bit products: `maddubs` would saturate, since 2 * 255 * 127 exceeds i16.
@@ -315,7 +313,7 @@ impl Simd for Avx2 {
 
     /// Lane by lane: AVX2 has no conversion from i64.
     #[inline(always)]
-    fn from_fixed(self, sums: &[i64; LANES]) -> Self::F {
+    fn fixed_to_f32(self, sums: &[i64; LANES]) -> Self::F {
         self.load(&sums.map(fixed::from_fixed))
     }
 }

@@ -242,7 +242,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn from_fixed(self, sums: &[i64; LANES]) -> __m512 {
+    fn fixed_to_f32(self, sums: &[i64; LANES]) -> __m512 {
         intrinsics!({
             let unit = _mm512_set1_pd(1.0 / (1u64 << 30) as f64);
             let [low, high] = sums.as_chunks::<8>().0 else {
