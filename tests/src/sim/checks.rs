@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use kvasir_coordinator::ClusterConfig;
-use kvasir_kv::{BlockId, Epoch, EpochSpec, FromWorker, SequenceId, StepId, StepPlan, TaggedBlock};
+use kvasir_kv::{BlockId, Epoch, EpochSpec, FromWorker, Rank, SequenceId, StepId, StepPlan, TaggedBlock};
 
 #[derive(Debug)]
 pub(super) struct PlanWatch {
@@ -14,6 +14,8 @@ pub(super) struct PlanWatch {
     next_step: u64,
     /// Steps acknowledged, by rank, as far as the coordinator has heard.
     acknowledged: Vec<u64>,
+    /// Steps that the ranks have really done.
+    done: Vec<u64>,
     owner: BTreeMap<BlockId, (SequenceId, TaggedBlock)>,
     /// Sequences that the ranks hold, with the last step that names them.
     held: BTreeMap<SequenceId, StepId>,
@@ -28,6 +30,7 @@ impl PlanWatch {
             num_blocks: spec.num_blocks,
             next_step: 0,
             acknowledged: vec![0; spec.shares.len()],
+            done: vec![0; spec.shares.len()],
             owner: BTreeMap::new(),
             held: BTreeMap::new(),
             released: BTreeMap::new(),
@@ -48,6 +51,13 @@ impl PlanWatch {
             && *epoch == self.epoch
         {
             self.acknowledged[rank] = step.0 + 1;
+        }
+    }
+
+    /// A rank has really done a step.
+    pub fn see(&mut self, rank: Rank, epoch: Epoch, steps_done: u64) {
+        if epoch == self.epoch {
+            self.done[rank.0 as usize] = steps_done;
         }
     }
 
@@ -105,7 +115,7 @@ impl PlanWatch {
     }
 
     fn take_blocks(&mut self, plan: &StepPlan) -> Result<(), String> {
-        let acknowledged = self.acknowledged.iter().copied().min().unwrap_or(0);
+        let acknowledged = self.acknowledged.iter().chain(&self.done).copied().min().unwrap_or(0);
         for work in &plan.work {
             for block in &work.new_blocks {
                 if block.id.0 >= self.num_blocks {
@@ -118,7 +128,7 @@ impl PlanWatch {
                     && last.0 >= acknowledged
                 {
                     return Err(format!(
-                        "block {} is given away, step {last} is not acknowledged",
+                        "block {} is given away, a rank has not done step {last}",
                         block.id
                     ));
                 }

@@ -199,7 +199,7 @@ impl World {
             digests: BTreeMap::new(),
             waiting: Vec::new(),
         };
-        self.meetings.entry(spec.epoch).or_insert(meeting);
+        self.meetings.entry((spec.epoch, spec.nonce)).or_insert(meeting);
         let epoch = spec.epoch;
         worker.part = Some(Part {
             books: RankBooks::new(&spec),
@@ -342,12 +342,12 @@ impl World {
         let Some(part) = self.workers[w].part.as_mut() else {
             return;
         };
-        let (epoch, rank) = (part.spec.epoch, part.spec.rank);
+        let (place, rank) = ((part.spec.epoch, part.spec.nonce), part.spec.rank);
         part.progress.collectives_entered += 1;
         let run = part.run.as_mut().expect("a section of it is done");
         run.waiting = true;
         let section = run.section;
-        let meeting = self.meetings.get_mut(&epoch).expect("made when the epoch was formed");
+        let meeting = self.meetings.get_mut(&place).expect("made when the epoch was formed");
         meeting.entered[rank.0 as usize] += 1;
         let here = meeting.entered[rank.0 as usize];
         meeting.digests.insert(rank.0, digests);
@@ -389,7 +389,7 @@ impl World {
         }
         let part = self.workers[w].part.take().expect("it waits");
         let epoch = part.spec.epoch;
-        let entered = &self.meetings[&epoch].entered;
+        let entered = &self.meetings[&(epoch, part.spec.nonce)].entered;
         let here = entered[part.spec.rank.0 as usize];
         let missing = (0..).zip(entered).filter(|(_, entered)| **entered < here);
         let missing = missing.map(|(rank, _)| Rank(rank)).collect();
@@ -429,6 +429,9 @@ impl World {
         part.books.commit(&committed);
         part.progress.steps_done += 1;
         let is_first = part.spec.rank == Rank(0);
+        if let Some(watch) = self.watch.as_mut() {
+            watch.see(part.spec.rank, epoch, part.progress.steps_done);
+        }
         if is_first || self.plant != Some(Plant::EarlyAcknowledge) {
             let output = is_first.then_some(output);
             self.report(session, FromWorker::StepDone { epoch, step, output });

@@ -97,7 +97,8 @@ pub(super) struct World {
     pub plant: Option<Plant>,
     pub workers: Vec<SimWorker>,
     pub network: Network,
-    pub meetings: BTreeMap<Epoch, Meeting>,
+    /// By epoch and nonce: a cluster of new processes only may count its epochs from the start again.
+    pub meetings: BTreeMap<(Epoch, u64), Meeting>,
     pub clients: Vec<Client>,
     pub coordinator_life: u32,
     pub not_serving_since: Option<u64>,
@@ -109,7 +110,7 @@ pub(super) struct World {
     /// What came while the coordinator's process was stopped.
     inbox: Vec<Event>,
     asleep: bool,
-    watch: Option<PlanWatch>,
+    pub watch: Option<PlanWatch>,
     /// Ranks of the current epoch, as far as the coordinator knows.
     ranks: BTreeMap<SessionId, Rank>,
     epoch: Epoch,
