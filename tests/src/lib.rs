@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 pub mod gguf_writer;
+pub mod sim;
 pub mod tiny_model;
 
 const DEFAULT_MODEL: &str = "kvasir/models/SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -24,4 +25,6 @@ fn cached_model() -> PathBuf {
         .map(PathBuf::from);
     cache.unwrap_or_else(home).join(DEFAULT_MODEL)
 }
+pub mod parity;
 pub mod rank_group;
+pub mod whole_logits;

@@ -20,6 +20,7 @@ use kvasir_worker::{
     arith::Kernels,
     backend::Backend,
     canonical::Canonical,
+    oracle::Oracle,
     rank::{RankConfig, RankControl, RankWorker},
 };
 
@@ -59,8 +60,6 @@ impl Default for GroupOptions {
 #[derive(Clone, Debug)]
 pub struct Generation {
     pub prompt: Vec<TokenId>,
-    /// Tokens that are given instead of sampled (teacher forcing), after the prompt.
-    pub forced: Vec<TokenId>,
     pub max_tokens: usize,
     pub sampling: Sampling,
 }
@@ -70,7 +69,6 @@ impl Generation {
         let prompt = prompt.iter().copied().map(TokenId).collect();
         Self {
             prompt,
-            forced: Vec::new(),
             max_tokens,
             sampling: Sampling::default(),
         }
@@ -189,14 +187,13 @@ impl RankGroup {
     ) -> Vec<Answer> {
         let mut sequences: Vec<Played> = generations.iter().map(|generation| self.admit(generation)).collect();
         let mut next_block = 0;
-        let mut retired = Vec::new();
         loop {
             let mut plan = StepPlan {
                 epoch: self.epoch,
                 step: StepId(self.next_step),
                 admitted: Vec::new(),
                 work: Vec::new(),
-                retired: std::mem::take(&mut retired),
+                retired: Vec::new(),
             };
             for (index, sequence) in sequences.iter_mut().enumerate() {
                 if sequence.answer.tokens.len() >= generations[index].max_tokens {
@@ -231,7 +228,7 @@ impl RankGroup {
             if plan.work.is_empty() {
                 break;
             }
-            retired = self.run_step(plan, generations, &mut sequences);
+            self.run_step(plan, &mut sequences);
         }
         // One more plan forgets the sequences, so that the group can be used again.
         let retired = sequences.iter().map(|sequence| sequence.admitted.sequence).collect();
@@ -243,7 +240,7 @@ impl RankGroup {
             work,
             retired,
         };
-        self.run_step(plan, generations, &mut []);
+        self.run_step(plan, &mut []);
         sequences.into_iter().map(|sequence| sequence.answer).collect()
     }
 
@@ -264,8 +261,7 @@ impl RankGroup {
         }
     }
 
-    /// Runs one step on all ranks; returns nothing to retire (finished sequences are retired at the end).
-    fn run_step(&mut self, plan: StepPlan, generations: &[Generation], sequences: &mut [Played]) -> Vec<SequenceId> {
+    fn run_step(&mut self, plan: StepPlan, sequences: &mut [Played]) {
         for (send, _) in &self.ranks {
             send.send(ToWorker::Step(plan.clone())).unwrap();
         }
@@ -286,10 +282,6 @@ impl RankGroup {
                 sequence.answer.tokens.push(sampled.token);
                 sequence.answer.logprobs.push(sampled.logprob);
                 sequence.answer.top_logprobs.push(sampled.top_logprobs.clone());
-                assert!(
-                    generations[index].forced.is_empty(),
-                    "teacher forcing is done by `score`"
-                );
             }
             for poisoned in output.iter().flat_map(|output| &output.poisoned) {
                 let index = sequences.iter().position(|s| s.admitted.sequence == *poisoned).unwrap();
@@ -301,7 +293,6 @@ impl RankGroup {
                 sequence.answer.logprobs.push(f32::NAN);
             }
         }
-        Vec::new()
     }
 }
 
@@ -323,7 +314,8 @@ struct Played {
     answer: Answer,
 }
 
-fn backend(checkpoint: &Arc<Checkpoint>, options: &GroupOptions) -> Box<dyn Backend> {
+/// The backend of one rank, with nothing loaded yet.
+pub fn backend(checkpoint: &Arc<Checkpoint>, options: &GroupOptions) -> Box<dyn Backend> {
     let spec = checkpoint.spec();
     let cell = CellLayout::new(spec.num_layers, spec.head_dim, options.block_size, options.kv_dtype).unwrap();
     match options.backend {
@@ -334,6 +326,6 @@ fn backend(checkpoint: &Arc<Checkpoint>, options: &GroupOptions) -> Box<dyn Back
                 None => canonical,
             })
         }
-        BackendKind::Candle => todo!(),
+        BackendKind::Candle => Box::new(Oracle::new(Arc::clone(checkpoint), options.weight_mode, cell).unwrap()),
     }
 }

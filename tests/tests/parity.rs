@@ -1,0 +1,91 @@
+//! Same bits: tokens and logprob bits equal the checked-in digests for any number of ranks, both collectives, any
+//! number of threads, alone and amid others, any chunking, any block size, any instruction set.
+//!
+//! `KVASIR_TEST_SEED` draws other configurations, `KVASIR_TEST_ALL=1` runs the whole product,
+//! `KVASIR_WRITE_DIGESTS=1` writes the digest file anew (a change of numerics: raise `NUMERICS_VERSION`).
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use kvasir_kv::Transport;
+use kvasir_tests::parity::{self, Chunking, Configuration, Digests};
+use kvasir_worker::arith::Kernels;
+
+fn env_u64(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| {
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={value} is not a number"))
+    })
+}
+
+/// The plainest way: one rank, one thread, one answer at a time.
+fn plain(model: &str) -> Configuration {
+    Configuration {
+        model: model.to_owned(),
+        ranks: 1,
+        transport: Transport::SharedMemory,
+        threads: 1,
+        together: false,
+        chunking: Chunking::Whole,
+        block_size: 64,
+        isa: Kernels::best().isa(),
+    }
+}
+
+#[test]
+fn answers_equal_the_checked_in_digests_in_every_drawn_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    if env_u64("KVASIR_WRITE_DIGESTS").is_some() {
+        let of_model = |name: &String| plain(name).run(&parity::open_model(name, folder.path()));
+        let digests: Digests = parity::model_names()
+            .into_iter()
+            .map(|name| (name.clone(), of_model(&name)))
+            .collect();
+        std::fs::write(
+            parity::digest_file(),
+            serde_json::to_string_pretty(&digests).unwrap() + "\n",
+        )
+        .unwrap();
+    }
+    let expected = parity::read_digests();
+    let configurations = if std::env::var_os("KVASIR_TEST_ALL").is_some() {
+        parity::model_names()
+            .iter()
+            .flat_map(|model| parity::product(model))
+            .collect()
+    } else {
+        // A new seed each day of the year would do; the process id is as good and needs no clock.
+        let seed = env_u64("KVASIR_TEST_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+        println!("KVASIR_TEST_SEED={seed}");
+        parity::draw(seed, 40)
+    };
+    let mut opened = BTreeMap::new();
+    for (index, configuration) in configurations.iter().enumerate() {
+        let begun = std::time::Instant::now();
+        let model = &configuration.model;
+        let checkpoint = opened
+            .entry(model.clone())
+            .or_insert_with(|| parity::open_model(model, folder.path()));
+        assert_eq!(configuration.run(checkpoint), expected[model], "{configuration:?}");
+        println!(
+            "{}/{} {configuration:?} {:.1?}",
+            index + 1,
+            configurations.len(),
+            begun.elapsed()
+        );
+    }
+}
+
+#[test]
+fn the_digests_tell_answers_apart() {
+    let mut seen = std::collections::BTreeSet::new();
+    for (model, digests) in parity::read_digests() {
+        assert_eq!(digests.len(), parity::GENERATIONS, "{model}");
+        assert!(
+            digests.iter().all(|digest| seen.insert(digest.clone())),
+            "{model}: two answers have one digest"
+        );
+    }
+}
