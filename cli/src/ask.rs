@@ -82,16 +82,20 @@ impl AskOptions {
 
     /// Asks, shows the answer as it comes, and returns it.
     pub async fn ask(&self, prompt: Prompt) -> Result<Answer> {
-        let answer = client::generate(&self.endpoint, self.request(prompt), !self.no_resume, |text| {
-            self.show(text)
-        })
-        .await?;
-        if self.json {
-            println!("{}", answer.to_json(self.logprobs.is_some())?);
-        } else {
+        let mut shown = false;
+        let show = |text: &str| {
+            shown |= !text.is_empty();
+            self.show(text);
+        };
+        let answer = client::generate(&self.endpoint, self.request(prompt), !self.no_resume, show).await;
+        if !self.json && shown {
+            // Errors, too, begin on a line of their own.
             println!();
         }
-        if !self.json && stderr().is_terminal() {
+        let answer = answer?;
+        if self.json {
+            println!("{}", answer.to_json(self.logprobs.is_some())?);
+        } else if stderr().is_terminal() {
             eprintln!("{}", summary(&answer).dimmed());
         }
         Ok(answer)

@@ -86,8 +86,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What happened and why. Messages that quote their cause already are not followed by it again.
 fn one_line(error: &anyhow::Error) -> String {
-    let text = format!("{error:#}");
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let colon = if text.is_empty() { "" } else { ": " };
+            text = format!("{text}{colon}{cause}");
+        }
+    }
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -100,6 +107,14 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_error_is_one_line_without_repetition() {
+        let error = anyhow::anyhow!("disk\nfull")
+            .context("cannot write: disk\nfull")
+            .context("saving");
+        assert_eq!(one_line(&error), "saving: cannot write: disk full");
     }
 
     #[test]
