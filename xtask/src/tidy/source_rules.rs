@@ -75,11 +75,12 @@ const IO: [&str; 12] = [
 ];
 /// What of the coordinator acts, by the start of its path: the task around the machines, and the doors to clients and
 /// workers. All other files decide.
-const DRIVERS: [&str; 5] = [
+const DRIVERS: [&str; 6] = [
     "coordinator/src/driver.rs",
     "coordinator/src/driver/",
     "coordinator/src/generate.rs",
     "coordinator/src/grpc/",
+    "coordinator/src/server.rs",
     "coordinator/src/token_log.rs",
 ];
 const UNSAFE_FILES: [&str; 5] = [
