@@ -7,6 +7,7 @@ pub mod backend;
 pub mod canonical;
 pub mod cells;
 pub mod collective;
+pub mod oracle;
 pub mod rank;
 pub mod rank_books;
 pub mod sampler;

@@ -25,6 +25,7 @@ use tonic::transport::Endpoint;
 use crate::{
     backend::{Backend, BackendError},
     canonical::Canonical,
+    oracle::Oracle,
     rank::{RankConfig, RankControl, RankWorker},
 };
 
@@ -295,14 +296,7 @@ fn make_backend(config: &WorkerConfig, checkpoint: Arc<Checkpoint>) -> Result<Bo
     let cell = CellLayout::new(spec.num_layers, spec.head_dim, config.block_size, config.kv_dtype)?;
     Ok(match config.backend {
         BackendKind::Canonical => Box::new(Canonical::new(checkpoint, config.weight_mode, cell, config.threads)?),
-        BackendKind::Candle => {
-            let reason = "not in this build".to_owned();
-            return Err(BackendError::Device {
-                backend: "candle",
-                reason,
-            }
-            .into());
-        }
+        BackendKind::Candle => Box::new(Oracle::new(checkpoint, config.weight_mode, cell)?),
     })
 }
 

@@ -1,0 +1,249 @@
+//! The candle backend: the same forward pass in plain f32 tensor operations, written a second time.
+//!
+//! It is the oracle of parity tests and the way to other devices, so it shares no arithmetic with [`crate::arith`]:
+//! what both backends have in common is the checkpoint, the cut into units, and the exact reduce between ranks.
+//! Weights become f32 tensors whatever their type in the file; K and V are rounded to the cells' dtype.
+//!
+//! Not here: speed, and the canonical backend's promise. The bits are candle's own and may change with the batch and
+//! the device. Threads, too, are candle's: one pool for the process, of `RAYON_NUM_THREADS`.
+
+mod attention;
+mod cell_tensors;
+mod partial_sums;
+mod rank_tensors;
+mod rotation;
+mod summary;
+
+use std::{sync::Arc, time::Instant};
+
+use candle_core::{D, Device, Tensor};
+use kvasir_kv::{CellLayout, EpochSpec, LoadReport, Sampling, UnitId, UnitKind, UnitLayout};
+use kvasir_model::{Checkpoint, WeightMode};
+
+use self::{
+    attention::{SequenceRows, attend},
+    cell_tensors::CellTensors,
+    partial_sums::PartialSums,
+    rank_tensors::RankTensors,
+    rotation::Rotation,
+    summary::summarize,
+};
+use crate::{
+    backend::{Backend, BackendError, ForwardOutput},
+    collective::Collective,
+    rank_books::WorkInput,
+    sampler::UnitRows,
+};
+
+#[derive(Debug)]
+pub struct Oracle {
+    device: Device,
+    layout: UnitLayout,
+    weights: RankTensors,
+    cells: CellTensors,
+    vocab_units: Vec<UnitRows>,
+    rope_theta: f64,
+    rope_dim: usize,
+    eps: f64,
+}
+
+/// What all layers of a step have in common.
+struct Step<'a> {
+    sequences: Vec<SequenceRows<'a>>,
+    rotation: Rotation,
+}
+
+impl Oracle {
+    /// Nothing but the norms is loaded yet. `mode` decides what plans count as a unit's bytes, not how it computes.
+    pub fn new(checkpoint: Arc<Checkpoint>, mode: WeightMode, cell: CellLayout) -> Result<Self, BackendError> {
+        let device = Device::Cpu;
+        let layout = checkpoint.unit_layout(mode).map_err(|error| BackendError::Load {
+            what: "the model".to_owned(),
+            reason: error.to_string(),
+        })?;
+        let spec = checkpoint.spec();
+        Ok(Self {
+            layout,
+            cells: CellTensors::new(cell, device.clone()),
+            vocab_units: Vec::new(),
+            rope_theta: f64::from(spec.rope_theta),
+            rope_dim: spec.rope_dim as usize,
+            eps: f64::from(spec.rms_norm_eps),
+            weights: RankTensors::new(checkpoint, device.clone())?,
+            device,
+        })
+    }
+
+    fn step<'a>(&self, work: &'a [WorkInput]) -> Result<Step<'a>, BackendError> {
+        let positions = work.iter().flat_map(|work| work.start..work.end());
+        Ok(Step {
+            rotation: Rotation::new(positions, self.rope_theta, self.rope_dim, &self.device)?,
+            sequences: SequenceRows::of(work, &self.device)?,
+        })
+    }
+
+    /// The embedding rows of the tokens whose vocab unit is here.
+    fn embed(&self, work: &[WorkInput], sums: &mut PartialSums) -> Result<(), BackendError> {
+        let tokens = work.iter().flat_map(|work| &work.tokens);
+        for (row, token) in tokens.enumerate() {
+            let owns = |unit: &UnitRows| (unit.first..unit.first + unit.rows).contains(&token.0);
+            if self.vocab_units.iter().any(owns) {
+                sums.add_row(row, &self.weights.embedding_row(*token)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// x: [tokens, hidden]. Adds the output projection of each local KV head.
+    fn attention(
+        &mut self,
+        layer: usize,
+        step: &Step<'_>,
+        x: &Tensor,
+        sums: &mut PartialSums,
+    ) -> Result<(), BackendError> {
+        let normed = rms_norm(x, &self.weights.norms.attention[layer], self.eps)?;
+        let heads = self.layout.shape().heads;
+        let shape = (x.dim(0)?, (), heads.head_dim() as usize);
+        for (&head, layers) in &self.weights.attention {
+            let weights = &layers[layer];
+            let q = step.rotation.rotate(&project(&normed, &weights.wq)?.reshape(shape)?)?;
+            let k = step.rotation.rotate(&project(&normed, &weights.wk)?.reshape(shape)?)?;
+            let v = project(&normed, &weights.wv)?;
+            let mut cells = self.cells.of_head(head, layer);
+            let attended = attend(&step.sequences, &q, &k.squeeze(1)?, &v, &mut cells)?;
+            sums.add(&project(&attended, &weights.wo)?)?;
+        }
+        Ok(())
+    }
+
+    /// x: [tokens, hidden]. Adds the down projection of each local FFN unit.
+    fn ffn(&self, layer: usize, x: &Tensor, sums: &mut PartialSums) -> Result<(), BackendError> {
+        let normed = rms_norm(x, &self.weights.norms.ffn[layer], self.eps)?;
+        for layers in self.weights.ffn.values() {
+            let weights = &layers[layer];
+            let gate = project(&normed, &weights.gate)?.silu()?;
+            let inner = (gate * project(&normed, &weights.up)?)?;
+            sums.add(&project(&inner, &weights.down)?)?;
+        }
+        Ok(())
+    }
+
+    /// x: [tokens, hidden]. Logits of the rows that are sampled, for the local vocab units.
+    fn head(&self, work: &[WorkInput], x: &Tensor, output: &mut ForwardOutput) -> Result<(), BackendError> {
+        let mut end = 0;
+        let mut sampled = Vec::new();
+        for work in work {
+            end += work.tokens.len();
+            if work.samples {
+                sampled.push((end as u32 - 1, &work.sampling));
+            }
+        }
+        if sampled.is_empty() {
+            return Ok(());
+        }
+        let rows = sampled.iter().map(|(row, _)| *row).collect();
+        let rows = Tensor::from_vec(rows, sampled.len(), &self.device)?;
+        let normed = rms_norm(&x.index_select(&rows, 0)?, &self.weights.norms.output, self.eps)?;
+        let mut units = Vec::new();
+        for rows in self.weights.vocab.values() {
+            units.push(project(&normed, rows)?.to_vec2::<f32>()?);
+        }
+        for (row, (_, sampling)) in sampled.iter().enumerate() {
+            output.summaries.extend(units.iter().map(|unit| summarize(&unit[row])));
+            let logits = units.iter().filter(|_| needs_logits(sampling));
+            output
+                .logits
+                .push(logits.flat_map(|unit| &unit[row]).copied().collect());
+        }
+        Ok(())
+    }
+}
+
+/// Whether the sampler looks at single logits, or only at the units' summaries.
+fn needs_logits(sampling: &Sampling) -> bool {
+    !sampling.is_greedy() || sampling.top_logprobs > 0
+}
+
+/// x: [tokens, columns], weight: [rows, columns] -> [tokens, rows]
+fn project(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+    x.matmul(&weight.t()?)
+}
+
+/// x: [tokens, hidden], weight: [hidden]
+fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
+    let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
+    x.broadcast_div(&(mean_square + eps)?.sqrt()?)?.broadcast_mul(weight)
+}
+
+impl From<candle_core::Error> for BackendError {
+    fn from(error: candle_core::Error) -> Self {
+        let reason = error.to_string();
+        Self::Device {
+            backend: "candle",
+            reason,
+        }
+    }
+}
+
+impl Backend for Oracle {
+    fn layout(&self) -> &UnitLayout {
+        &self.layout
+    }
+
+    fn begin_epoch(&mut self, spec: &EpochSpec) -> Result<LoadReport, BackendError> {
+        let begun = Instant::now();
+        let share = &spec.shares[spec.rank.0 as usize];
+        let taken = self.weights.take(&self.layout, share)?;
+        self.cells.clear();
+        let extents = share
+            .vocab
+            .clone()
+            .map(|unit| self.layout.extent(UnitKind::Vocab, UnitId(unit)));
+        self.vocab_units = extents
+            .map(|rows| UnitRows {
+                first: rows.start,
+                rows: rows.end - rows.start,
+            })
+            .collect();
+        Ok(LoadReport {
+            units_loaded: taken.loaded,
+            units_kept: taken.kept,
+            weight_bytes: taken.bytes,
+            load_ms: begun.elapsed().as_millis() as u32,
+        })
+    }
+
+    fn vocab_units(&self) -> &[UnitRows] {
+        &self.vocab_units
+    }
+
+    fn forward(
+        &mut self,
+        work: &[WorkInput],
+        collective: &mut dyn Collective,
+        output: &mut ForwardOutput,
+    ) -> Result<(), BackendError> {
+        *output = ForwardOutput::default();
+        // candle has no tensors without rows; every rank sees the same work.
+        if work.is_empty() {
+            return Ok(());
+        }
+        let step = self.step(work)?;
+        let tokens = work.iter().map(|work| work.tokens.len()).sum();
+        let mut sums = PartialSums::new(tokens, self.layout.shape().hidden_size as usize);
+        self.embed(work, &mut sums)?;
+        let mut x = sums.reduce(collective, &self.device)?;
+        for layer in 0..self.layout.shape().num_layers as usize {
+            self.attention(layer, &step, &x, &mut sums)?;
+            x = (x + sums.reduce(collective, &self.device)?)?;
+            self.ffn(layer, &x, &mut sums)?;
+            x = (x + sums.reduce(collective, &self.device)?)?;
+        }
+        self.head(work, &x, output)?;
+        let sequences = step.sequences.iter();
+        output.poisoned = sequences.map(|sequence| sums.is_poisoned(&sequence.rows)).collect();
+        output.reduce_us = sums.reduce_us();
+        Ok(())
+    }
+}

@@ -1,0 +1,145 @@
+//! K and V of the rank's heads by block: one tensor per cell, made when something is first written to it.
+//!
+//! Who may write to which block is the books' matter. K is stored after its rotation, both in the cells' dtype.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Result, Tensor};
+use kvasir_kv::{BlockId, CellLayout, KvDtype};
+
+#[derive(Debug)]
+pub(super) struct CellTensors {
+    layout: CellLayout,
+    device: Device,
+    /// By KV head and block: [num_layers * 2 * block_size, head_dim], of each layer K, then V.
+    cells: BTreeMap<(u32, BlockId), Tensor>,
+}
+
+/// One layer of one head's cells.
+pub(super) struct HeadCells<'a> {
+    all: &'a mut CellTensors,
+    head: u32,
+    layer: usize,
+}
+
+/// Which half of a layer's part of a cell.
+#[derive(Clone, Copy)]
+enum Plane {
+    K,
+    V,
+}
+
+impl CellTensors {
+    pub(super) fn new(layout: CellLayout, device: Device) -> Self {
+        let cells = BTreeMap::new();
+        Self { layout, device, cells }
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        self.cells.clear();
+    }
+
+    pub(super) fn of_head(&mut self, head: u32, layer: usize) -> HeadCells<'_> {
+        HeadCells { all: self, head, layer }
+    }
+
+    fn block_size(&self) -> usize {
+        self.layout.block_size() as usize
+    }
+
+    fn dtype(&self) -> Result<DType> {
+        match self.layout.dtype() {
+            KvDtype::F32 => Ok(DType::F32),
+            KvDtype::F16 => Ok(DType::F16),
+            other => candle_core::bail!("no cells of dtype {other}"),
+        }
+    }
+
+    fn cell(&mut self, head: u32, block: BlockId) -> Result<&Tensor> {
+        let dtype = self.dtype()?;
+        let rows = self.layout.num_layers() as usize * 2 * self.block_size();
+        let columns = self.layout.head_dim() as usize;
+        Ok(match self.cells.entry((head, block)) {
+            std::collections::btree_map::Entry::Occupied(cell) => cell.into_mut(),
+            std::collections::btree_map::Entry::Vacant(room) => {
+                room.insert(Tensor::zeros((rows, columns), dtype, &self.device)?)
+            }
+        })
+    }
+}
+
+impl HeadCells<'_> {
+    /// Writes K and V of the positions from `start` of a sequence with this block table; both [positions, head_dim].
+    pub(super) fn write(&mut self, blocks: &[BlockId], start: usize, k: &Tensor, v: &Tensor) -> Result<()> {
+        for (plane, values) in [(Plane::K, k), (Plane::V, v)] {
+            let values = values.to_dtype(self.all.dtype()?)?.contiguous()?;
+            let end = start + values.dim(0)?;
+            let mut position = start;
+            while position < end {
+                let offset = position % self.all.block_size();
+                let len = (self.all.block_size() - offset).min(end - position);
+                let run = values.narrow(0, position - start, len)?;
+                let row = self.first_row(plane) + offset;
+                let block = blocks[position / self.all.block_size()];
+                self.all.cell(self.head, block)?.slice_set(&run, 0, row)?;
+                position += len;
+            }
+        }
+        Ok(())
+    }
+
+    /// K and V of the first `len` positions, in f32; both [len, head_dim].
+    pub(super) fn read(&mut self, blocks: &[BlockId], len: usize) -> Result<(Tensor, Tensor)> {
+        Ok((
+            self.read_plane(Plane::K, blocks, len)?,
+            self.read_plane(Plane::V, blocks, len)?,
+        ))
+    }
+
+    fn read_plane(&mut self, plane: Plane, blocks: &[BlockId], len: usize) -> Result<Tensor> {
+        let (first, block_size) = (self.first_row(plane), self.all.block_size());
+        let mut parts = Vec::new();
+        for (index, block) in blocks[..len.div_ceil(block_size)].iter().enumerate() {
+            let rows = block_size.min(len - index * block_size);
+            parts.push(self.all.cell(self.head, *block)?.narrow(0, first, rows)?);
+        }
+        Tensor::cat(&parts, 0)?.to_dtype(DType::F32)
+    }
+
+    fn first_row(&self, plane: Plane) -> usize {
+        (2 * self.layer + plane as usize) * self.all.block_size()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_in_pieces_is_read_in_order_and_rounded() {
+        let layout = CellLayout::new(2, 1, 16, KvDtype::F16).unwrap();
+        let mut all = CellTensors::new(layout, Device::Cpu);
+        let blocks = [7, 2, 5].map(BlockId);
+        let k: Vec<f32> = (0..40).map(|position| position as f32 + 0.2).collect();
+        let column = |values: &[f32]| Tensor::from_slice(values, (values.len(), 1), &Device::Cpu).unwrap();
+        let v: Vec<f32> = k.iter().map(|k| -k).collect();
+        for layer in [1, 0] {
+            for (start, end) in [(0, 10), (10, 40)] {
+                let factor = 1.0 + layer as f64;
+                let k = (column(&k[start..end]) * factor).unwrap();
+                all.of_head(3, layer)
+                    .write(&blocks, start, &k, &column(&v[start..end]))
+                    .unwrap();
+            }
+        }
+        for (layer, factor) in [(0, 1.0), (1, 2.0)] {
+            let (read_k, read_v) = all.of_head(3, layer).read(&blocks, 39).unwrap();
+            let rounded = |value: f32| half::f16::from_f32(value).to_f32();
+            let expected_k: Vec<f32> = k[..39].iter().map(|k| rounded(k * factor)).collect();
+            let expected_v: Vec<f32> = v[..39].iter().map(|v| rounded(*v)).collect();
+            assert_eq!(read_k.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected_k);
+            assert_eq!(read_v.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected_v);
+        }
+    }
+}
