@@ -46,13 +46,14 @@ impl SteadyClock {
     }
 }
 
-/// The time that a step usually takes: a moving mean, an eighth of each new one.
+/// The time that a step usually takes: a moving mean, an eighth of each new one. A step counts as at most twice the mean,
+/// so that one that stood still does not make the next one that does look usual.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct UsualStep(Option<Duration>);
 
 impl UsualStep {
     pub fn observe(&mut self, step: Duration) {
-        self.0 = Some(self.0.map_or(step, |mean| (mean * 7 + step) / 8));
+        self.0 = Some(self.0.map_or(step, |mean| (mean * 7 + step.min(mean * 2)) / 8));
     }
 
     pub fn get(&self) -> Duration {
@@ -199,6 +200,14 @@ mod tests {
         assert_eq!(usual.stall_window(WINDOW), WINDOW);
         usual.observe(Duration::from_millis(500));
         assert_eq!(usual.stall_window(WINDOW), Duration::from_secs(10));
+    }
+
+    #[test]
+    fn one_step_that_stood_still_does_not_become_the_usual() {
+        let mut usual = UsualStep::default();
+        usual.observe(Duration::from_millis(80));
+        usual.observe(Duration::from_secs(60));
+        assert_eq!(usual.get(), Duration::from_millis(90));
     }
 
     #[test]

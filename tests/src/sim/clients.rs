@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kvasir_coordinator::{Event, Now, SequenceError, Usage};
-use kvasir_kv::{FinishReason, Request, RequestId, Sampling, SequenceId, TokenId};
+use kvasir_kv::{FinishReason, Request, RequestId, Sampling, SequenceId, StepPlan, TokenId};
 
 use super::{
     dice::Dice,
@@ -28,7 +28,8 @@ pub(super) struct Client {
     deadline: Option<u64>,
     cancelled: bool,
     stop_at: Option<u32>,
-    stopped: bool,
+    /// It has seen a stop string, and told the coordinator after which token.
+    stopped: Option<u32>,
     pub ended: bool,
 }
 
@@ -74,7 +75,7 @@ impl Client {
             deadline: None,
             cancelled: false,
             stop_at: dice.chance(10).then(|| dice.between_u32(0, 10)),
-            stopped: false,
+            stopped: None,
             ended: false,
             request,
         }
@@ -122,7 +123,7 @@ impl World {
 
     pub(super) fn stop(&mut self, client: usize, last_index: u32) {
         let sequence = self.sequence_of(client);
-        self.clients[client].stopped = true;
+        self.clients[client].stopped.get_or_insert(last_index);
         self.coordinate(Event::Stop { sequence, last_index });
     }
 
@@ -133,10 +134,20 @@ impl World {
             if client.submitted.is_some() && !client.ended {
                 client.request.generated = client.expected[..client.received as usize].to_vec();
                 // A stop that the dead coordinator was told of is not remembered; it is found again.
-                client.stopped = false;
+                client.stopped = None;
                 client.stop_at = None;
                 let at = self.now + self.dice.between(0, SECOND);
                 self.schedule(at, Happening::Submit(index));
+            }
+        }
+    }
+
+    /// Nobody samples after the last token, so nobody computes it.
+    pub(super) fn check_ends(&mut self, plan: &StepPlan) {
+        for work in &plan.work {
+            let total = self.clients[self.client_of(work.sequence)].request.total_len_max();
+            if work.start + work.num_tokens >= total {
+                self.violation(format!("{} is computed up to its end, {total}", work.sequence));
             }
         }
     }
@@ -158,8 +169,7 @@ impl World {
         }
         self.report.tokens += 1;
         client.received += 1;
-        if client.stop_at.is_some_and(|stop_at| index >= stop_at) && !client.stopped {
-            client.stopped = true;
+        if client.stop_at.is_some_and(|stop_at| index == stop_at) {
             let at = self.now + self.dice.between(0, 50 * MS);
             self.schedule(at, Happening::Stop(client_index, index));
         }
@@ -178,14 +188,17 @@ impl World {
             .last()
             .is_some_and(|last| client.request.stop_tokens.contains(last));
         let legal = match reason {
-            FinishReason::Stop => complete && at_stop_token || client.stopped,
+            FinishReason::Stop => complete && at_stop_token || client.stopped.is_some(),
             FinishReason::Length => complete && client.received == client.request.max_tokens,
             FinishReason::Cancelled => client.cancelled,
             FinishReason::Deadline => client.deadline.is_some_and(|deadline| now >= deadline),
             FinishReason::Numerical => false,
         };
+        // What a stop string cut off is not counted, unless the answer had ended before the stop was heard.
+        let kept = client.stopped.filter(|_| reason == FinishReason::Stop);
+        let kept = kept.map_or(client.received, |last_index| client.received.min(last_index + 1));
         let counted = usage.prompt_tokens as usize == client.request.prompt.len()
-            && (usage.completion_tokens == client.received || client.stopped);
+            && (usage.completion_tokens == kept || complete && usage.completion_tokens == client.received);
         if !legal || !counted {
             let what = format!("{sequence} finished: {reason:?}, {usage:?}, with {client:?}");
             self.violation(what);

@@ -6,6 +6,9 @@ use super::{
     world::{Happening, World},
 };
 
+/// Within this the coordinator must have noticed a rank that died or hangs: a stall window, ticks, and the network.
+const NOTICED: u64 = 3500 * MS;
+
 /// How long after a fault a loss is still explained by it.
 const TAINT: u64 = 20 * SECOND;
 
@@ -115,6 +118,10 @@ impl World {
             return;
         }
         self.report.kills += 1;
+        if self.workers[worker].hung {
+            self.check_hang_noticed(worker);
+        }
+        self.workers[worker].died_at = self.now;
         self.taint(worker, 0);
         if let Some(session) = self.workers[worker].session {
             self.worker_vanishes(session, silent);
@@ -124,12 +131,35 @@ impl World {
         self.schedule(at, Happening::Fault(Fault::Start { worker }));
     }
 
-    fn start(&mut self, worker: usize) {
-        if !self.workers[worker].alive {
-            self.taint(worker, 0);
-            self.workers[worker].alive = true;
-            self.boot(worker);
+    /// A hung rank that has work must have been given up; its connection would be a new one.
+    fn check_hang_noticed(&mut self, worker: usize) {
+        let Some(waiting_since) = self.workers[worker].waits_since() else {
+            return;
+        };
+        let hangs_for = (self.now - waiting_since).min(self.awake_for());
+        let quiet = self.link_is_quiet(worker);
+        if !quiet && hangs_for > NOTICED {
+            self.violation(format!(
+                "worker-{worker} hangs for {} ms and is still a rank",
+                hangs_for / MS
+            ));
         }
+    }
+
+    fn start(&mut self, worker: usize) {
+        if self.workers[worker].alive {
+            return;
+        }
+        let down_for = (self.now - self.workers[worker].died_at).min(self.awake_for());
+        if down_for > NOTICED && self.counts_on(&self.workers[worker].id) {
+            self.violation(format!(
+                "worker-{worker} is dead for {} ms and still counted on",
+                down_for / MS
+            ));
+        }
+        self.taint(worker, 0);
+        self.workers[worker].alive = true;
+        self.boot(worker);
     }
 
     pub(super) fn boot(&mut self, worker: usize) {
@@ -160,6 +190,7 @@ impl World {
             let duration = self.dice.between(SECOND, 10 * SECOND);
             self.taint(worker, duration);
             self.workers[worker].hung = true;
+            self.workers[worker].hung_at = self.now;
             // Only a restart helps.
             let silent = false;
             self.schedule(self.now + duration, Happening::Fault(Fault::Kill { worker, silent }));

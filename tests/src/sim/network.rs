@@ -84,6 +84,10 @@ impl World {
         );
     }
 
+    pub(super) fn worker_of(&self, session: SessionId) -> Option<usize> {
+        self.network.links.get(&session).map(|link| link.worker)
+    }
+
     /// Whether what arrives now on this connection still gets through.
     pub(super) fn link_carries(&self, session: SessionId) -> bool {
         let link = self.network.links.get(&session);
@@ -128,6 +132,14 @@ impl World {
         if let Some(link) = self.network.links.get_mut(&session) {
             link.cut_at = link.cut_at.min(now);
         }
+    }
+
+    /// True if the network itself keeps a worker from being heard or told.
+    pub(super) fn link_is_quiet(&self, worker: usize) -> bool {
+        let link = self.workers[worker]
+            .session
+            .and_then(|session| self.network.links.get(&session));
+        link.is_none_or(|link| link.cut_at != u64::MAX || self.now < link.stalled_until + 6 * SECOND)
     }
 
     /// Nothing arrives for a while; then everything does.

@@ -34,6 +34,8 @@ pub(super) struct SimWorker {
     pub paused: bool,
     /// Its rank thread stands still, its connection lives.
     pub hung: bool,
+    pub hung_at: u64,
+    pub died_at: u64,
     pub session: Option<SessionId>,
     pub refused: bool,
     /// Faults explain a loss until then.
@@ -54,6 +56,8 @@ struct Part {
     spec: EpochSpec,
     books: RankBooks,
     connected: bool,
+    /// When it got the last plan or came to its present place.
+    moved_at: u64,
     progress: Progress,
     run: Option<Run>,
 }
@@ -100,6 +104,8 @@ impl SimWorker {
             alive: true,
             paused: false,
             hung: false,
+            hung_at: 0,
+            died_at: 0,
             session: None,
             refused: false,
             tainted_until: 0,
@@ -131,6 +137,14 @@ impl SimWorker {
         self.part.as_ref().map(|part| part.spec.epoch)
     }
 
+    /// Since when it hangs with a step to do, if it does.
+    pub fn waits_since(&self) -> Option<u64> {
+        // A stopped process cannot have heard that it was given up.
+        let part = self.part.as_ref().filter(|part| part.connected && !self.paused)?;
+        let has_work = part.run.is_some() || self.queue.iter().any(|plan| plan.epoch == part.spec.epoch);
+        has_work.then_some(part.moved_at.max(self.hung_at))
+    }
+
     fn run(&mut self, id: u64) -> Option<&mut Run> {
         self.part.as_mut()?.run.as_mut().filter(|run| run.id == id)
     }
@@ -160,7 +174,12 @@ impl World {
                         },
                     );
                 }
-                self.workers[w].queue.push_back(plan);
+                let now = self.now;
+                let worker = &mut self.workers[w];
+                worker.queue.push_back(plan);
+                if let Some(part) = worker.part.as_mut() {
+                    part.moved_at = now;
+                }
                 self.start_step(w);
             }
             Some(ToWorker::AbortEpoch { epoch }) => {
@@ -204,6 +223,7 @@ impl World {
         worker.part = Some(Part {
             books: RankBooks::new(&spec),
             connected: false,
+            moved_at: self.now,
             progress: Progress {
                 epoch,
                 ..Progress::default()
@@ -344,6 +364,7 @@ impl World {
         };
         let (place, rank) = ((part.spec.epoch, part.spec.nonce), part.spec.rank);
         part.progress.collectives_entered += 1;
+        part.moved_at = self.now;
         let run = part.run.as_mut().expect("a section of it is done");
         run.waiting = true;
         let section = run.section;

@@ -74,6 +74,8 @@ impl Scenario {
         // From a pool that holds one request to one that holds all.
         let pool = dice.pick(&[7, 9, 12, 20, 80]);
         config.num_blocks_max = dice.chance(50).then_some(pool);
+        // Two cells a worker: one alone cannot hold the three heads.
+        let tiny = ranks > 1 && dice.chance(5);
         let calm_after = dice.between(3, 12) * SECOND;
         let quiet = dice.chance(15);
         Self {
@@ -85,10 +87,10 @@ impl Scenario {
             coordinator_dies: !quiet && dice.chance(15),
             misfit: config.numerics_id.is_some() && dice.chance(20),
             calm_after,
-            prompt_len_max: dice.pick(&[8, 40, 100]),
-            answer_len_max: dice.pick(&[3, 20, 60]),
+            prompt_len_max: if tiny { 8 } else { dice.pick(&[8, 40, 100]) },
+            answer_len_max: if tiny { 8 } else { dice.pick(&[3, 20, 60]) },
             // Per rank, so that one with three heads has a third of the blocks of one with one.
-            kv_memory_bytes: cell.cell_bytes() as u64 * u64::from(pool) * dice.between(1, 3),
+            kv_memory_bytes: cell.cell_bytes() as u64 * if tiny { 2 } else { u64::from(pool) * dice.between(1, 3) },
             delay_max: dice.pick(&[200, 2 * MS, 20 * MS]),
             section_max: dice.pick(&[500, 3 * MS, 15 * MS]),
             collective_deadline: dice.pick(&[SECOND, 4 * SECOND, 30 * SECOND]),

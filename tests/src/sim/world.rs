@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kvasir_coordinator::{Cluster, Effect, Event, Now, SessionId};
-use kvasir_kv::{Epoch, FromWorker, NumericsId, Rank, StepId, StepPlan, TaggedBlock, ToWorker};
+use kvasir_kv::{Epoch, EpochSpec, FromWorker, NumericsId, Rank, StepId, StepPlan, TaggedBlock, ToWorker, WorkerId};
 
 use super::{
     checks::PlanWatch,
@@ -110,6 +110,7 @@ pub(super) struct World {
     /// What came while the coordinator's process was stopped.
     inbox: Vec<Event>,
     asleep: bool,
+    awake_since: u64,
     pub watch: Option<PlanWatch>,
     /// Ranks of the current epoch, as far as the coordinator knows.
     ranks: BTreeMap<SessionId, Rank>,
@@ -153,6 +154,7 @@ impl World {
             causes: 0,
             inbox: Vec::new(),
             asleep: false,
+            awake_since: 0,
             watch: None,
             ranks: BTreeMap::new(),
             epoch: Epoch::default(),
@@ -234,6 +236,7 @@ impl World {
 
     fn wake_coordinator(&mut self) {
         self.asleep = false;
+        self.awake_since = self.now;
         let mut missed = std::mem::take(&mut self.inbox);
         // Timers may come before what lay in the sockets.
         if self.dice.chance(50) {
@@ -253,6 +256,7 @@ impl World {
         self.cluster = Cluster::new(config, self.scenario.layout.clone());
         self.inbox.clear();
         self.asleep = false;
+        self.awake_since = self.now;
         self.watch = None;
         self.ranks.clear();
         self.epoch = Epoch::default();
@@ -429,11 +433,8 @@ impl World {
     fn send(&mut self, session: SessionId, mut message: ToWorker) {
         match &mut message {
             ToWorker::FormEpoch(spec) => {
-                if spec.rank == Rank(0) {
-                    self.ranks.clear();
-                    self.watch = Some(PlanWatch::new(spec));
-                }
-                self.ranks.insert(session, spec.rank);
+                let spec = spec.clone();
+                self.note_rank(session, &spec);
             }
             ToWorker::Step(plan) => {
                 let is_first = self.ranks.get(&session) == Some(&Rank(0));
@@ -442,6 +443,9 @@ impl World {
                 {
                     self.violation(what);
                 }
+                if is_first {
+                    self.check_ends(plan);
+                }
                 if self.plant == Some(Plant::BlockReleasedTwice) {
                     self.forge(plan, is_first);
                 }
@@ -449,6 +453,31 @@ impl World {
             _ => {}
         }
         self.send_down(session, Some(message));
+    }
+
+    fn note_rank(&mut self, session: SessionId, spec: &EpochSpec) {
+        if spec.rank == Rank(0) {
+            self.ranks.clear();
+            self.watch = Some(PlanWatch::new(spec));
+        }
+        let worker = self.worker_of(session);
+        if self.ranks.keys().any(|other| self.worker_of(*other) == worker) {
+            self.violation(format!("one worker is two ranks of {}", spec.epoch));
+        }
+        self.ranks.insert(session, spec.rank);
+        // The first epoch waits until all are there.
+        if spec.epoch.number == 1 && spec.shares.len() != self.scenario.config.workers_wanted as usize {
+            self.violation(format!("the first epoch has {} ranks", spec.shares.len()));
+        }
+    }
+
+    /// The coordinator was awake for so long.
+    pub(super) fn awake_for(&self) -> u64 {
+        if self.asleep { 0 } else { self.now - self.awake_since }
+    }
+
+    pub(super) fn counts_on(&self, worker: &WorkerId) -> bool {
+        self.cluster.status().workers.iter().any(|live| live.worker == *worker)
     }
 
     /// Every rank is told that a sequence's new block is one that another sequence holds.
