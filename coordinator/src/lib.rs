@@ -2,6 +2,8 @@
 
 mod answer_text;
 pub mod cluster;
+#[cfg(test)]
+mod cluster_tests;
 pub mod config;
 mod detector;
 mod driver;

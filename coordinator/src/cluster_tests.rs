@@ -1,0 +1,456 @@
+//! The machine by hand, where the simulation could not tell: what is said to whom, and in which order.
+
+use std::time::Duration;
+
+use kvasir_kv::{
+    CellLayout, Epoch, FinishReason, FromWorker, HeadLayout, KvDtype, LoadReport, ModelShape, NumericsId, Progress,
+    Rank, Request, RequestId, SampledToken, Sampling, SequenceId, StepId, StepOutput, StepPlan, StepTimes, ToWorker,
+    TokenId, Transport, UnitBytes, UnitLayout, WorkerId, WorkerInfo,
+};
+
+use crate::{Cluster, ClusterConfig, Effect, Event, LossCause, Now, SequenceError, SessionId, status::GroupPhase};
+
+struct Bench {
+    cluster: Cluster,
+    now: Duration,
+}
+
+impl Bench {
+    fn new(workers_wanted: u32) -> Self {
+        Self::with(workers_wanted, |_| {})
+    }
+
+    fn with(workers_wanted: u32, change: impl FnOnce(&mut ClusterConfig)) -> Self {
+        let cell = CellLayout::new(1, 16, 16, KvDtype::F16).unwrap();
+        let mut config = ClusterConfig::new(workers_wanted, cell);
+        config.numerics_id = Some(NumericsId([1; 16]));
+        config.num_blocks_max = Some(8);
+        change(&mut config);
+        let shape = ModelShape {
+            num_layers: 1,
+            hidden_size: 96,
+            heads: HeadLayout::new(6, 3, 16).unwrap(),
+            intermediate_size: 256,
+            vocab_size: 256,
+            context_len: 100,
+        };
+        let bytes = UnitBytes {
+            attention: 1000,
+            ffn_per_column: 10,
+            vocab_per_row: 2,
+            embedding_per_row: 0,
+            replicated: 100,
+        };
+        Self {
+            cluster: Cluster::new(config, UnitLayout::new(shape, bytes)),
+            now: Duration::ZERO,
+        }
+    }
+
+    /// Two ranks, running.
+    fn running(workers: u64) -> Self {
+        let mut bench = Self::new(workers as u32);
+        let effects = (1..=workers)
+            .flat_map(|session| bench.join(session))
+            .collect::<Vec<_>>();
+        bench.connect(&effects);
+        assert_eq!(bench.cluster.status().groups[0].phase, GroupPhase::Running);
+        bench
+    }
+
+    fn on(&mut self, event: Event) -> Vec<Effect> {
+        self.cluster.on(event, Now(self.now))
+    }
+
+    fn join(&mut self, session: u64) -> Vec<Effect> {
+        let info = info(session);
+        let session = SessionId(session);
+        self.on(Event::WorkerJoined { session, info })
+    }
+
+    fn say(&mut self, session: u64, message: FromWorker) -> Vec<Effect> {
+        let session = SessionId(session);
+        self.on(Event::FromWorker { session, message })
+    }
+
+    /// Every rank that was told to form an epoch answers.
+    fn connect(&mut self, effects: &[Effect]) -> Vec<Effect> {
+        let formed: Vec<(u64, Epoch)> = effects.iter().filter_map(formed).collect();
+        for (session, epoch) in &formed {
+            let endpoint = format!("endpoint {session}");
+            self.say(
+                *session,
+                FromWorker::EndpointReady {
+                    epoch: *epoch,
+                    endpoint,
+                },
+            );
+        }
+        let ready = |(session, epoch): &(u64, Epoch)| {
+            let load = LoadReport::default();
+            self.say(*session, FromWorker::EpochReady { epoch: *epoch, load })
+        };
+        formed.iter().flat_map(ready).collect()
+    }
+
+    /// Time passes in ticks; the given sessions give signs of life.
+    fn pass(&mut self, ticks: u32, alive: &[u64]) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for _ in 0..ticks {
+            self.now += Duration::from_millis(100);
+            for session in alive {
+                effects.extend(self.say(*session, FromWorker::Heartbeat(Progress::default())));
+            }
+            effects.extend(self.on(Event::Tick));
+        }
+        effects
+    }
+
+    fn submit(&mut self, sequence: u64, prompt_len: u32, max_tokens: u32) -> Vec<Effect> {
+        let request = Request {
+            id: RequestId(format!("r{sequence}")),
+            prompt: vec![TokenId(1); prompt_len as usize],
+            generated: Vec::new(),
+            sampling: Sampling::default(),
+            max_tokens,
+            stop_tokens: Vec::new(),
+        };
+        let (sequence, deadline) = (SequenceId(sequence), None);
+        self.on(Event::Submit {
+            sequence,
+            request,
+            deadline,
+        })
+    }
+
+    /// All ranks have done a step; rank 0, session 1, brings `tokens`.
+    fn done(&mut self, plan: &StepPlan, ranks: u64) -> Vec<Effect> {
+        let sampled = plan.work.iter().filter(|work| work.samples).map(|work| SampledToken {
+            sequence: work.sequence,
+            token: TokenId(9),
+            logprob: 0.0,
+            top_logprobs: Vec::new(),
+        });
+        let output = StepOutput {
+            epoch: plan.epoch,
+            step: plan.step,
+            sampled: sampled.collect(),
+            poisoned: Vec::new(),
+            times: StepTimes::default(),
+        };
+        let message = |output| FromWorker::StepDone {
+            epoch: plan.epoch,
+            step: plan.step,
+            output,
+        };
+        let mut effects = self.say(1, message(Some(output)));
+        for session in 2..=ranks {
+            effects.extend(self.say(session, message(None)));
+        }
+        effects
+    }
+}
+
+fn info(worker: u64) -> WorkerInfo {
+    WorkerInfo {
+        id: WorkerId(format!("w{worker}")),
+        pid: 1,
+        address: "here".to_owned(),
+        host: "here".to_owned(),
+        numerics_id: NumericsId([1; 16]),
+        term_max: 6,
+        weight: 1.0,
+        threads: 1,
+        backend: "test".to_owned(),
+        kv_memory_bytes: 1 << 20,
+        block_size: 16,
+    }
+}
+
+fn formed(effect: &Effect) -> Option<(u64, Epoch)> {
+    match effect {
+        Effect::Send {
+            session,
+            message: ToWorker::FormEpoch(spec),
+        } => Some((session.0, spec.epoch)),
+        _ => None,
+    }
+}
+
+fn aborted(effects: &[Effect]) -> Vec<u64> {
+    let abort = |effect: &Effect| match effect {
+        Effect::Send {
+            session,
+            message: ToWorker::AbortEpoch { .. },
+        } => Some(session.0),
+        _ => None,
+    };
+    effects.iter().filter_map(abort).collect()
+}
+
+/// The plans sent to session 1.
+fn plans(effects: &[Effect]) -> Vec<StepPlan> {
+    let plan = |effect: &Effect| match effect {
+        Effect::Send {
+            session: SessionId(1),
+            message: ToWorker::Step(plan),
+        } => Some(plan.clone()),
+        _ => None,
+    };
+    effects.iter().filter_map(plan).collect()
+}
+
+fn lost(effects: &[Effect]) -> Vec<(&str, LossCause)> {
+    let lost = |effect| match effect {
+        &Effect::RankLost { ref worker, how, .. } => Some((worker.0.as_str(), how)),
+        _ => None,
+    };
+    effects.iter().filter_map(lost).collect()
+}
+
+#[test]
+fn a_group_forms_when_all_are_there_above_every_term_that_they_know() {
+    let mut bench = Bench::new(2);
+    assert!(bench.join(1).is_empty());
+    let effects = bench.join(2);
+    let formed: Vec<_> = effects.iter().filter_map(formed).collect();
+    let epoch = Epoch { term: 7, number: 1 };
+    assert_eq!(formed, [(1, epoch), (2, epoch)]);
+    let running = bench.connect(&effects);
+    assert!(matches!(
+        running[..],
+        [Effect::EpochStarted {
+            world_size: 2,
+            transport: Transport::SharedMemory,
+            num_blocks: 8,
+            ..
+        }]
+    ));
+}
+
+#[test]
+fn a_worker_of_other_numerics_or_block_size_is_refused_with_both_values() {
+    let mut bench = Bench::new(2);
+    let (mut other, mut coarse) = (info(1), info(2));
+    other.numerics_id = NumericsId([2; 16]);
+    coarse.block_size = 64;
+    for (session, info, values) in [
+        (
+            1,
+            other,
+            [NumericsId([1; 16]).to_string(), NumericsId([2; 16]).to_string()],
+        ),
+        (2, coarse, ["16 tokens".to_owned(), "64".to_owned()]),
+    ] {
+        let session = SessionId(session);
+        let effects = bench.on(Event::WorkerJoined { session, info });
+        let [
+            Effect::Send {
+                message: ToWorker::Refuse { reason },
+                ..
+            },
+            Effect::CloseSession { .. },
+        ] = &effects[..]
+        else {
+            panic!("{effects:?}");
+        };
+        assert!(values.iter().all(|value| reason.contains(value)), "{reason}");
+    }
+    assert!(bench.cluster.status().workers.is_empty());
+}
+
+#[test]
+fn the_next_step_is_on_the_wire_before_the_output_of_this_one_is_back() {
+    let mut bench = Bench::running(1);
+    let sent = plans(&bench.submit(5, 20, 3));
+    assert_eq!(sent.len(), 2);
+    assert_eq!(
+        (
+            sent[0].work[0].start,
+            sent[0].work[0].num_tokens,
+            sent[0].work[0].samples
+        ),
+        (0, 20, true)
+    );
+    assert_eq!((sent[1].work[0].start, sent[1].work[0].num_tokens), (20, 1));
+    assert!(sent[1].admitted.is_empty(), "a sequence is described once");
+    let effects = bench.done(&sent[0], 1);
+    assert!(matches!(effects[0], Effect::Token { index: 0, .. }));
+    let third = plans(&effects);
+    assert_eq!(third[0].work[0].start, 21);
+    assert!(
+        plans(&bench.done(&sent[1], 1)).is_empty(),
+        "the last token is never computed"
+    );
+    let effects = bench.done(&third[0], 1);
+    let finished = |effect: &Effect| matches!(effect, Effect::Finished { reason: FinishReason::Length, usage, .. } if usage.completion_tokens == 3);
+    assert!(effects.iter().any(finished), "{effects:?}");
+    assert_eq!(bench.cluster.status().groups[0].blocks.free, 8);
+}
+
+#[test]
+fn survivors_are_told_to_abort_before_they_form_anew() {
+    let mut bench = Bench::running(3);
+    let effects = bench.on(Event::WorkerGone { session: SessionId(2) });
+    assert_eq!(lost(&effects), [("w2", LossCause::Closed)]);
+    assert_eq!(aborted(&effects), [1, 3]);
+    let abort = effects
+        .iter()
+        .rposition(|effect| !aborted(std::slice::from_ref(effect)).is_empty());
+    let form = effects.iter().position(|effect| formed(effect).is_some());
+    assert!(abort < form, "{effects:?}");
+    let again: Vec<_> = effects.iter().filter_map(formed).collect();
+    let epoch = Epoch { term: 7, number: 2 };
+    assert_eq!(again, [(1, epoch), (3, epoch)]);
+}
+
+#[test]
+fn whoever_was_missed_in_a_collective_is_given_up_and_not_the_reporter() {
+    let mut bench = Bench::running(3);
+    let epoch = Epoch { term: 7, number: 1 };
+    let missing = vec![Rank(0), Rank(2)];
+    let reason = "collective deadline".to_owned();
+    let effects = bench.say(1, FromWorker::EpochFailed { epoch, reason, missing });
+    assert_eq!(lost(&effects), [("w3", LossCause::Blamed)]);
+    assert_eq!(aborted(&effects), [1, 2]);
+}
+
+#[test]
+fn a_rank_that_fails_by_itself_stays_until_it_has_failed_too_often() {
+    let mut bench = Bench::running(2);
+    for failures in 1..=3 {
+        let epoch = bench.cluster.status().groups[0].epoch;
+        let reason = "no memory".to_owned();
+        let missing = Vec::new();
+        let effects = bench.say(2, FromWorker::EpochFailed { epoch, reason, missing });
+        let expected: &[_] = if failures == 3 {
+            &[("w2", LossCause::Failed)]
+        } else {
+            &[]
+        };
+        assert_eq!(lost(&effects), expected, "failure {failures}");
+        let later = bench.pass(60, &[1, 2]);
+        bench.connect(&[effects, later].concat());
+    }
+}
+
+#[test]
+fn a_rank_that_does_not_answer_in_time_is_given_up() {
+    let mut bench = Bench::new(2);
+    bench.join(1);
+    let effects = bench.join(2);
+    let epoch = effects.iter().find_map(formed).unwrap().1;
+    let endpoint = "here".to_owned();
+    bench.say(1, FromWorker::EndpointReady { epoch, endpoint });
+    let effects = bench.pass(110, &[1, 2]);
+    assert_eq!(lost(&effects), [("w2", LossCause::Stalled)]);
+}
+
+#[test]
+fn a_pause_of_our_own_is_held_against_nobody() {
+    let mut bench = Bench::running(2);
+    bench.submit(5, 20, 3);
+    bench.now += Duration::from_secs(60);
+    assert_eq!(lost(&bench.on(Event::Tick)), []);
+    assert_eq!(
+        lost(&bench.pass(25, &[])).len(),
+        2,
+        "silence while we are awake is noticed"
+    );
+}
+
+#[test]
+fn without_a_worker_a_request_waits_and_then_fails_with_the_numbers() {
+    let mut bench = Bench::with(2, |config| config.unavailable_wait_max = Duration::from_secs(3));
+    bench.join(1);
+    bench.submit(5, 20, 3);
+    assert!(bench.pass(29, &[1]).is_empty());
+    let effects = bench.pass(1, &[1]);
+    let error = SequenceError::Unavailable {
+        workers_live: 1,
+        workers_wanted: 2,
+        waited_ms: 3000,
+        cause: None,
+    };
+    let sequence = SequenceId(5);
+    assert_eq!(effects, [Effect::Failed { sequence, error }]);
+}
+
+#[test]
+fn what_can_never_fit_is_refused_at_once_with_the_numbers() {
+    let mut bench = Bench::with(1, |config| config.num_blocks_max = Some(2));
+    let effects = bench.join(1);
+    bench.connect(&effects);
+    let refused = |effects: &[Effect]| match effects {
+        [Effect::Failed { error, .. }] => error.clone(),
+        other => panic!("{other:?}"),
+    };
+    let too_long = SequenceError::TooLong {
+        prompt_len: 99,
+        max_tokens: 2,
+        context_len: 100,
+    };
+    assert_eq!(refused(&bench.submit(5, 99, 2)), too_long);
+    let too_few = SequenceError::TooFewBlocks {
+        needed_blocks: 3,
+        num_blocks: 2,
+        block_size: 16,
+    };
+    assert_eq!(refused(&bench.submit(6, 30, 4)), too_few);
+    assert!(!plans(&bench.submit(7, 30, 3)).is_empty(), "32 positions fit 2 blocks");
+}
+
+#[test]
+fn a_recovery_is_reported_when_the_last_interrupted_sequence_has_gone_on() {
+    let mut bench = Bench::running(2);
+    let sent = plans(&bench.submit(5, 20, 9));
+    bench.done(&sent[0], 2);
+    let effects = bench.on(Event::WorkerGone { session: SessionId(2) });
+    bench.now += Duration::from_millis(70);
+    let replay = plans(&bench.connect(&effects));
+    assert_eq!(
+        replay[0].admitted[0].tokens.len(),
+        21,
+        "prompt and what had been sampled"
+    );
+    assert_eq!(replay[0].step, StepId(0));
+    let effects = bench.done(&replay[0], 1);
+    assert!(
+        effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Token { index: 1, .. })),
+        "{effects:?}"
+    );
+    let recovered = Effect::Recovered {
+        epoch: Epoch { term: 7, number: 2 },
+        stall_ms: 70,
+        tokens_recomputed: 20,
+        sequences: 1,
+    };
+    assert!(effects.contains(&recovered), "{effects:?}");
+}
+
+#[test]
+fn the_newest_is_preempted_and_the_oldest_gets_on() {
+    let mut bench = Bench::with(1, |config| config.num_blocks_max = Some(4));
+    let effects = bench.join(1);
+    bench.connect(&effects);
+    // Each needs 3 blocks in the end: together they do not fit.
+    let mut sent: Vec<StepPlan> = plans(&bench.submit(5, 15, 30));
+    sent.extend(plans(&bench.submit(6, 15, 30)));
+    let mut finished = Vec::new();
+    let mut next = 0;
+    while next < sent.len() {
+        let effects = bench.done(&sent[next].clone(), 1);
+        next += 1;
+        sent.extend(plans(&effects));
+        finished.extend(effects.iter().filter_map(|effect| match effect {
+            Effect::Finished { sequence, .. } => Some(sequence.0),
+            _ => None,
+        }));
+        assert!(next < 500, "it does not end");
+    }
+    assert_eq!(finished, [5, 6]);
+    assert_eq!(bench.cluster.status().counters.preemptions, 1);
+    assert_eq!(bench.cluster.status().groups[0].blocks.free, 4);
+}
