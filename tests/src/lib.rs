@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+pub mod cluster_sandbox;
 pub mod gguf_writer;
+pub mod golden;
 pub mod sim;
 pub mod tiny_model;
 

@@ -13,13 +13,13 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-const QUESTION: &str = "Why is the sky blue?";
+const QUESTION: &str = "What is photosynthesis?";
 /// Sampled, not greedy: the same random numbers must come, too.
 const SAMPLING: [&str; 8] = [
     "--temperature",
     "0.7",
     "--seed",
-    "7",
+    "3",
     "--logprobs",
     "2",
     "--max-tokens",
@@ -38,7 +38,13 @@ pub fn run(model: &Path, binary: &Path) -> Result<()> {
     heading("A cluster: one coordinator, two worker processes");
     let mut cluster = demo.start()?;
     let pids = cluster.pids();
-    heading(&format!("{QUESTION} (temperature 0.7, seed 7)"));
+    let workers: Vec<_> = cluster.workers.iter().map(u32::to_string).collect();
+    println!(
+        "{} serves, workers are processes {}",
+        cluster.endpoint,
+        workers.join(" and ")
+    );
+    heading(&format!("{QUESTION} (temperature 0.7, seed 3)"));
     let first = demo.ask(&cluster, |_| {})?;
     println!("{}", first.pace());
     heading("The same again, but a worker is killed in mid-sentence");
@@ -88,6 +94,8 @@ impl Demo<'_> {
             .args(["--workers", "2", "--grpc", "127.0.0.1:0", "--json", "--model"])
             .arg(self.model)
             .stdout(Stdio::piped())
+            // What it says of workers would fall into the middle of an answer.
+            .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {}", self.binary.display()))?;
         let out = child.stdout.take().context("no standard output")?;
@@ -171,7 +179,15 @@ impl Cluster {
         let mut out = BufReader::new(out);
         let mut line = String::new();
         if out.read_line(&mut line)? == 0 {
-            bail!("kvasir up ended with {} before it was ready", self.child.wait()?);
+            let mut why = String::new();
+            if let Some(stderr) = self.child.stderr.as_mut() {
+                stderr.read_to_string(&mut why)?;
+            }
+            bail!(
+                "kvasir up ended with {} before it was ready: {}",
+                self.child.wait()?,
+                why.trim()
+            );
         }
         self.endpoint = between(&line, "\"grpc\":\"", "\"")?.to_owned();
         // The first pid is the coordinator's.
