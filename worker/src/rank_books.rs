@@ -132,8 +132,8 @@ impl RankBooks {
         Ok(StepInput { step: plan.step, work })
     }
 
-    /// Appends what the last step sampled. A sequence that the ranks no longer hold, or whose sample was poisoned, is
-    /// simply left out: further work on it would be refused.
+    /// Appends what the last step sampled. Where the sample was poisoned, any token will do: plans that name it may be on
+    /// their way, and the sequence ends when the coordinator hears of it.
     pub fn commit(&mut self, sampled: &[(SequenceId, TokenId)]) {
         for (sequence, token) in sampled {
             if let Some(held) = self.sequences.get_mut(sequence) {
