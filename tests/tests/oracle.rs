@@ -3,47 +3,20 @@
 use std::{path::Path, sync::Arc};
 
 use kvasir_kv::{
-    CellLayout, Epoch, EpochSpec, GroupId, KvDtype, Rank, RankCapacity, ShardPlan, TokenId, Transport, UnitKind,
+    CellLayout, Epoch, EpochSpec, GroupId, KvDtype, Rank, RankCapacity, Sampling, ShardPlan, TokenId, Transport,
+    UnitKind,
 };
 use kvasir_model::{BackendKind, Checkpoint, WeightMode, WeightType};
 use kvasir_tests::{
+    golden::{Golden, read_goldens},
     rank_group::{Generation, GroupOptions, RankGroup},
     tiny_model::TinyModel,
     whole_logits::{WholeRow, whole_logits},
 };
 use kvasir_worker::{backend::Backend, oracle::Oracle};
 
-/// llama.cpp's answers to six prompts, on the same weights in f32.
-#[derive(serde::Deserialize)]
-struct Golden {
-    prompts: Vec<GoldenPrompt>,
-}
-
-#[derive(serde::Deserialize)]
-struct GoldenPrompt {
-    prompt_ids: Vec<u32>,
-    f32: GoldenAnswer,
-}
-
-#[derive(serde::Deserialize)]
-struct GoldenAnswer {
-    output_ids: Vec<u32>,
-    first_pos_top5: Vec<GoldenToken>,
-}
-
-#[derive(serde::Deserialize)]
-struct GoldenToken {
-    id: u32,
-    logprob: f32,
-}
-
-fn golden() -> Golden {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/smollm2-135m.json");
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
 fn real_model() -> Arc<Checkpoint> {
-    Arc::new(Checkpoint::open(kvasir_tests::default_model()).unwrap())
+    Arc::new(Checkpoint::open(kvasir_tests::default_model()).expect("the default model opens"))
 }
 
 fn all_in_f32(backend: BackendKind, ranks: usize) -> GroupOptions {
@@ -58,25 +31,25 @@ fn all_in_f32(backend: BackendKind, ranks: usize) -> GroupOptions {
 
 #[test]
 fn the_oracle_gives_the_golden_answers() {
-    let golden = golden();
-    let generations: Vec<Generation> = golden
-        .prompts
-        .iter()
-        .map(|prompt| {
-            let mut generation = Generation::greedy(&prompt.prompt_ids, prompt.f32.output_ids.len());
-            generation.sampling.top_logprobs = 5;
-            generation
-        })
-        .collect();
+    let goldens = read_goldens();
+    let generation = |golden: &Golden| Generation {
+        prompt: golden.prompt.clone(),
+        max_tokens: golden.output.len(),
+        sampling: Sampling {
+            top_logprobs: 5,
+            ..Sampling::default()
+        },
+    };
+    let generations: Vec<Generation> = goldens.iter().map(generation).collect();
     let mut group = RankGroup::start(&real_model(), all_in_f32(BackendKind::Candle, 1));
     let answers = group.generate(&generations, |_, _| 512);
-    let mut largest = 0.0f32;
-    for (prompt, answer) in golden.prompts.iter().zip(answers) {
-        let tokens: Vec<u32> = answer.tokens.iter().map(|token| token.0).collect();
-        assert_eq!(tokens, prompt.f32.output_ids);
-        for (expected, (token, logprob)) in prompt.f32.first_pos_top5.iter().zip(&answer.top_logprobs[0]) {
-            assert_eq!(token.0, expected.id);
-            largest = largest.max((logprob - expected.logprob).abs());
+    let mut largest = 0.0f64;
+    for (golden, answer) in goldens.iter().zip(answers) {
+        assert_eq!(answer.tokens, golden.output);
+        assert_eq!(answer.top_logprobs[0].len(), golden.top.len());
+        for ((expected, expected_logprob), (token, logprob)) in golden.top.iter().zip(&answer.top_logprobs[0]) {
+            assert_eq!(token, expected);
+            largest = largest.max((f64::from(*logprob) - expected_logprob).abs());
         }
     }
     println!("largest difference of a first logprob: {largest:e}");
@@ -85,12 +58,9 @@ fn the_oracle_gives_the_golden_answers() {
 
 #[test]
 fn canonical_logits_of_the_real_model_are_the_oracles() {
-    let golden = golden();
-    let sequences: Vec<Vec<TokenId>> = [2, 1]
-        .map(|prompt| &golden.prompts[prompt])
-        .map(|prompt| prompt.prompt_ids.iter().chain(&prompt.f32.output_ids))
-        .map(|tokens| tokens.copied().map(TokenId).collect())
-        .into();
+    let goldens = read_goldens();
+    let text = |golden: &Golden| [golden.prompt.as_slice(), &golden.output].concat();
+    let sequences = [text(&goldens[2]), text(&goldens[1])];
     let steps = [
         vec![(0, 42)],
         vec![(0, 1), (1, 13)],
@@ -216,8 +186,8 @@ fn epoch(plan: &ShardPlan) -> EpochSpec {
 
 fn open(model: &TinyModel, folder: &Path) -> Arc<Checkpoint> {
     let path = folder.join("tiny.gguf");
-    model.write(&path).unwrap();
-    Arc::new(Checkpoint::open(&path).unwrap())
+    model.write(&path).expect("the folder takes a file");
+    Arc::new(Checkpoint::open(&path).expect("a tiny model opens"))
 }
 
 /// Two sequences, one of them beyond the first 256 positions, in steps of many tokens and of one.
