@@ -376,7 +376,13 @@ impl World {
         if meeting.entered.iter().all(|entered| *entered >= here) {
             let outcome = reduce(&std::mem::take(&mut meeting.digests));
             for (w, life, id) in std::mem::take(&mut meeting.waiting) {
-                let wait = self.dice.between(5, 200);
+                // A rank that is not scheduled at once leaves late.
+                let late = if self.dice.chance(15) {
+                    self.scenario.section_max
+                } else {
+                    200
+                };
+                let wait = self.dice.between(5, late);
                 let done = Inside::CollectiveDone(id, outcome.clone());
                 self.inside_life(w, life, wait, done);
             }
