@@ -78,7 +78,11 @@ impl KvasirProcess {
 
     fn spawn(args: &[&str], log: PathBuf, out: Stdio) -> Self {
         let stderr = File::create(&log).expect("a folder of our own");
-        let child = command(args).stdout(out).stderr(stderr).spawn();
+        let child = command(args)
+            .env("KVASIR_LOG", "info")
+            .stdout(out)
+            .stderr(stderr)
+            .spawn();
         Self {
             child: child.expect("the binary can be started"),
             log,
