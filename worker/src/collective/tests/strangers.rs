@@ -54,6 +54,7 @@ fn strangers_on_the_line_harm_nobody() {
             .write_all(b"GET / HTTP/1.1\r\nHost: somewhere\r\n\r\n")
             .unwrap();
     }
+    (0..5).for_each(|_| drop(TcpStream::connect(address).unwrap()));
     std::thread::scope(|scope| {
         for listening in listening {
             let endpoints = &endpoints;
