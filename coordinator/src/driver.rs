@@ -101,7 +101,7 @@ impl ClusterHandle {
         self.send(Command::Join { session, info, link }).await
     }
 
-    pub async fn from_worker(&self, session: SessionId, message: FromWorker) -> Result<(), ShuttingDown> {
+    pub async fn worker_says(&self, session: SessionId, message: FromWorker) -> Result<(), ShuttingDown> {
         self.send(Command::Event(Event::FromWorker { session, message })).await
     }
 

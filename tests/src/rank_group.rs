@@ -1,6 +1,8 @@
 //! A TP group of real ranks in this process, driven step by step: for parity tests that choose the batch, the chunks
 //! and the plan themselves. The ranks are the worker's own; only the coordinator is played here.
 
+#![allow(clippy::unwrap_used)] // a test's own ranks: a failure is the test's failure
+
 use std::{
     net::{IpAddr, Ipv4Addr},
     sync::{

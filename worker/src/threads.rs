@@ -213,17 +213,17 @@ impl Shared {
 /// Spins, yields or sleeps until `word` may have changed from `value`.
 fn rest(patience: &mut u32, word: &AtomicU32, value: u32) {
     *patience += 1;
-    match *patience {
-        ..=SPINS => std::hint::spin_loop(),
-        ..=NAP_AFTER => std::thread::yield_now(),
-        _ => {
-            let nap = futex::Timespec {
-                tv_sec: 0,
-                tv_nsec: NAP.as_nanos() as i64,
-            };
-            // Woken, timed out or changed already: the caller looks at the word either way.
-            let _ = futex::wait(word, futex::Flags::PRIVATE, value, Some(&nap));
-        }
+    if *patience <= SPINS {
+        std::hint::spin_loop();
+    } else if *patience <= NAP_AFTER {
+        std::thread::yield_now();
+    } else {
+        let nap = futex::Timespec {
+            tv_sec: 0,
+            tv_nsec: NAP.as_nanos() as i64,
+        };
+        // Woken, timed out or changed already: the caller looks at the word either way.
+        let _ = futex::wait(word, futex::Flags::PRIVATE, value, Some(&nap));
     }
 }
 

@@ -93,7 +93,7 @@ async fn listen(
         };
         match convert::parse_from_worker(message) {
             Ok(Arrival::Message(message)) => {
-                if cluster.from_worker(session, message).await.is_err() {
+                if cluster.worker_says(session, message).await.is_err() {
                     break;
                 }
             }

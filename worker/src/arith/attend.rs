@@ -99,7 +99,6 @@ impl Kernels {
                     element: PhantomData,
                 });
             }
-            other => unimplemented!("cells of type {other}"),
         }
     }
 }

@@ -85,7 +85,6 @@ impl Kernels {
                 offset,
                 element: PhantomData,
             }),
-            other => unimplemented!("cells of type {other}"),
         }
     }
 }

@@ -156,7 +156,7 @@ impl Kernels {
                     sink,
                 });
             }
-            (other, _) => unimplemented!("weights of type {other}"),
+            (other, _) => unreachable!("activations for weights of type {other} were checked"),
         }
     }
 }

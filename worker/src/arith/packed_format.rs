@@ -24,7 +24,6 @@ pub(super) fn wants_int8(weight_type: WeightType) -> bool {
     match weight_type {
         WeightType::F32 | WeightType::F16 => false,
         WeightType::Q8_0 | WeightType::Q4_1 => true,
-        other => unsupported(other),
     }
 }
 
@@ -35,7 +34,6 @@ pub(super) fn sub_block_bytes(weight_type: WeightType) -> usize {
         WeightType::F16 => 2 * SUB_BLOCK * LANES,
         WeightType::Q8_0 => SCALES_BYTES + SUB_BLOCK * LANES,
         WeightType::Q4_1 => 2 * SCALES_BYTES + SUB_BLOCK * LANES / 2,
-        other => unsupported(other),
     }
 }
 
@@ -71,7 +69,6 @@ pub(super) fn pack(
                 quants[j / 4 * 64 + 4 * lane + j % 4] = *pair;
             }
         }
-        other => unsupported(other),
     }
 }
 
@@ -80,8 +77,4 @@ fn pack_float<const BYTES: usize>(stored: &[u8], record: &mut [u8], sub_blocks: 
         let at = (column * sub_blocks + index) * LANES + lane;
         record[at * BYTES..][..BYTES].copy_from_slice(weight);
     }
-}
-
-fn unsupported(weight_type: WeightType) -> ! {
-    unimplemented!("weights of type {weight_type}")
 }
