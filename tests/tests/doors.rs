@@ -418,13 +418,13 @@ async fn an_answer_ends_before_its_stop_string_wherever_tokens_end() {
 }
 
 #[tokio::test]
-async fn an_aborted_or_abandoned_request_ends_and_gives_its_blocks_back() {
-    let model = Model::new();
-    let cluster = ClusterSandbox::start(&model.path(), 1, &[]);
+async fn an_aborted_abandoned_or_stopped_request_ends_and_gives_its_blocks_back() {
+    // Half a minute of work if nobody stops it.
+    let cluster = ClusterSandbox::start(&default_model(), 1, &[]);
     let mut client = cluster.inference().await;
     let named = GenerateRequest {
         request_id: "mine".to_owned(),
-        max_tokens: Some(1000),
+        max_tokens: Some(8000),
         ..long_request()
     };
     let mut stream = client.generate(named.clone()).await.unwrap().into_inner();
@@ -447,12 +447,23 @@ async fn an_aborted_or_abandoned_request_ends_and_gives_its_blocks_back() {
     }
     assert_eq!(answer.reason(), FinishReason::Cancelled);
 
-    let abandoned = client.generate(named).await.unwrap();
+    let abandoned = client.generate(named.clone()).await.unwrap();
     drop(abandoned);
+    let stopped = GenerateRequest {
+        request_id: String::new(),
+        stop: vec!["e".to_owned()],
+        ..named
+    };
+    assert_eq!(cluster.generate(stopped).await.unwrap().reason(), FinishReason::Stop);
     let status = cluster.wait_for("no sequences", |status| {
         status["sequences"].as_array().unwrap().is_empty()
     });
     assert_eq!(status["groups"][0]["blocks"]["held"], 0);
+    // None was computed to its end.
+    assert!(
+        status["counters"]["generation_tokens"].as_u64().unwrap() < 900,
+        "{status:#}"
+    );
 }
 
 #[tokio::test]
@@ -611,7 +622,10 @@ fn without_workers_a_request_fails_in_time_and_says_what_is_missing() {
     // Its own deadline is sooner.
     let hurried = kvasir(ask.iter().copied().chain(["--timeout", "0.2"]));
     assert_refused(&hurried, 1, &["unavailable", "waited"]);
-    assert!(!String::from_utf8_lossy(&hurried.stderr).contains("waited 1"), "{hurried:?}");
+    assert!(
+        !String::from_utf8_lossy(&hurried.stderr).contains("waited 1"),
+        "{hurried:?}"
+    );
 }
 
 #[tokio::test]
