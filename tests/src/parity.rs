@@ -220,20 +220,30 @@ impl Configuration {
     }
 }
 
-/// The whole product for one model. Instruction sets that this machine lacks are left out.
-pub fn product(model: &str) -> Vec<Configuration> {
+/// The instruction sets to draw from for a model: those of this machine, but for the real model the fastest alone,
+/// because portable kernels would take minutes.
+fn isas_for(model: &str) -> Vec<Isa> {
+    let is_tiny = model.contains('/');
+    let has = |isa: &Isa| {
+        if is_tiny {
+            Kernels::with(*isa).is_some()
+        } else {
+            *isa == Kernels::best().isa()
+        }
+    };
+    Isa::ALL.into_iter().filter(has).collect()
+}
+
+/// The whole product for one model on the given instruction sets.
+pub fn product(model: &str, isas: &[Isa]) -> Vec<Configuration> {
     let mut all = Vec::new();
-    let isas: Vec<Isa> = Isa::ALL
-        .into_iter()
-        .filter(|isa| Kernels::with(*isa).is_some())
-        .collect();
     for ranks in [1, 2, 3, 5] {
         for transport in [Transport::SharedMemory, Transport::Tcp] {
             for threads in [1, 2] {
                 for together in [false, true] {
                     for chunking in [Chunking::Whole, Chunking::Single, Chunking::Random] {
                         for block_size in [16, 64] {
-                            for &isa in &isas {
+                            for &isa in isas {
                                 let model = model.to_owned();
                                 all.push(Configuration {
                                     model,
@@ -256,19 +266,13 @@ pub fn product(model: &str) -> Vec<Configuration> {
 }
 
 /// Draws `count` configurations that cover as many pairs of values as a greedy choice among random candidates can.
-/// Every model appears. The real model runs on the fastest kernels alone: portable ones would take minutes.
+/// Every model appears.
 pub fn draw(seed: u64, count: usize) -> Vec<Configuration> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut below = |end: usize| random.next_u64() as usize % end;
-    let fastest = Kernels::best().isa();
     let products: Vec<Vec<Configuration>> = model_names()
         .iter()
-        .map(|model| {
-            product(model)
-                .into_iter()
-                .filter(|c| model.contains('/') || c.isa == fastest)
-                .collect()
-        })
+        .map(|model| product(model, &isas_for(model)))
         .collect();
     let mut covered = BTreeSet::new();
     let mut drawn = Vec::new();

@@ -1,6 +1,8 @@
 //! The doors of the binary and of the gRPC services: bad input gives one clear message and the right code; good input
 //! gives the answer, whole or resumed, stopped or aborted.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     path::{Path, PathBuf},
     process::Output,

@@ -18,6 +18,8 @@ use crate::process::{self, Ended};
 use crate::{model, paths, tools};
 
 const LIMIT_MINUTES: f64 = 45.0;
+/// With `--all`.
+const LIMIT_ALL_MINUTES: f64 = 120.0;
 /// Processes of a test that just ended may need this long to notice.
 const LEFT_BEHIND_PATIENCE: Duration = Duration::from_secs(3);
 const NUM_SLOWEST_TESTS: usize = 10;
@@ -25,7 +27,7 @@ const NUM_SLOWEST_TESTS: usize = 10;
 const EXIT_TIMED_OUT: u8 = 124;
 
 pub fn run(options: &TestOptions) -> Result<ExitCode> {
-    let mut suite = Suite::new(limit()?);
+    let mut suite = Suite::new(limit(options.all)?);
     let report_path = paths::root().join("target/nextest/default/junit.xml");
     // An old report must not speak for a run that never came to its tests.
     let _ = std::fs::remove_file(&report_path);
@@ -47,11 +49,12 @@ fn suite_env(name: &'static str, value: impl Into<OsString>) -> Variable {
     (name, value.into())
 }
 
-fn limit() -> Result<Duration> {
+fn limit(all: bool) -> Result<Duration> {
     let minutes = match env::var("KVASIR_TEST_LIMIT_MINUTES") {
         Ok(text) => text
             .parse()
             .with_context(|| format!("KVASIR_TEST_LIMIT_MINUTES is not a number: '{text}'"))?,
+        Err(_) if all => LIMIT_ALL_MINUTES,
         Err(_) => LIMIT_MINUTES,
     };
     Duration::try_from_secs_f64(minutes * 60.0).context("KVASIR_TEST_LIMIT_MINUTES is not a span of time")
