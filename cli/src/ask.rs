@@ -1,13 +1,19 @@
 //! The flags of a question, shared by `generate` and `chat`, and how an answer is shown while it comes.
 
-use std::io::{IsTerminal, Write, stderr, stdout};
+use std::{
+    io::{IsTerminal, Write, stderr, stdout},
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use clap::Args;
 use kvasir_proto::v1::{self, generate_request::Prompt};
 use owo_colors::OwoColorize;
 
-use crate::{answer::Answer, client};
+use crate::{
+    answer::{Answer, Pace},
+    client,
+};
 
 #[derive(Args, Clone, Debug)]
 pub struct AskOptions {
@@ -83,9 +89,11 @@ impl AskOptions {
     /// Asks, shows the answer as it comes, and returns it.
     pub async fn ask(&self, prompt: Prompt) -> Result<Answer> {
         let mut shown = false;
-        let show = |text: &str| {
+        let mut title = LiveTitle::new();
+        let show = |text: &str, pace: &Pace| {
             shown |= !text.is_empty();
             self.show(text);
+            title.update(pace);
         };
         let answer = client::generate(&self.endpoint, self.request(prompt), !self.no_resume, show).await;
         if !self.json && shown {
@@ -109,6 +117,38 @@ impl AskOptions {
         } else if self.echo {
             let mut out = stderr().lock();
             let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        }
+    }
+}
+
+/// Live tokens/s in the terminal's title: the only place where it does not stand in the way of the text.
+struct LiveTitle {
+    /// `None` where nobody looks.
+    due: Option<Instant>,
+    written: bool,
+}
+
+impl LiveTitle {
+    const EVERY: Duration = Duration::from_millis(250);
+
+    fn new() -> Self {
+        let is_dumb = std::env::var("TERM").is_ok_and(|term| term == "dumb");
+        let due = (stderr().is_terminal() && !is_dumb).then(Instant::now);
+        Self { due, written: false }
+    }
+
+    fn update(&mut self, pace: &Pace) {
+        if let Some(due) = self.due.filter(|due| *due <= Instant::now()) {
+            eprint!("\x1b]0;kvasir: {:.0} tokens/s\x07", pace.tokens_per_s());
+            (self.due, self.written) = (Some(due + Self::EVERY), true);
+        }
+    }
+}
+
+impl Drop for LiveTitle {
+    fn drop(&mut self) {
+        if self.written {
+            eprint!("\x1b]0;\x07");
         }
     }
 }

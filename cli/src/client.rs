@@ -13,7 +13,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::answer::Answer;
+use crate::answer::{Answer, Pace};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A host that died without a word is noticed after these.
@@ -46,13 +46,13 @@ pub async fn status(endpoint: &str) -> Result<v1::StatusResponse> {
         .map_err(|status| refused(&status))
 }
 
-/// Streams one answer into `answer`; `show` is called with each new piece of text. Goes on elsewhere, or later, when
+/// Streams one answer into `answer`; `show` is called with each new piece of text and the pace so far. Goes on elsewhere, or later, when
 /// the connection breaks and `resume` is set.
 pub async fn generate(
     endpoint: &str,
     request: v1::GenerateRequest,
     resume: bool,
-    mut show: impl FnMut(&str),
+    mut show: impl FnMut(&str, &Pace),
 ) -> Result<Answer> {
     let channel = connect(endpoint).await?;
     let mut answer = Answer::default();
@@ -96,18 +96,19 @@ async fn stream(
     channel: Channel,
     request: v1::GenerateRequest,
     answer: &mut Answer,
-    show: &mut impl FnMut(&str),
+    show: &mut impl FnMut(&str, &Pace),
 ) -> Result<(), Status> {
     let mut responses = InferenceClient::new(channel).generate(request).await?.into_inner();
     while let Some(response) = responses.message().await? {
         match response.event {
             Some(Event::Started(started)) => answer.descriptor = started.descriptor,
             Some(Event::Chunk(chunk)) => {
-                show(&chunk.text);
+                let text = chunk.text.clone();
                 answer.add(chunk)?;
+                show(&text, &answer.pace);
             }
             Some(Event::Finished(finished)) => {
-                show(&finished.text);
+                show(&finished.text, &answer.pace);
                 answer.finish(finished);
                 return Ok(());
             }

@@ -5,11 +5,11 @@ use crate::{CheckpointError, ModelSpec, tensor_directory::TensorDirectory};
 /// Names of the tensors outside the layers, and of each layer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LlamaTensors {
-    /// [vocab_size, hidden_size]
+    /// `[vocab_size, hidden_size]`
     pub token_embedding: String,
-    /// [hidden_size]
+    /// `[hidden_size]`
     pub output_norm: String,
-    /// [vocab_size, hidden_size]; the token embedding when the head is tied.
+    /// `[vocab_size, hidden_size]`; the token embedding when the head is tied.
     pub output: String,
     pub layers: Vec<LlamaLayer>,
 }
@@ -17,23 +17,23 @@ pub struct LlamaTensors {
 /// Names of the tensors of one layer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LlamaLayer {
-    /// [hidden_size]
+    /// `[hidden_size]`
     pub attn_norm: String,
-    /// [num_q_heads * head_dim, hidden_size], pairs of rotated dimensions side by side.
+    /// `[num_q_heads * head_dim, hidden_size]`, pairs of rotated dimensions side by side.
     pub wq: String,
-    /// [num_kv_heads * head_dim, hidden_size], like `wq`.
+    /// `[num_kv_heads * head_dim, hidden_size]`, like `wq`.
     pub wk: String,
-    /// [num_kv_heads * head_dim, hidden_size]
+    /// `[num_kv_heads * head_dim, hidden_size]`
     pub wv: String,
-    /// [hidden_size, num_q_heads * head_dim]
+    /// `[hidden_size, num_q_heads * head_dim]`
     pub wo: String,
-    /// [hidden_size]
+    /// `[hidden_size]`
     pub ffn_norm: String,
-    /// [intermediate_size, hidden_size]
+    /// `[intermediate_size, hidden_size]`
     pub gate: String,
-    /// [intermediate_size, hidden_size]
+    /// `[intermediate_size, hidden_size]`
     pub up: String,
-    /// [hidden_size, intermediate_size]
+    /// `[hidden_size, intermediate_size]`
     pub down: String,
 }
 

@@ -23,7 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// What came of one sequence's rows of a step.
 #[derive(Clone, PartialEq, Debug)]
 pub struct WholeRow {
-    /// [vocab_size], after the last token.
+    /// `[vocab_size]`, after the last token.
     pub logits: Vec<f32>,
     pub poisoned: bool,
 }
@@ -149,7 +149,7 @@ fn run_rank(
     steps.iter().map(&mut run).collect()
 }
 
-/// ranks: [ranks][steps]
+/// ranks: `[ranks][steps]`
 fn join_shares(ranks: Vec<Vec<ForwardOutput>>) -> Vec<WholeRow> {
     let mut rows = Vec::new();
     for step in 0..ranks[0].len() {

@@ -15,10 +15,10 @@ use crate::{
 /// What a forward pass leaves on one rank.
 #[derive(Clone, Debug, Default)]
 pub struct ForwardOutput {
-    /// [sampled rows][rows of the local vocab units], in the order of the step's sequences. Empty for a row that is
+    /// `[sampled rows][rows of the local vocab units]`, in the order of the step's sequences. Empty for a row that is
     /// picked from the summaries alone: greedy, without top logprobs.
     pub logits: Vec<Vec<f32>>,
-    /// [sampled rows][local vocab units]
+    /// `[sampled rows][local vocab units]`
     pub summaries: Vec<UnitSummary>,
     /// One per sequence: a partial sum, or an activation, was out of range.
     pub poisoned: Vec<bool>,

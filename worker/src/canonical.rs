@@ -47,19 +47,19 @@ struct StepBuffers {
     /// Per row.
     positions: Vec<u32>,
     poison: Vec<bool>,
-    /// The residual, [hidden / 16][tokens][16].
+    /// The residual, `[hidden / 16][tokens]`[16].
     x: Vec<f32>,
     /// Like `x`.
     normed: Vec<f32>,
     normed_int8: Int8Rows,
-    /// Outputs of a column-parallel phase: [rows / 16][tokens][16], unit after unit.
+    /// Outputs of a column-parallel phase: `[rows / 16][tokens]`[16], unit after unit.
     columns: Vec<f32>,
-    /// Input of a row-parallel phase: [cols / 16][tokens][16], unit after unit.
+    /// Input of a row-parallel phase: `[cols / 16][tokens]`[16], unit after unit.
     inner: Vec<f32>,
     inner_int8: Int8Rows,
-    /// [local KV heads][tokens][group_size * head_dim]
+    /// [local KV heads]`[tokens][group_size * head_dim]`
     attended: Vec<f32>,
-    /// [hidden / 16][tokens][16], then one poison element per token.
+    /// `[hidden / 16][tokens]`[16], then one poison element per token.
     sums: Vec<i64>,
     reduced: Vec<f32>,
     reduce_us: u32,

@@ -16,7 +16,7 @@ pub struct Cells {
     layout: CellLayout,
     num_blocks: u32,
     heads: Range<u32>,
-    /// One per head of `heads`: [num_blocks][cell_bytes]
+    /// One per head of `heads`: `[num_blocks][cell_bytes]`
     slabs: Vec<HugeBuffer>,
 }
 

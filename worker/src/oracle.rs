@@ -94,7 +94,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// x: [tokens, hidden]. Adds the output projection of each local KV head.
+    /// x: `[tokens, hidden]`. Adds the output projection of each local KV head.
     fn attention(
         &mut self,
         layer: usize,
@@ -117,7 +117,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// x: [tokens, hidden]. Adds the down projection of each local FFN unit.
+    /// x: `[tokens, hidden]`. Adds the down projection of each local FFN unit.
     fn ffn(&self, layer: usize, x: &Tensor, sums: &mut PartialSums) -> Result<(), BackendError> {
         let normed = rms_norm(x, &self.weights.norms.ffn[layer], self.eps)?;
         for layers in self.weights.ffn.values() {
@@ -129,7 +129,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// x: [tokens, hidden]. Logits of the rows that are sampled, for the local vocab units.
+    /// x: `[tokens, hidden]`. Logits of the rows that are sampled, for the local vocab units.
     fn head(&self, work: &[WorkInput], x: &Tensor, output: &mut ForwardOutput) -> Result<(), BackendError> {
         let mut end = 0;
         let mut sampled = Vec::new();
@@ -165,12 +165,12 @@ fn needs_logits(sampling: &Sampling) -> bool {
     !sampling.is_greedy() || sampling.top_logprobs > 0
 }
 
-/// x: [tokens, columns], weight: [rows, columns] -> [tokens, rows]
+/// x: `[tokens, columns]`, weight: `[rows, columns]` -> `[tokens, rows]`
 fn project(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
     x.matmul(&weight.t()?)
 }
 
-/// x: [tokens, hidden], weight: [hidden]
+/// x: `[tokens, hidden]`, weight: `[hidden]`
 fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
     let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
     x.broadcast_div(&(mean_square + eps)?.sqrt()?)?.broadcast_mul(weight)

@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, mpsc},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kvasir_kv::{CellLayout, CellLayoutError, Epoch, FromWorker, KvDtype, NumericsId, ToWorker, WorkerId, WorkerInfo};
@@ -112,6 +112,7 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
     let worker = Worker::start(config)?;
     let mut wait = REJOIN_WAIT_MIN;
     loop {
+        let begun = Instant::now();
         let reason = match worker.session(&endpoint, &shutdown).await {
             SessionEnd::Shutdown => return Ok(()),
             SessionEnd::Refused(reason) => return Err(WorkerError::Refused(reason)),
@@ -119,6 +120,10 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
             SessionEnd::Lost(reason) => reason,
         };
         tracing::warn!(coordinator = %worker.config.coordinator, %reason, "no coordinator; trying again");
+        if begun.elapsed() > REJOIN_WAIT_MAX {
+            // It was there for a while: a restart, not an absence.
+            wait = REJOIN_WAIT_MIN;
+        }
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             () = tokio::time::sleep(wait) => wait = (wait * 2).min(REJOIN_WAIT_MAX),

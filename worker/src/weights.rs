@@ -21,26 +21,26 @@ use crate::{
 /// KV head j's part of one layer.
 #[derive(Debug)]
 pub struct AttentionLayer {
-    /// [group_size * head_dim, hidden]
+    /// `[group_size * head_dim, hidden]`
     pub wq: PackedMatrix,
-    /// [head_dim, hidden]
+    /// `[head_dim, hidden]`
     pub wk: PackedMatrix,
     pub wv: PackedMatrix,
-    /// [hidden, group_size * head_dim]
+    /// `[hidden, group_size * head_dim]`
     pub wo: PackedMatrix,
 }
 
 /// An FFN unit's part of one layer.
 #[derive(Debug)]
 pub struct FfnLayer {
-    /// [unit columns, hidden]
+    /// `[unit columns, hidden]`
     pub gate: PackedMatrix,
     pub up: PackedMatrix,
-    /// [hidden, unit columns]
+    /// `[hidden, unit columns]`
     pub down: PackedMatrix,
 }
 
-/// The norms, replicated on every rank. All [hidden].
+/// The norms, replicated on every rank. All `[hidden]`.
 #[derive(Debug)]
 pub struct Norms {
     pub attention: Vec<Vec<f32>>,
@@ -57,7 +57,7 @@ pub struct RankWeights {
     /// By layer.
     pub attention: BTreeMap<u32, Vec<AttentionLayer>>,
     pub ffn: BTreeMap<u32, Vec<FfnLayer>>,
-    /// Rows of the output head, [unit rows, hidden].
+    /// Rows of the output head, `[unit rows, hidden]`.
     pub vocab: BTreeMap<u32, PackedMatrix>,
 }
 

@@ -1,6 +1,6 @@
 //! The arithmetic: the same bits for any split of the work, any batch and any instruction set.
 //!
-//! [`reference`] is the definition, scalar and plain. Every kernel is written once, over the sixteen lanes of [`simd::Simd`],
+//! [`mod@reference`] is the definition, scalar and plain. Every kernel is written once, over the sixteen lanes of `simd::Simd`,
 //! and runs on portable code, AVX2 or AVX-512; tests compare each with the definition bit for bit.
 //! A sum over columns is a chain in column order, one chain per lane, and lanes are output rows: neither the number of tokens
 //! in a step nor the share of rows a thread takes can change it. Sums over units are made in integers.

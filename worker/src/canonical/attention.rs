@@ -25,8 +25,8 @@ pub(super) struct Rows<'a> {
 
 /// From `step.columns` (q, k and v of each local KV head) to `step.inner`, the input of the output projection.
 ///
-/// columns: [local KV heads][(group_size + 2) * head_dim / 16][tokens][16]
-/// inner: [local KV heads * group_size * head_dim / 16][tokens][16]
+/// columns: [local KV heads][(group_size + 2) * head_dim / 16]`[tokens]`[16]
+/// inner: [local KV heads * group_size * head_dim / 16]`[tokens]`[16]
 pub(super) fn attend(
     team: &mut ThreadTeam,
     kernels: &Kernels,

@@ -13,7 +13,7 @@ use crate::{
 
 /// Column-parallel: every matrix times the same input, outputs one after the other in `out`, which takes their size.
 ///
-/// matrices: [rows, inputs.cols] each; out: [row groups of all matrices][tokens][16]
+/// matrices: [rows, inputs.cols] each; out: `[row groups of all matrices][tokens]`[16]
 pub(super) fn columns(
     team: &mut ThreadTeam,
     kernels: &Kernels,
@@ -44,7 +44,7 @@ pub(super) fn columns(
 
 /// Row-parallel: the units' partials, rounded and added in `sums`.
 ///
-/// units: [hidden, columns of the unit], whose inputs lie one after the other; sums: [hidden / 16][tokens][16]
+/// units: `[hidden, columns of the unit]`, whose inputs lie one after the other; sums: `[hidden / 16][tokens]`[16]
 pub(super) fn partials(
     team: &mut ThreadTeam,
     kernels: &Kernels,
@@ -79,7 +79,7 @@ pub(super) fn partials(
 
 /// `inner = silu(gate) * up` for each unit.
 ///
-/// columns: gate then up of each unit, [rows / 16][tokens][16]; inner: [columns / 16][tokens][16], takes its size.
+/// columns: gate then up of each unit, `[rows / 16][tokens]`[16]; inner: `[columns / 16][tokens]`[16], takes its size.
 pub(super) fn gate(
     team: &mut ThreadTeam,
     kernels: &Kernels,

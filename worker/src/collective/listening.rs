@@ -80,7 +80,7 @@ impl Listening {
         Ok((Listening { seat, place }, endpoint))
     }
 
-    /// Meets the peers; endpoints: [world_size], in rank order. Returns once all of them are there, and waits at
+    /// Meets the peers; endpoints: `[world_size]`, in rank order. Returns once all of them are there, and waits at
     /// most the connect deadline.
     pub fn connect(self, endpoints: &[Endpoint], terms: Terms) -> Result<Box<dyn Collective>, CollectiveError> {
         let Listening { seat, place } = self;

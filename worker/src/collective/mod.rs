@@ -66,7 +66,7 @@ pub trait Collective: Send + std::fmt::Debug {
     /// Exact sum over ranks, element by element (wrapping `i64` addition), then `((sum as f64) * 2^-30) as f32`.
     /// Every rank gets all of `out`. Any length, the same on all ranks; it is worked off in pieces.
     ///
-    /// sums: [len], out: [len]. Waits at most the call's deadline.
+    /// sums: `[len]`, out: `[len]`. Waits at most the call's deadline.
     ///
     /// # Panics
     /// If `sums` and `out` differ in length.

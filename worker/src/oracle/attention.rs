@@ -14,7 +14,7 @@ pub(super) struct SequenceRows<'a> {
     /// Position of the first row.
     start: usize,
     blocks: &'a [BlockId],
-    /// [rows, positions]: 0 up to a row's own position, then -infinity.
+    /// `[rows, positions]`: 0 up to a row's own position, then -infinity.
     mask: Tensor,
 }
 
@@ -47,7 +47,7 @@ fn causal_mask(rows: Range<u32>, device: &Device) -> Result<Tensor> {
     Tensor::from_vec(mask.collect(), shape, device)
 }
 
-/// q: [tokens, group_size, head_dim], k and v: [tokens, head_dim] -> [tokens, group_size * head_dim]
+/// q: `[tokens, group_size, head_dim]`, k and v: `[tokens, head_dim]` -> `[tokens, group_size * head_dim]`
 ///
 /// K and V go through the cells: a row sees what a later step would see.
 pub(super) fn attend(
@@ -70,7 +70,7 @@ pub(super) fn attend(
     Tensor::cat(&attended, 0)
 }
 
-/// q: [rows, group_size, head_dim], keys and values: [positions, head_dim], mask: [rows, positions]
+/// q: `[rows, group_size, head_dim]`, keys and values: `[positions, head_dim]`, mask: `[rows, positions]`
 fn attend_sequence(q: &Tensor, keys: &Tensor, values: &Tensor, mask: &Tensor) -> Result<Tensor> {
     let (rows, group_size, head_dim) = q.dims3()?;
     let positions = keys.dim(0)?;
@@ -84,7 +84,7 @@ fn attend_sequence(q: &Tensor, keys: &Tensor, values: &Tensor, mask: &Tensor) ->
     attended.reshape((rows, group_size * head_dim))
 }
 
-/// [rows, columns] -> [rows, 1]: 0, or NaN for a row that left the cells' range. A key of -infinity would otherwise
+/// `[rows, columns]` -> `[rows, 1]`: 0, or NaN for a row that left the cells' range. A key of -infinity would otherwise
 /// get no weight and pass unnoticed; NaN makes the reduce poison the token.
 fn doubt(rows: &Tensor) -> Result<Tensor> {
     (rows.to_dtype(DType::F32)? * 0.0)?.sum_keepdim(1)
