@@ -37,6 +37,9 @@ pub struct ServingOptions {
     /// How ranks exchange sums
     #[arg(long, value_enum, default_value_t = TransportChoice::Auto)]
     pub transport: TransportChoice,
+    /// Compute every prompt from its first token, also where another request had the same beginning
+    #[arg(long)]
+    pub no_prefix_cache: bool,
     /// Longest time for a request that names none
     #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub request_timeout: u64,
@@ -53,6 +56,7 @@ impl ServingOptions {
             backend: engine.backend,
             block_size: engine.block_size,
             force_tcp: self.transport == TransportChoice::Tcp,
+            prefix_cache: !self.no_prefix_cache,
             request_timeout: std::time::Duration::from_secs(self.request_timeout),
             unavailable_wait_max: std::time::Duration::from_secs(self.unavailable_wait),
             ..CoordinatorConfig::new(engine.model.clone(), workers)

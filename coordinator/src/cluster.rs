@@ -227,6 +227,8 @@ impl Cluster {
             transport: active.formation.transport,
             num_blocks,
         });
+        let numerics_id = self.config.numerics_id.expect("the first worker that joined decided");
+        self.scheduler.key_prefixes(&numerics_id);
         self.scheduler
             .start_epoch(self.group.epoch, num_blocks, world_size, self.now, &mut self.effects);
         Ok(())

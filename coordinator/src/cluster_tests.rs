@@ -8,7 +8,9 @@ use kvasir_kv::{
     TokenId, Transport, UnitBytes, UnitLayout, WorkerId, WorkerInfo,
 };
 
-use crate::{Cluster, ClusterConfig, Effect, Event, LossCause, Now, SequenceError, SessionId, status::GroupPhase};
+use crate::{
+    Cluster, ClusterConfig, Effect, Event, LossCause, Now, SequenceError, SessionId, Usage, status::GroupPhase,
+};
 
 struct Bench {
     cluster: Cluster,
@@ -285,7 +287,7 @@ fn the_next_step_is_on_the_wire_before_the_output_of_this_one_is_back() {
     let effects = bench.done(&third[0], 1);
     let finished = |effect: &Effect| matches!(effect, Effect::Finished { reason: FinishReason::Length, usage, .. } if usage.completion_tokens == 3);
     assert!(effects.iter().any(finished), "{effects:?}");
-    assert_eq!(bench.cluster.status().groups[0].blocks.free, 8);
+    assert_eq!(bench.cluster.status().groups[0].blocks.available(), 8);
 }
 
 #[test]
@@ -452,5 +454,121 @@ fn the_newest_is_preempted_and_the_oldest_gets_on() {
     }
     assert_eq!(finished, [5, 6]);
     assert_eq!(bench.cluster.status().counters.preemptions, 1);
-    assert_eq!(bench.cluster.status().groups[0].blocks.free, 4);
+    assert_eq!(bench.cluster.status().groups[0].blocks.available(), 4);
+}
+
+/// Does all steps that come of `sent`; returns the plans and the usage of what finished.
+fn play(bench: &mut Bench, mut sent: Vec<StepPlan>, ranks: u64) -> (Vec<StepPlan>, Vec<Usage>) {
+    let (mut next, mut usages) = (0, Vec::new());
+    while next < sent.len() {
+        let effects = bench.done(&sent[next].clone(), ranks);
+        next += 1;
+        sent.extend(plans(&effects));
+        usages.extend(effects.iter().filter_map(|effect| match effect {
+            Effect::Finished { usage, .. } => Some(*usage),
+            _ => None,
+        }));
+    }
+    (sent, usages)
+}
+
+#[test]
+fn a_second_request_starts_after_the_full_blocks_of_the_first() {
+    let mut bench = Bench::running(2);
+    let sent = bench.submit(5, 40, 2);
+    let (first, usages) = play(&mut bench, plans(&sent), 2);
+    assert_eq!(usages[0].cached_tokens, 0);
+    let sent = bench.submit(6, 40, 2);
+    let (second, usages) = play(&mut bench, plans(&sent), 2);
+    assert_eq!(second[0].work[0].start, 32);
+    assert_eq!(second[0].work[0].new_blocks[..2], first[0].work[0].new_blocks[..2]);
+    assert_ne!(second[0].work[0].new_blocks[2], first[0].work[0].new_blocks[2]);
+    assert_eq!(usages[0].cached_tokens, 32);
+    let counters = bench.cluster.status().counters;
+    assert_eq!((counters.prefix_queries_tokens, counters.prefix_hits_tokens), (80, 32));
+    assert_eq!(counters.tokens_recomputed, 0);
+}
+
+#[test]
+fn the_last_token_is_computed_also_where_its_block_is_cached() {
+    let mut bench = Bench::running(1);
+    let sent = bench.submit(5, 32, 2);
+    play(&mut bench, plans(&sent), 1);
+    let sent = plans(&bench.submit(6, 32, 2));
+    assert_eq!((sent[0].work[0].start, sent[0].work[0].num_tokens), (16, 16));
+}
+
+#[test]
+fn a_block_is_found_only_when_every_rank_has_acknowledged_the_step_that_filled_it() {
+    let mut bench = Bench::running(2);
+    let sent = plans(&bench.submit(5, 20, 9));
+    let output = StepOutput {
+        epoch: sent[0].epoch,
+        step: sent[0].step,
+        sampled: vec![SampledToken {
+            sequence: SequenceId(5),
+            token: TokenId(9),
+            logprob: 0.0,
+            top_logprobs: Vec::new(),
+        }],
+        poisoned: Vec::new(),
+        times: StepTimes::default(),
+    };
+    let done = |output| FromWorker::StepDone {
+        epoch: sent[0].epoch,
+        step: sent[0].step,
+        output,
+    };
+    let third = plans(&bench.say(1, done(Some(output)))).remove(0);
+    bench.submit(6, 20, 9);
+    let start = |effects: &[Effect], sequence: u64| {
+        let plans = plans(effects);
+        let mut work = plans.iter().flat_map(|plan| &plan.work);
+        work.find(|work| work.sequence.0 == sequence).map(|work| work.start)
+    };
+    // Rank 1 has done nothing yet.
+    assert_eq!(start(&bench.done(&sent[1], 1), 6), Some(0));
+    bench.say(2, done(None));
+    bench.submit(7, 20, 9);
+    assert_eq!(start(&bench.done(&third, 1), 7), Some(16));
+}
+
+#[test]
+fn what_went_out_of_range_is_not_found_again() {
+    let mut bench = Bench::running(1);
+    let sent = plans(&bench.submit(5, 20, 2));
+    let output = StepOutput {
+        epoch: sent[0].epoch,
+        step: sent[0].step,
+        sampled: Vec::new(),
+        poisoned: vec![SequenceId(5)],
+        times: StepTimes::default(),
+    };
+    let (epoch, step) = (sent[0].epoch, sent[0].step);
+    let output = Some(output);
+    bench.say(1, FromWorker::StepDone { epoch, step, output });
+    let again = plans(&bench.submit(6, 20, 2));
+    assert_eq!(again[0].work[0].start, 0);
+}
+
+#[test]
+fn a_new_epoch_finds_nothing_and_without_the_cache_nothing_is_found_either() {
+    let mut bench = Bench::running(2);
+    let sent = bench.submit(5, 40, 2);
+    play(&mut bench, plans(&sent), 2);
+    let effects = bench.on(Event::WorkerGone { session: SessionId(2) });
+    bench.connect(&effects);
+    assert_eq!(plans(&bench.submit(6, 40, 2))[0].work[0].start, 0);
+
+    let mut bench = Bench::with(1, |config| config.prefix_cache = false);
+    let effects = bench.join(1);
+    bench.connect(&effects);
+    for sequence in [5, 6] {
+        let sent = bench.submit(sequence, 40, 2);
+        let (sent, _) = play(&mut bench, plans(&sent), 1);
+        assert_eq!(sent[0].work[0].start, 0);
+    }
+    let status = bench.cluster.status();
+    assert_eq!(status.groups[0].blocks.cached, 0);
+    assert_eq!(status.counters.prefix_queries_tokens, 0);
 }

@@ -15,6 +15,8 @@ pub struct ClusterConfig {
     pub cell: CellLayout,
     /// Blocks of the pool at most; `None` means as many as the workers' memory holds.
     pub num_blocks_max: Option<u32>,
+    /// Keep full blocks of sequences that are done, and start new ones with the same tokens from them.
+    pub prefix_cache: bool,
     /// Reduce over TCP also where all ranks share a host.
     pub force_tcp: bool,
     /// Keys the nonces of epochs. Drawn at random by the driver, once.
@@ -51,6 +53,7 @@ impl ClusterConfig {
             numerics_id: None,
             cell,
             num_blocks_max: None,
+            prefix_cache: true,
             force_tcp: false,
             nonce_seed: 0,
             step_tokens_max: 512,

@@ -162,7 +162,7 @@ impl LossCause {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Usage {
     pub prompt_tokens: u32,
-    /// Prompt tokens taken from a cache.
+    /// Prompt tokens that the prefix cache had when the sequence was first admitted.
     pub cached_tokens: u32,
     /// Tokens of the answer, those that the client brought included.
     pub completion_tokens: u32,

@@ -2,11 +2,12 @@
 //!
 //! It knows no prefill and no decode, only positions wanted. Tokens go first to those that want one, then to the
 //! oldest. Blocks are dealt by age: the oldest always gets on, if need be by preempting the newest. Waiting sequences
-//! are admitted strictly oldest first, so every waiting sequence is newer than every running one.
+//! are admitted strictly oldest first, so every waiting sequence is newer than every running one. An admitted one
+//! starts from the longest chain of full blocks that the prefix cache has of it.
 
 use std::collections::BTreeSet;
 
-use kvasir_kv::{SequenceId, StepPlan};
+use kvasir_kv::{BlockHash, BlockTable, PrefixHit, SequenceId, StepPlan};
 
 use crate::{
     detector::Steady,
@@ -109,14 +110,14 @@ impl Scheduler {
         needed.saturating_sub(running.blocks.len() as u32)
     }
 
-    /// Preempts newer sequences until `needed` blocks are free, or will be; the newest preempts itself.
+    /// Preempts newer sequences until `needed` blocks can be had, or will be; the newest preempts itself.
     fn make_room(&mut self, id: SequenceId, needed: u32) -> Room {
         loop {
             let counts = self.block_counts();
-            if counts.free >= needed {
+            if counts.available() >= needed {
                 return Room::Ready;
             }
-            if counts.free + counts.in_flight >= needed {
+            if counts.available() + counts.in_flight >= needed {
                 return Room::Wait;
             }
             let newest = *self
@@ -140,7 +141,8 @@ impl Scheduler {
         let books = self.books.as_mut().expect("plans are made only in an epoch");
         let sequence = self.sequences.get_mut(&id).expect("granted sequences are live");
         let running = sequence.running_mut().expect("granted sequences run");
-        books.pool.allocate(count, &mut running.blocks).expect("room was made");
+        let evicted = books.pool.allocate(count, &mut running.blocks).expect("room was made");
+        self.counters.evictions += u64::from(evicted);
     }
 
     /// Admits waiting sequences, oldest first, while tokens, places and blocks last.
@@ -151,13 +153,17 @@ impl Scheduler {
                 return;
             };
             // Its last sample is still on its way, and the ranks must be told all tokens.
-            if sequence.samples_in_flight > 0 || !self.has_blocks_for(sequence) {
+            if sequence.samples_in_flight > 0 {
                 return;
             }
             let id = sequence.id;
-            let num_tokens = sequence.wanted().min(self.limits.chunk_tokens_max).min(budget);
-            let sequence = self.sequences.get_mut(&id).expect("just found");
-            sequence.state = State::Running(Running::default());
+            let (chain, hit) = self.find_prefix(id);
+            if !self.has_blocks_for(&self.sequences[&id], hit) {
+                return;
+            }
+            self.start_from(id, &chain[..hit.num_blocks as usize]);
+            let wanted = self.sequences[&id].wanted();
+            let num_tokens = wanted.min(self.limits.chunk_tokens_max).min(budget);
             self.allocate(id, self.blocks_missing(id, num_tokens));
             grants.push(Grant {
                 sequence: id,
@@ -168,9 +174,42 @@ impl Scheduler {
         }
     }
 
+    /// The hashes of a waiting sequence's full blocks, and how many of them can be found. The last token is always
+    /// computed: its logits are needed.
+    fn find_prefix(&mut self, id: SequenceId) -> (Vec<BlockHash>, PrefixHit) {
+        let (Some(root), Some(books)) = (self.prefix_root, &self.books) else {
+            return Default::default();
+        };
+        let block_size = self.limits.block_size;
+        let sequence = self.sequences.get_mut(&id).expect("waiting sequences are live");
+        let reusable = (sequence.tokens.len() - 1) / block_size as usize;
+        let chain = sequence.block_hashes(root, block_size)[..reusable].to_vec();
+        let hit = books.pool.find(&chain);
+        (chain, hit)
+    }
+
+    /// A waiting sequence runs, with the blocks of `chain` computed already.
+    fn start_from(&mut self, id: SequenceId, chain: &[BlockHash]) {
+        let books = self.books.as_mut().expect("plans are made only in an epoch");
+        let sequence = self.sequences.get_mut(&id).expect("waiting sequences are live");
+        let mut blocks = BlockTable::default();
+        for hash in chain {
+            blocks.append(books.pool.share(*hash).expect("it was found a moment ago"));
+        }
+        let computed = blocks.len() as u32 * self.limits.block_size;
+        if self.prefix_root.is_some() {
+            self.counters.prefix_queries_tokens += sequence.tokens.len() as u64;
+            self.counters.prefix_hits_tokens += u64::from(computed);
+        }
+        let cached = computed.min(sequence.prompt_len());
+        sequence.cached.get_or_insert(cached);
+        sequence.state = State::Running(Running::after(blocks, computed));
+    }
+
     /// Whether all its known tokens and one block more would fit beside what running sequences still lack for theirs:
-    /// one that is admitted only to be preempted has computed for nothing.
-    fn has_blocks_for(&self, sequence: &Sequence) -> bool {
+    /// one that is admitted only to be preempted has computed for nothing. Blocks that it shares are there already; the
+    /// cached ones among them cannot be evicted for others any more.
+    fn has_blocks_for(&self, sequence: &Sequence, hit: PrefixHit) -> bool {
         let block_size = self.limits.block_size;
         let promised: u32 = self
             .sequences()
@@ -184,7 +223,7 @@ impl Scheduler {
             .sum();
         let worst = sequence.positions_max().div_ceil(block_size);
         let needed = (sequence.len_expected().div_ceil(block_size) + 1).min(worst);
-        self.block_counts().free >= promised + needed
+        self.block_counts().available() - hit.num_cached >= promised + needed - hit.num_blocks
     }
 
     /// Writes the plan down: from here on it counts as sent.

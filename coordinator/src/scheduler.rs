@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use kvasir_kv::{BlockCounts, Epoch, FinishReason, Rank, Request, SampledToken, SequenceId, StepId, StepOutput};
+use kvasir_kv::{
+    BlockCounts, BlockHash, Epoch, FinishReason, NumericsId, Rank, Request, SampledToken, SequenceId, StepId,
+    StepOutput,
+};
 
 use crate::{
     ClusterConfig, Effect, Now, SequenceError,
@@ -25,6 +28,8 @@ pub(crate) struct Scheduler {
     /// `None` between epochs.
     pub(super) books: Option<StepBooks>,
     pub(super) recovery: Option<Recovery>,
+    /// What every history starts from; `None` without a prefix cache, or before the numerics are known.
+    pub(super) prefix_root: Option<BlockHash>,
     pub counters: Counters,
 }
 
@@ -37,6 +42,7 @@ pub(crate) struct Limits {
     pub look_ahead: u32,
     pub block_size: u32,
     pub context_len: u32,
+    pub prefix_cache: bool,
 }
 
 impl Scheduler {
@@ -50,6 +56,7 @@ impl Scheduler {
             look_ahead: config.look_ahead,
             block_size: config.cell.block_size(),
             context_len,
+            prefix_cache: config.prefix_cache,
         };
         Self {
             limits,
@@ -57,8 +64,15 @@ impl Scheduler {
             by_age: Vec::new(),
             books: None,
             recovery: None,
+            prefix_root: None,
             counters: Counters::default(),
         }
+    }
+
+    /// The numerics of the cells; the same in every epoch. Requests have no tenants yet.
+    pub fn key_prefixes(&mut self, numerics_id: &NumericsId) {
+        let enabled = self.limits.prefix_cache;
+        self.prefix_root = enabled.then(|| BlockHash::root(numerics_id, b""));
     }
 
     /// Takes a request, or refuses it at once with the numbers.
@@ -181,6 +195,8 @@ impl Scheduler {
     }
 
     fn take_return(&mut self, returned: StepReturn, effects: &mut Vec<Effect>) {
+        // Before a sequence that ends gives its blocks back.
+        self.note_filled(&returned);
         for work in &returned.work {
             if let Some(sequence) = self.sequences.get_mut(&work.sequence) {
                 sequence.computed_max = sequence.computed_max.max(work.start + work.num_tokens);
@@ -196,6 +212,23 @@ impl Scheduler {
         for token in returned.output.sampled {
             self.deliver(token, effects);
         }
+    }
+
+    /// What the step filled can soon be found. Not so where it went out of range: whoever starts from there would not
+    /// notice. Nor of sequences that have ended: their last tokens may be ones that nobody asked for.
+    fn note_filled(&mut self, returned: &StepReturn) {
+        let (Some(root), Some(books)) = (self.prefix_root, self.books.as_mut()) else {
+            return;
+        };
+        let mut filled = Vec::new();
+        for work in &returned.work {
+            if let Some(sequence) = self.sequences.get_mut(&work.sequence)
+                && !returned.output.poisoned.contains(&work.sequence)
+            {
+                filled.extend(sequence.filled_by(returned.step, work, root, self.limits.block_size));
+            }
+        }
+        books.note_filled(filled);
     }
 
     /// Appends to the token log. A sequence that has ended wants no more.

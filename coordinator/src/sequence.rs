@@ -4,10 +4,11 @@
 //! that those plans will bring. Everything the scheduler wants of a sequence is one subtraction between them.
 
 use kvasir_kv::{
-    AdmittedSequence, BlockTable, FinishReason, Request, SequenceId, SequenceWork, StepId, TaggedBlock, TokenId,
+    AdmittedSequence, BlockHash, BlockTable, FinishReason, Request, SequenceId, SequenceWork, StepId, TaggedBlock,
+    TokenId,
 };
 
-use crate::{Now, Usage};
+use crate::{Now, Usage, step_books::FilledBlock};
 
 #[derive(Debug)]
 pub(crate) struct Sequence {
@@ -22,7 +23,11 @@ pub(crate) struct Sequence {
     /// Positions that were computed at some time, whether or not their cells are still held.
     pub computed_max: u32,
     pub recomputed: u32,
+    /// Prompt tokens that the prefix cache had at the first admission; `None` before.
+    pub cached: Option<u32>,
     pub state: State,
+    /// Of its full blocks, as far as they were wanted.
+    hashes: Vec<BlockHash>,
 }
 
 #[derive(Debug)]
@@ -39,11 +44,22 @@ pub(crate) struct Running {
     pub scheduled: u32,
     /// Last step that names its blocks; `None` until its first plan is made.
     pub last_named: Option<StepId>,
+    /// First step that names them.
+    first_named: Option<StepId>,
     /// Blocks that plans have named.
     named: usize,
 }
 
 impl Running {
+    /// Starts with blocks that are computed already, `scheduled` positions.
+    pub fn after(blocks: BlockTable, scheduled: u32) -> Self {
+        Self {
+            blocks,
+            scheduled,
+            ..Self::default()
+        }
+    }
+
     fn name_new_blocks(&mut self) -> Vec<TaggedBlock> {
         let unnamed = self.blocks.tagged().skip(self.named).collect();
         self.named = self.blocks.len();
@@ -73,8 +89,44 @@ impl Sequence {
             samples_in_flight: 0,
             computed_max: 0,
             recomputed: 0,
+            cached: None,
             state: State::Waiting,
+            hashes: Vec::new(),
         }
+    }
+
+    /// The hashes of its full blocks, in order.
+    pub fn block_hashes(&mut self, root: BlockHash, block_size: u32) -> &[BlockHash] {
+        for tokens in self.tokens.chunks_exact(block_size as usize).skip(self.hashes.len()) {
+            let parent = self.hashes.last().copied().unwrap_or(root);
+            self.hashes.push(parent.child(tokens));
+        }
+        &self.hashes
+    }
+
+    /// The blocks of which `work`, done in `step`, computed the last position. What a plan made before a preemption
+    /// computed is in other blocks by now.
+    pub fn filled_by(
+        &mut self,
+        step: StepId,
+        work: &SequenceWork,
+        root: BlockHash,
+        block_size: u32,
+    ) -> Vec<FilledBlock> {
+        let is_its = |running: &Running| running.first_named.is_some_and(|first| first <= step);
+        if !self.running().is_some_and(is_its) {
+            return Vec::new();
+        }
+        self.block_hashes(root, block_size);
+        let running = self.running().expect("just seen");
+        let filled = work.start / block_size..(work.start + work.num_tokens) / block_size;
+        let filled = filled.map(|index| index as usize).map(|index| FilledBlock {
+            step,
+            block: running.blocks.get(index).expect("it was named").tagged(),
+            hash: self.hashes[index],
+            parent: index.checked_sub(1).map_or(root, |before| self.hashes[before]),
+        });
+        filled.collect()
     }
 
     pub fn running(&self) -> Option<&Running> {
@@ -113,6 +165,7 @@ impl Sequence {
         let start = running.scheduled;
         let end = start + num_tokens;
         let is_new = running.last_named.replace(step).is_none();
+        running.first_named.get_or_insert(step);
         let new_blocks = running.name_new_blocks();
         running.scheduled = end;
         let recomputed = end.min(self.computed_max).saturating_sub(start);
@@ -170,7 +223,7 @@ impl Sequence {
     pub fn usage(&self) -> Usage {
         Usage {
             prompt_tokens: self.prompt_len(),
-            cached_tokens: 0,
+            cached_tokens: self.cached.unwrap_or(0),
             completion_tokens: self.answer_len(),
             recomputed_tokens: self.recomputed,
         }

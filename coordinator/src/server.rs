@@ -46,6 +46,8 @@ pub struct CoordinatorConfig {
     pub block_size: u32,
     /// Reduce over TCP also where ranks share a host.
     pub force_tcp: bool,
+    /// Start from what earlier requests with the same beginning have computed.
+    pub prefix_cache: bool,
     /// Holds for requests that name no timeout.
     pub request_timeout: Duration,
     /// How long a request waits for a group that can serve it.
@@ -64,6 +66,7 @@ impl CoordinatorConfig {
             backend: BackendKind::Canonical,
             block_size: 64,
             force_tcp: false,
+            prefix_cache: true,
             request_timeout: Duration::from_secs(600),
             unavailable_wait_max: Duration::from_secs(60),
             queue_max: 256,
@@ -201,6 +204,7 @@ fn cluster_config(config: &CoordinatorConfig, model: &ServedModel) -> ClusterCon
     ClusterConfig {
         numerics_id: Some(model.numerics_id),
         force_tcp: config.force_tcp,
+        prefix_cache: config.prefix_cache,
         nonce_seed: random_seed(),
         queue_max: config.queue_max,
         unavailable_wait_max: config.unavailable_wait_max,

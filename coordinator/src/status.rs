@@ -117,6 +117,12 @@ pub struct Counters {
     pub preemptions: u64,
     pub ranks_lost: u64,
     pub recoveries: u64,
+    /// Tokens of sequences at admission, re-admission after preemption or loss included, and those of them that the
+    /// prefix cache had.
+    pub prefix_queries_tokens: u64,
+    pub prefix_hits_tokens: u64,
+    /// Cached blocks forgotten because their room was needed.
+    pub evictions: u64,
     /// Positions computed again, after preemption or loss.
     pub tokens_recomputed: u64,
     /// Sampled for sequences that had ended.

@@ -1,10 +1,13 @@
 //! The books of one epoch: its block pool, the steps sent and who has acknowledged them.
 //!
-//! A released block becomes free when *every* rank has acknowledged the last step that names it.
+//! A released block becomes free when *every* rank has acknowledged the last step that names it, and a full one
+//! findable when every rank has acknowledged the step that filled it.
 
 use std::collections::VecDeque;
 
-use kvasir_kv::{Block, BlockPool, Epoch, Rank, SequenceId, SequenceWork, StepId, StepOutput, StepPlan};
+use kvasir_kv::{
+    Block, BlockHash, BlockPool, Epoch, Rank, SequenceId, SequenceWork, StepId, StepOutput, StepPlan, TaggedBlock,
+};
 
 use crate::detector::Steady;
 
@@ -19,6 +22,8 @@ pub(crate) struct StepBooks {
     acknowledged: Vec<u64>,
     /// From the oldest without output on.
     without_output: VecDeque<SentStep>,
+    /// Full blocks whose step a rank may not have done yet.
+    filled: Vec<FilledBlock>,
     last_output: Steady,
 }
 
@@ -26,6 +31,15 @@ pub(crate) struct StepBooks {
 struct SentStep {
     sent: Steady,
     work: Vec<SequenceWork>,
+}
+
+/// A block that a step has filled, with the history up to its end.
+#[derive(Debug)]
+pub(crate) struct FilledBlock {
+    pub step: StepId,
+    pub block: TaggedBlock,
+    pub hash: BlockHash,
+    pub parent: BlockHash,
 }
 
 /// A rank spoke out of turn.
@@ -48,6 +62,7 @@ pub(crate) enum StepViolation {
 /// What the output of a step was for.
 #[derive(Debug)]
 pub(crate) struct StepReturn {
+    pub step: StepId,
     pub work: Vec<SequenceWork>,
     pub output: StepOutput,
     /// From the sending, or from the output before it if that was later.
@@ -63,6 +78,7 @@ impl StepBooks {
             next_step: StepId(0),
             acknowledged: vec![0; world_size],
             without_output: VecDeque::new(),
+            filled: Vec::new(),
             last_output: Steady::default(),
         }
     }
@@ -127,10 +143,25 @@ impl StepBooks {
             None
         };
         self.acknowledged[rank.0 as usize] += 1;
-        if let Some(last) = self.acknowledged_by_all().checked_sub(1) {
+        self.settle();
+        Ok(returned)
+    }
+
+    /// The output of a step has shown that all is well with the blocks that it filled.
+    pub fn note_filled(&mut self, blocks: Vec<FilledBlock>) {
+        self.filled.extend(blocks);
+        self.settle();
+    }
+
+    /// Draws the consequences of what every rank has acknowledged. Blocks become findable before they become free.
+    fn settle(&mut self) {
+        let acknowledged = self.acknowledged_by_all();
+        for filled in self.filled.extract_if(.., |filled| filled.step.0 < acknowledged) {
+            self.pool.commit(filled.block, filled.hash, filled.parent);
+        }
+        if let Some(last) = acknowledged.checked_sub(1) {
             self.pool.acknowledge(StepId(last));
         }
-        Ok(returned)
     }
 
     fn acknowledged_by_all(&self) -> u64 {
@@ -151,6 +182,7 @@ impl StepBooks {
         let took = now.since(sent.sent.max(self.last_output));
         self.last_output = now;
         Ok(StepReturn {
+            step,
             work: sent.work,
             output,
             took,

@@ -187,6 +187,19 @@ pub enum StepRefused {
     },
     #[error("block {} with tag {} is out of range or older than tag {newest}", block.id, block.tag)]
     StaleBlock { block: TaggedBlock, newest: u32 },
+    #[error("sequence {sequence} starts after block {} with tag {}, of which {written} positions are written", block.id, block.tag)]
+    UnwrittenBlock {
+        sequence: SequenceId,
+        block: TaggedBlock,
+        written: u32,
+    },
+    #[error("sequence {sequence} writes block {} with tag {} from {offset} on, of which {written} positions are written", block.id, block.tag)]
+    WrittenBlock {
+        sequence: SequenceId,
+        block: TaggedBlock,
+        offset: u32,
+        written: u32,
+    },
     #[error("{found} tokens in a step of at most {max}")]
     TooManyTokens { max: u32, found: u32 },
 }

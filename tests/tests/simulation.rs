@@ -35,6 +35,10 @@ fn no_answer_changes_and_nothing_hangs_whatever_the_weather() {
             "{total:?}"
         );
         assert!(
+            total.prefix_hits_tokens > 10 * SEEDS && total.blocks_shared > SEEDS / 2 && total.evictions > SEEDS,
+            "{total:?}"
+        );
+        assert!(
             total.stale_steps > 50 && total.messages_stale > 50 && total.tokens_discarded > 50,
             "{total:?}"
         );
@@ -65,7 +69,12 @@ fn a_step_of_another_epoch_taken_for_ones_own_is_found() {
 
 #[test]
 fn a_block_released_twice_is_found() {
-    assert_found(Plant::BlockReleasedTwice, "right is");
+    assert_found(Plant::BlockReleasedTwice, "writes block");
+}
+
+#[test]
+fn a_block_that_is_shared_before_it_is_full_is_found() {
+    assert_found(Plant::BlockSharedEarly, "starts after block");
 }
 
 #[test]

@@ -2,6 +2,9 @@
 //!
 //! A plan is a delta. `apply` checks all of it against what is held before it changes anything, so that a stale, torn
 //! or foreign plan is refused whole; then it names the rows to compute. It does no arithmetic and touches no cell.
+//!
+//! A new sequence may start after full blocks that others have computed. How much of each block is written is kept here
+//! too: nothing is started from that was not written in this epoch, and nothing is written twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +19,10 @@ pub struct StepInput {
     pub step: StepId,
     /// In the plan's order, which is the order of the batch's rows.
     pub work: Vec<WorkInput>,
+    /// Blocks that others have filled in earlier steps and that new sequences start after.
+    pub shared: Vec<BlockId>,
+    /// Blocks that are full after this step and were not before.
+    pub filled: Vec<BlockId>,
 }
 
 impl StepInput {
@@ -60,6 +67,8 @@ pub struct RankBooks {
     sequences: BTreeMap<SequenceId, HeldSequence>,
     /// Newest tag seen, by block.
     tags: Vec<u32>,
+    /// Positions written under that tag, by block.
+    written: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -72,13 +81,14 @@ struct HeldSequence {
 }
 
 impl HeldSequence {
-    fn admit(admitted: &AdmittedSequence) -> Self {
+    /// `start` positions are in blocks that others have computed.
+    fn admit(admitted: &AdmittedSequence, start: u32) -> Self {
         Self {
             tokens: admitted.tokens.clone(),
             prompt_len: admitted.prompt_len,
             sampling: admitted.sampling.clone(),
             blocks: Vec::new(),
-            num_computed: 0,
+            num_computed: start,
         }
     }
 }
@@ -93,6 +103,7 @@ impl RankBooks {
             next_step: StepId(0),
             sequences: BTreeMap::new(),
             tags: vec![0; spec.num_blocks as usize],
+            written: vec![0; spec.num_blocks as usize],
         }
     }
 
@@ -116,20 +127,32 @@ impl RankBooks {
         self.check_order(plan)?;
         self.check_membership(plan)?;
         let tags = self.check_tags(plan)?;
-        self.check_all_work(plan, &tags)?;
+        let written = self.check_all_work(plan, &tags)?;
 
         self.next_step = StepId(self.next_step.0 + 1);
         for sequence in &plan.retired {
             self.sequences.remove(sequence);
         }
         for admitted in &plan.admitted {
-            self.sequences.insert(admitted.sequence, HeldSequence::admit(admitted));
+            let start = start_of(plan, admitted.sequence);
+            self.sequences
+                .insert(admitted.sequence, HeldSequence::admit(admitted, start));
         }
         for (block, tag) in tags {
             self.tags[block as usize] = tag;
         }
-        let work = plan.work.iter().map(|work| self.take_up(work)).collect();
-        Ok(StepInput { step: plan.step, work })
+        let is_full = |written: &u32| *written == self.block_size;
+        let filled = written.iter().filter(|(_, written)| is_full(written));
+        let filled = filled.map(|(block, _)| BlockId(*block)).collect();
+        for (block, written) in written {
+            self.written[block as usize] = written;
+        }
+        Ok(StepInput {
+            step: plan.step,
+            shared: self.shared(plan),
+            filled,
+            work: plan.work.iter().map(|work| self.take_up(work)).collect(),
+        })
     }
 
     /// Appends what the last step sampled. Where the sample was poisoned, any token will do: plans that name it may be on
@@ -212,15 +235,87 @@ impl RankBooks {
         Ok(tags)
     }
 
-    fn check_all_work(&self, plan: &StepPlan, tags: &BTreeMap<u32, u32>) -> Result<(), StepRefused> {
+    /// How much is written, after this plan, of each block that it names anew or writes to.
+    fn check_all_work(&self, plan: &StepPlan, tags: &BTreeMap<u32, u32>) -> Result<BTreeMap<u32, u32>, StepRefused> {
+        let allocated = tags.iter().filter(|(block, tag)| self.tags[**block as usize] != **tag);
+        let mut written: BTreeMap<u32, u32> = allocated.map(|(block, _)| (*block, 0)).collect();
+        // Only what earlier steps wrote can be started from.
+        let before = written.clone();
         for work in &plan.work {
             let admitted = plan.admitted.iter().find(|admitted| admitted.sequence == work.sequence);
             match admitted {
-                Some(admitted) => self.check_work(work, &HeldSequence::admit(admitted), tags)?,
-                None => self.check_work(work, &self.sequences[&work.sequence], tags)?,
+                Some(admitted) => {
+                    let start = work.start - work.start % self.block_size;
+                    let held = HeldSequence::admit(admitted, start);
+                    self.check_work(work, &held, tags)?;
+                    self.check_shared(work, &before)?;
+                    self.write(work, &held, &mut written)?;
+                }
+                None => {
+                    let held = &self.sequences[&work.sequence];
+                    self.check_work(work, held, tags)?;
+                    self.write(work, held, &mut written)?;
+                }
+            }
+        }
+        Ok(written)
+    }
+
+    /// A new sequence's blocks before its start were written to their ends.
+    fn check_shared(&self, work: &SequenceWork, written: &BTreeMap<u32, u32>) -> Result<(), StepRefused> {
+        for block in &work.new_blocks[..(work.start / self.block_size) as usize] {
+            let written = self.written_of(*block, written);
+            if written != self.block_size {
+                let (sequence, block) = (work.sequence, *block);
+                return Err(StepRefused::UnwrittenBlock {
+                    sequence,
+                    block,
+                    written,
+                });
             }
         }
         Ok(())
+    }
+
+    /// Notes the positions of a work entry as written; each must be the next of its block.
+    fn write(
+        &self,
+        work: &SequenceWork,
+        held: &HeldSequence,
+        written: &mut BTreeMap<u32, u32>,
+    ) -> Result<(), StepRefused> {
+        let end = work.start + work.num_tokens;
+        let first = work.start / self.block_size;
+        for index in first..end.div_ceil(self.block_size) {
+            let mut blocks = held.blocks.iter().chain(&work.new_blocks);
+            let block = *blocks.nth(index as usize).expect("there are blocks up to the end");
+            let offset = work.start.saturating_sub(index * self.block_size);
+            let found = self.written_of(block, written);
+            if found != offset {
+                return Err(StepRefused::WrittenBlock {
+                    sequence: work.sequence,
+                    block,
+                    offset,
+                    written: found,
+                });
+            }
+            written.insert(block.id.0, (end - index * self.block_size).min(self.block_size));
+        }
+        Ok(())
+    }
+
+    fn written_of(&self, block: TaggedBlock, written: &BTreeMap<u32, u32>) -> u32 {
+        let now = written.get(&block.id.0).copied();
+        now.unwrap_or(self.written[block.id.0 as usize])
+    }
+
+    fn shared(&self, plan: &StepPlan) -> Vec<BlockId> {
+        let admitted = plan
+            .work
+            .iter()
+            .filter(|work| plan.admitted.iter().any(|admitted| admitted.sequence == work.sequence));
+        let shared = admitted.flat_map(|work| &work.new_blocks[..(work.start / self.block_size) as usize]);
+        shared.map(|block| block.id).collect()
     }
 
     fn check_work(
@@ -285,6 +380,12 @@ impl RankBooks {
             prompt_len: held.prompt_len,
         }
     }
+}
+
+/// Where a sequence's work starts.
+fn start_of(plan: &StepPlan, sequence: SequenceId) -> u32 {
+    let work = plan.work.iter().find(|work| work.sequence == sequence);
+    work.map_or(0, |work| work.start)
 }
 
 /// Tags wrap around: older means less than half the circle behind.
@@ -529,6 +630,99 @@ mod tests {
             newest: 2,
         };
         assert_refused(plan(1, vec![admitted(2, 3)], both), expected);
+    }
+
+    /// Block 0 is full, of block 1 half is written.
+    fn after_one_block(sequence: u64, blocks: Vec<TaggedBlock>, start: u32, num_tokens: u32) -> StepPlan {
+        let len = start + num_tokens;
+        plan(
+            1,
+            vec![admitted(sequence, len)],
+            vec![work(sequence, start, num_tokens, blocks, true)],
+        )
+    }
+
+    #[test]
+    fn a_new_sequence_may_start_after_a_full_block_of_another() {
+        let mut books = books_with_one_sequence();
+        let input = books
+            .apply(&after_one_block(2, vec![block(0, 1), block(2, 1)], 4, 3))
+            .unwrap();
+        assert_eq!(input.shared, [BlockId(0)]);
+        assert_eq!(input.work[0].start, 4);
+        assert_eq!(input.work[0].tokens, [104, 105, 106].map(TokenId));
+        assert_eq!(input.work[0].blocks, [BlockId(0), BlockId(2)]);
+        assert!(input.filled.is_empty());
+    }
+
+    #[test]
+    fn a_step_names_the_blocks_that_it_fills() {
+        let mut books = books_with_one_sequence();
+        let full = after_one_block(2, vec![block(2, 1), block(3, 1)], 0, 6);
+        assert_eq!(books.apply(&full).unwrap().filled, [BlockId(2)]);
+        books.commit(&[(SequenceId(2), TokenId(7))]);
+        let last = plan(2, vec![], vec![work(2, 6, 1, vec![], true)]);
+        assert!(books.apply(&last).unwrap().filled.is_empty());
+    }
+
+    #[test]
+    fn a_start_after_what_was_never_written_to_its_end_is_refused() {
+        let refused = |plan, block, written| {
+            let sequence = SequenceId(2);
+            assert_refused(
+                plan,
+                StepRefused::UnwrittenBlock {
+                    sequence,
+                    block,
+                    written,
+                },
+            );
+        };
+        let after = |block| after_one_block(2, vec![block, self::block(4, 1)], 4, 3);
+        refused(after(block(1, 1)), block(1, 1), 2);
+        refused(after(block(3, 1)), block(3, 1), 0);
+        // Given anew: what was written under the old tag is not what is meant.
+        let mut again = after(block(0, 2));
+        again.retired = vec![SequenceId(1)];
+        refused(again, block(0, 2), 0);
+        // Written in this very step, which not every rank need have done.
+        let mut same_step = after(block(5, 1));
+        same_step.admitted.push(admitted(3, 4));
+        same_step.work.insert(0, work(3, 0, 4, vec![block(5, 1)], true));
+        refused(same_step, block(5, 1), 0);
+        let stale = StepRefused::StaleBlock {
+            block: block(0, 0),
+            newest: 1,
+        };
+        assert_refused(after(block(0, 0)), stale);
+    }
+
+    #[test]
+    fn a_start_inside_a_block_is_refused() {
+        let expected = StepRefused::WrongStart {
+            sequence: SequenceId(2),
+            expected: 4,
+            found: 5,
+        };
+        assert_refused(after_one_block(2, vec![block(0, 1), block(2, 1)], 5, 2), expected);
+    }
+
+    #[test]
+    fn a_write_over_what_is_written_is_refused() {
+        let over = |block, offset, written| StepRefused::WrittenBlock {
+            sequence: SequenceId(2),
+            block,
+            offset,
+            written,
+        };
+        let shared = after_one_block(2, vec![block(0, 1)], 0, 3);
+        assert_refused(shared, over(block(0, 1), 0, 4));
+        let half = after_one_block(2, vec![block(0, 1), block(1, 1)], 4, 1);
+        assert_refused(half, over(block(1, 1), 0, 2));
+        let mut twice = after_one_block(2, vec![block(4, 1)], 0, 3);
+        twice.admitted.push(admitted(3, 3));
+        twice.work.insert(0, work(3, 0, 3, vec![block(4, 1)], true));
+        assert_refused(twice, over(block(4, 1), 0, 3));
     }
 
     #[test]

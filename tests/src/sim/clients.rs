@@ -38,18 +38,33 @@ pub(super) fn poison_index(sampling: &Sampling) -> Option<u32> {
     (sampling.seed >= POISON_SEEDS).then(|| (u64::MAX - sampling.seed) as u32)
 }
 
+fn draw_token(dice: &mut Dice) -> TokenId {
+    TokenId(dice.between(0, VOCAB - 1) as u32)
+}
+
+/// What many prompts begin with.
+pub(super) fn draw_documents(dice: &mut Dice, scenario: &Scenario) -> Vec<Vec<TokenId>> {
+    let mut document = || (0..scenario.prompt_len_max).map(|_| draw_token(dice)).collect();
+    (0..3).map(|_| document()).collect()
+}
+
 impl Client {
-    pub fn draw(dice: &mut Dice, scenario: &Scenario, index: u32) -> Self {
-        let prompt_len = dice.between(1, u64::from(scenario.prompt_len_max));
+    pub fn draw(dice: &mut Dice, scenario: &Scenario, documents: &[Vec<TokenId>], index: u32) -> Self {
+        let prompt_len = dice.between(1, u64::from(scenario.prompt_len_max)) as usize;
+        let mut prompt: Vec<TokenId> = (0..prompt_len).map(|_| draw_token(dice)).collect();
+        if dice.chance(60) {
+            let document = &documents[dice.between(0, documents.len() as u64 - 1) as usize];
+            let common = dice.between(0, prompt_len as u64) as usize;
+            prompt[..common].copy_from_slice(&document[..common]);
+        }
         let mut max_tokens = dice.between_u32(1, scenario.answer_len_max);
         if dice.chance(3) {
             max_tokens = dice.between_u32(60, 220);
         }
-        let token = |dice: &mut Dice| TokenId(dice.between(0, VOCAB - 1) as u32);
         let poisoned = dice.chance(5);
         let mut request = Request {
             id: RequestId(format!("request-{index}")),
-            prompt: (0..prompt_len).map(|_| token(dice)).collect(),
+            prompt,
             generated: Vec::new(),
             sampling: Sampling {
                 seed: if poisoned {
@@ -60,7 +75,11 @@ impl Client {
                 ..Sampling::default()
             },
             max_tokens,
-            stop_tokens: if dice.chance(40) { vec![token(dice)] } else { Vec::new() },
+            stop_tokens: if dice.chance(40) {
+                vec![draw_token(dice)]
+            } else {
+                Vec::new()
+            },
         };
         let expected = oracle::answer(&request);
         if !poisoned && dice.chance(15) {
@@ -198,6 +217,7 @@ impl World {
         let kept = client.stopped.filter(|_| reason == FinishReason::Stop);
         let kept = kept.map_or(client.received, |last_index| client.received.min(last_index + 1));
         let counted = usage.prompt_tokens as usize == client.request.prompt.len()
+            && usage.cached_tokens <= usage.prompt_tokens
             && (usage.completion_tokens == kept || complete && usage.completion_tokens == client.received);
         if !legal || !counted {
             let what = format!("{sequence} finished: {reason:?}, {usage:?}, with {client:?}");

@@ -5,6 +5,7 @@
 //! history that was written into it, and a token is a hash of all cells that its step read, so that any stale, foreign
 //! or missing cell changes the answer. The answer is compared with one computed from the prompt alone.
 
+mod block_watch;
 mod checks;
 mod clients;
 mod dice;

@@ -13,15 +13,18 @@ pub enum Plant {
     WriteLost,
     /// A rank acknowledges a step when it gets it, not when it has done it.
     EarlyAcknowledge,
+    /// A plan starts a sequence after a block that is not full, as a block made findable too early would.
+    BlockSharedEarly,
 }
 
 impl Plant {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::EpochCheckSkipped,
         Self::BlockReleasedTwice,
         Self::WakeUpLost,
         Self::WriteLost,
         Self::EarlyAcknowledge,
+        Self::BlockSharedEarly,
     ];
 
     pub fn name(self) -> &'static str {
@@ -31,6 +34,7 @@ impl Plant {
             Self::WakeUpLost => "wake-up-lost",
             Self::WriteLost => "write-lost",
             Self::EarlyAcknowledge => "early-acknowledge",
+            Self::BlockSharedEarly => "block-shared-early",
         }
     }
 

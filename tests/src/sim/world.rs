@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kvasir_coordinator::{Cluster, Effect, Event, Now, SessionId};
-use kvasir_kv::{Epoch, EpochSpec, FromWorker, NumericsId, Rank, StepId, StepPlan, TaggedBlock, ToWorker, WorkerId};
+use kvasir_kv::{Epoch, EpochSpec, FromWorker, NumericsId, Rank, StepPlan, ToWorker, WorkerId};
 
 use super::{
     checks::PlanWatch,
-    clients::Client,
+    clients::{self, Client},
     dice::Dice,
     faults::Fault,
     network::Network,
@@ -37,6 +37,10 @@ pub struct Report {
     pub messages_stale: u64,
     pub stale_steps: u64,
     pub failed: u64,
+    pub prefix_hits_tokens: u64,
+    pub evictions: u64,
+    /// Blocks in plans that another sequence had filled.
+    pub blocks_shared: u64,
 }
 
 impl Report {
@@ -54,6 +58,9 @@ impl Report {
         self.messages_stale += other.messages_stale;
         self.stale_steps += other.stale_steps;
         self.failed += other.failed;
+        self.prefix_hits_tokens += other.prefix_hits_tokens;
+        self.evictions += other.evictions;
+        self.blocks_shared += other.blocks_shared;
     }
 }
 
@@ -116,7 +123,7 @@ pub(super) struct World {
     ranks: BTreeMap<SessionId, Rank>,
     epoch: Epoch,
     planted: bool,
-    forged: Option<(Epoch, StepId, usize, TaggedBlock)>,
+    forged: Option<StepPlan>,
     violation: Option<String>,
     tracing: bool,
 }
@@ -133,8 +140,9 @@ impl World {
             misfit.numerics = NumericsId([8; 16]);
             workers.push(misfit);
         }
+        let documents = clients::draw_documents(&mut dice, &scenario);
         let clients = (0..scenario.num_requests)
-            .map(|index| Client::draw(&mut dice, &scenario, index))
+            .map(|index| Client::draw(&mut dice, &scenario, &documents, index))
             .collect();
         Self {
             now: 0,
@@ -211,7 +219,7 @@ impl World {
         }
         let status = self.cluster.status();
         let blocks = status.groups[0].blocks;
-        blocks.total > 0 && blocks.free == blocks.total && status.sequences.is_empty()
+        blocks.total > 0 && blocks.available() == blocks.total && status.sequences.is_empty()
     }
 
     fn count(&mut self) {
@@ -224,6 +232,8 @@ impl World {
         self.report.tokens_recomputed += counters.tokens_recomputed;
         self.report.tokens_discarded += counters.tokens_discarded;
         self.report.messages_stale += counters.messages_stale;
+        self.report.prefix_hits_tokens += counters.prefix_hits_tokens;
+        self.report.evictions += counters.evictions;
     }
 
     pub(super) fn pause_coordinator(&mut self, duration: u64) {
@@ -443,10 +453,13 @@ impl World {
                 {
                     self.violation(what);
                 }
+                if let Some(watch) = self.watch.as_mut().filter(|_| is_first) {
+                    self.report.blocks_shared += std::mem::take(&mut watch.blocks.shared);
+                }
                 if is_first {
                     self.check_ends(plan);
                 }
-                if self.plant == Some(Plant::BlockReleasedTwice) {
+                if matches!(self.plant, Some(Plant::BlockReleasedTwice | Plant::BlockSharedEarly)) {
                     self.forge(plan, is_first);
                 }
             }
@@ -480,17 +493,33 @@ impl World {
         self.cluster.status().workers.iter().any(|live| live.worker == *worker)
     }
 
-    /// Every rank is told that a sequence's new block is one that another sequence holds.
+    /// Every rank is told that a sequence's new block is one that another sequence holds, or that a sequence starts
+    /// after a block that is not full.
     fn forge(&mut self, plan: &mut StepPlan, is_first: bool) {
         let Some(watch) = self.watch.as_ref() else { return };
-        if is_first && let Some((index, stolen)) = watch.block_to_steal(plan).filter(|_| !self.planted) {
-            self.forged = Some((plan.epoch, plan.step, index, stolen));
+        if is_first && !self.planted {
+            let mut forged = plan.clone();
+            if self.plant == Some(Plant::BlockSharedEarly) {
+                let Some((index, part)) = watch.blocks.block_to_share_early(plan) else {
+                    return;
+                };
+                let work = &mut forged.work[index];
+                work.start = self.scenario.config.cell.block_size();
+                work.num_tokens -= work.start;
+                work.new_blocks[0] = part;
+            } else {
+                let Some((index, place, stolen)) = watch.blocks.block_to_steal(plan) else {
+                    return;
+                };
+                forged.work[index].new_blocks[place] = stolen;
+            }
+            self.forged = Some(forged);
             self.planted = true;
         }
-        if let Some((epoch, step, index, stolen)) = self.forged
-            && (epoch, step) == (plan.epoch, plan.step)
+        if let Some(forged) = &self.forged
+            && (forged.epoch, forged.step) == (plan.epoch, plan.step)
         {
-            plan.work[index].new_blocks[0] = stolen;
+            *plan = forged.clone();
         }
     }
 }

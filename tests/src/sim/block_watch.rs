@@ -1,0 +1,146 @@
+//! A second opinion on blocks: who holds which, who may write to it, and what may be shared.
+//!
+//! A block has one holder until it is full. Then it may be named by others, if every rank has done the step that filled
+//! it, and nobody writes to it again. It is given away only when all have let go and the ranks have done the last step
+//! that names it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kvasir_kv::{BlockId, BlockTag, SequenceId, SequenceWork, StepId, StepPlan, TaggedBlock};
+
+#[derive(Debug, Default)]
+pub(super) struct BlockWatch {
+    num_blocks: u32,
+    block_size: u32,
+    /// Each sequence's blocks, in token order.
+    tables: BTreeMap<SequenceId, Vec<TaggedBlock>>,
+    holders: BTreeMap<BlockId, BTreeSet<SequenceId>>,
+    /// The step that wrote the last position of a full block.
+    full: BTreeMap<BlockId, (BlockTag, StepId)>,
+    /// The last step that names a block, of those who have let go.
+    released: BTreeMap<BlockId, StepId>,
+    /// Blocks named by a sequence that did not fill them.
+    pub shared: u64,
+}
+
+impl BlockWatch {
+    pub fn new(num_blocks: u32, block_size: u32) -> Self {
+        Self {
+            num_blocks,
+            block_size,
+            ..Self::default()
+        }
+    }
+
+    /// A work entry that gets a block to write to, the place of that block, and a block that another sequence holds.
+    pub fn block_to_steal(&self, plan: &StepPlan) -> Option<(usize, usize, TaggedBlock)> {
+        let (index, place) = (0..plan.work.len()).find_map(|index| {
+            let work = &plan.work[index];
+            let place = self.num_shared(plan, work);
+            (place < work.new_blocks.len()).then_some((index, place))
+        })?;
+        let thief = plan.work[index].sequence;
+        let mut others = self.tables.iter().filter(|(sequence, _)| **sequence != thief);
+        let stolen = others.find_map(|(_, blocks)| blocks.last())?;
+        Some((index, place, *stolen))
+    }
+
+    /// An admitted sequence that could start after one block, and a block of another that is not full yet.
+    pub fn block_to_share_early(&self, plan: &StepPlan) -> Option<(usize, TaggedBlock)> {
+        let index = plan.work.iter().position(|work| {
+            let is_new = plan.admitted.iter().any(|admitted| admitted.sequence == work.sequence);
+            is_new && work.start == 0 && work.num_tokens > self.block_size
+        })?;
+        let held = self.tables.values().filter_map(|blocks| blocks.last());
+        let mut part = held.filter(|block| !self.full.contains_key(&block.id));
+        Some((index, *part.next()?))
+    }
+
+    /// A sequence's blocks are let go; `last` is the last step that names it.
+    pub fn retire(&mut self, sequence: SequenceId, last: StepId) {
+        for block in self.tables.remove(&sequence).unwrap_or_default() {
+            if let Some(holders) = self.holders.get_mut(&block.id) {
+                holders.remove(&sequence);
+            }
+            let released = self.released.entry(block.id).or_insert(last);
+            *released = last.max(*released);
+        }
+    }
+
+    /// `acknowledged` steps were done by every rank.
+    pub fn take(&mut self, plan: &StepPlan, acknowledged: u64) -> Result<(), String> {
+        for work in &plan.work {
+            let num_shared = self.num_shared(plan, work);
+            for (index, block) in work.new_blocks.iter().enumerate() {
+                if block.id.0 >= self.num_blocks {
+                    return Err(format!("block {} of {}", block.id, self.num_blocks));
+                }
+                if index < num_shared {
+                    self.share(*block, acknowledged)?;
+                } else {
+                    self.give(*block, work.sequence, acknowledged)?;
+                }
+                self.holders.entry(block.id).or_default().insert(work.sequence);
+                self.tables.entry(work.sequence).or_default().push(*block);
+            }
+            self.write(work, plan.step)?;
+        }
+        Ok(())
+    }
+
+    /// Blocks of an entry that others have computed.
+    fn num_shared(&self, plan: &StepPlan, work: &SequenceWork) -> usize {
+        let is_new = plan.admitted.iter().any(|admitted| admitted.sequence == work.sequence);
+        if is_new {
+            (work.start / self.block_size) as usize
+        } else {
+            0
+        }
+    }
+
+    fn share(&mut self, block: TaggedBlock, acknowledged: u64) -> Result<(), String> {
+        self.shared += 1;
+        match self.full.get(&block.id) {
+            Some((tag, step)) if *tag == block.tag && step.0 < acknowledged => Ok(()),
+            Some((tag, step)) => Err(format!(
+                "block {} with tag {} is shared before it is full everywhere: tag {tag}, step {step}, {acknowledged} done",
+                block.id, block.tag
+            )),
+            None => Err(format!("block {} is shared before it is full", block.id)),
+        }
+    }
+
+    fn give(&mut self, block: TaggedBlock, to: SequenceId, acknowledged: u64) -> Result<(), String> {
+        if let Some(owner) = self.holders.get(&block.id).and_then(BTreeSet::first) {
+            return Err(format!("block {} of {owner} is given to {to}", block.id));
+        }
+        if let Some(last) = self.released.remove(&block.id)
+            && last.0 >= acknowledged
+        {
+            return Err(format!(
+                "block {} is given away, a rank has not done step {last}",
+                block.id
+            ));
+        }
+        self.full.remove(&block.id);
+        Ok(())
+    }
+
+    fn write(&mut self, work: &SequenceWork, step: StepId) -> Result<(), String> {
+        let end = work.start + work.num_tokens;
+        let table = &self.tables[&work.sequence];
+        for index in work.start / self.block_size..end.div_ceil(self.block_size) {
+            let block = table[index as usize];
+            if self.full.contains_key(&block.id) || self.holders[&block.id].len() != 1 {
+                return Err(format!(
+                    "{} writes to block {}, which is shared or full",
+                    work.sequence, block.id
+                ));
+            }
+            if end >= (index + 1) * self.block_size {
+                self.full.insert(block.id, (block.tag, step));
+            }
+        }
+        Ok(())
+    }
+}
