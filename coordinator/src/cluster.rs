@@ -4,7 +4,7 @@
 //! decided what follows. Losses are in `loss`, the snapshot of the status in `snapshot`.
 
 use kvasir_kv::{
-    FromWorker, GroupId, LoadReport, Progress, Rank, StepId, StepOutput, ToWorker, UnitLayout, WorkerInfo,
+    CORRUPT_CELL, FromWorker, GroupId, LoadReport, Progress, Rank, StepId, StepOutput, ToWorker, UnitLayout, WorkerInfo,
 };
 
 use crate::{
@@ -269,6 +269,7 @@ impl Cluster {
     }
 
     fn on_epoch_failed(&mut self, session: SessionId, rank: Rank, reason: String, missing: &[Rank]) {
+        self.scheduler.counters.cells_corrupt += u64::from(reason.starts_with(CORRUPT_CELL));
         let active = self.group.active.as_ref().expect("the sender has a rank");
         let blamed: Vec<SessionId> = missing
             .iter()

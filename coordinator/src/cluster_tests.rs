@@ -337,6 +337,20 @@ fn a_rank_that_fails_by_itself_stays_until_it_has_failed_too_often() {
 }
 
 #[test]
+fn a_corrupt_cell_ends_the_epoch_with_its_reason_and_is_counted() {
+    let mut bench = Bench::running(2);
+    bench.submit(5, 20, 3);
+    let epoch = Epoch { term: 7, number: 1 };
+    let reason = format!("{}: block 3", kvasir_kv::CORRUPT_CELL);
+    let missing = Vec::new();
+    let effects = bench.say(2, FromWorker::EpochFailed { epoch, reason, missing });
+    let ended = |effect: &Effect| matches!(effect, Effect::EpochEnded { reason, .. } if reason.contains("block 3"));
+    assert!(effects.iter().any(ended), "{effects:?}");
+    assert_eq!(aborted(&effects), [1, 2]);
+    assert_eq!(bench.cluster.status().counters.cells_corrupt, 1);
+}
+
+#[test]
 fn a_rank_that_does_not_answer_in_time_is_given_up() {
     let mut bench = Bench::new(2);
     bench.join(1);

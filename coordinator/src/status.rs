@@ -123,6 +123,8 @@ pub struct Counters {
     pub prefix_hits_tokens: u64,
     /// Cached blocks forgotten because their room was needed.
     pub evictions: u64,
+    /// Cached cells that were not what had been computed into them; their epoch ended before they were used.
+    pub cells_corrupt: u64,
     /// Positions computed again, after preemption or loss.
     pub tokens_recomputed: u64,
     /// Sampled for sequences that had ended.

@@ -149,6 +149,10 @@ pub struct LoadReport {
     pub load_ms: u32,
 }
 
+/// How the reason of an `EpochFailed` begins where a cell was not any more what a step had left in it: the coordinator
+/// counts these.
+pub const CORRUPT_CELL: &str = "corrupt cell";
+
 /// Why a rank refuses a step. Nothing of the step has been done.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum StepRefused {

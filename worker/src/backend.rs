@@ -3,7 +3,7 @@
 //! Two implementations stand behind it: [`crate::canonical`] (the same bits for any plan) and `crate::oracle`
 //! (candle, an independent check, and later the way to GPUs). A backend never samples and knows no requests.
 
-use kvasir_kv::{EpochSpec, LoadReport, UnitLayout};
+use kvasir_kv::{BlockId, EpochSpec, LoadReport, UnitLayout};
 
 use crate::{
     arith::UnitSummary,
@@ -47,6 +47,9 @@ pub trait Backend: Send {
 
     /// The local vocab units, in order.
     fn vocab_units(&self) -> &[UnitRows];
+
+    /// A checksum of a block's cell of each local KV head, as it is now. Empty where a backend keeps none.
+    fn checksums(&self, block: BlockId) -> Vec<u32>;
 
     /// Computes all rows, writing K and V into the cells. Every rank of the group makes the same call.
     fn forward(

@@ -9,7 +9,7 @@ mod products;
 
 use std::{sync::Arc, time::Instant};
 
-use kvasir_kv::{CellLayout, EpochSpec, LoadReport, Sampling, UnitId, UnitKind, UnitLayout};
+use kvasir_kv::{BlockId, CellLayout, EpochSpec, LoadReport, Sampling, UnitId, UnitKind, UnitLayout};
 use kvasir_model::{Checkpoint, WeightMode};
 
 use crate::{
@@ -333,6 +333,10 @@ impl Backend for Canonical {
 
     fn vocab_units(&self) -> &[UnitRows] {
         &self.vocab_units
+    }
+
+    fn checksums(&self, block: BlockId) -> Vec<u32> {
+        self.cells.checksums(block)
     }
 
     fn forward(

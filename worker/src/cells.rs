@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use kvasir_kv::CellLayout;
+use kvasir_kv::{BlockId, CellLayout};
 
 use crate::{
     arith::{HugeBuffer, KvView},
@@ -62,10 +62,43 @@ impl Cells {
         KvView::new(&self.slabs[index], self.layout, layer)
     }
 
+    /// CRC-32C of a block's cell of each local head.
+    pub fn checksums(&self, block: BlockId) -> Vec<u32> {
+        let start = block.0 as usize * self.layout.cell_bytes();
+        let cell = start..start + self.layout.cell_bytes();
+        let cells = self.slabs.iter().map(|slab| &slab[cell.clone()]);
+        cells.map(crc32c::crc32c).collect()
+    }
+
     /// Where layer `layer` of block `block` lies in a slab.
     pub fn layer_cell(layout: &CellLayout, block: u32, layer: u32) -> Range<usize> {
         let start = block as usize * layout.cell_bytes();
         let range = layout.layer_range(layer);
         start + range.start..start + range.end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvasir_kv::KvDtype;
+
+    use super::*;
+
+    #[test]
+    fn one_flipped_bit_changes_the_checksum_of_its_cell_alone() {
+        let layout = CellLayout::new(2, 16, 16, KvDtype::F16).unwrap();
+        let mut cells = Cells::new(layout);
+        cells.resize(1..3, 4).unwrap();
+        let of_all = |cells: &Cells| (0..4).map(|block| cells.checksums(BlockId(block))).collect::<Vec<_>>();
+        let before = of_all(&cells);
+        for at in [0, layout.cell_bytes() / 2, layout.cell_bytes() - 1] {
+            cells.slabs_mut()[1][2 * layout.cell_bytes() + at] ^= 4;
+            let after = of_all(&cells);
+            let changed = |block: usize, head: usize| before[block][head] != after[block][head];
+            for block in 0..4 {
+                assert_eq!([changed(block, 0), changed(block, 1)], [false, block == 2]);
+            }
+            cells.slabs_mut()[1][2 * layout.cell_bytes() + at] ^= 4;
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! read the progress meanwhile. A failed epoch is over; the rank waits for the next one.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -14,8 +15,8 @@ use std::{
 };
 
 use kvasir_kv::{
-    Epoch, EpochSpec, FromWorker, LoadReport, Progress, Rank, SequenceId, ShardPlan, StepOutput, StepPlan, StepTimes,
-    ToWorker, TokenId,
+    BlockId, CORRUPT_CELL, Epoch, EpochSpec, FromWorker, LoadReport, Progress, Rank, SequenceId, ShardPlan, StepOutput,
+    StepPlan, StepTimes, ToWorker, TokenId,
 };
 
 use crate::{
@@ -120,6 +121,8 @@ enum EpochError {
     Refused(#[from] kvasir_kv::StepRefused),
     #[error("bad epoch: {0}")]
     Spec(String),
+    #[error("{CORRUPT_CELL}: block {block} of local KV head {head} has changed since it was filled")]
+    CorruptCell { block: BlockId, head: usize },
 }
 
 impl EpochError {
@@ -152,6 +155,8 @@ struct RunningEpoch {
     terms: Terms,
     collective: Option<Box<dyn Collective>>,
     books: RankBooks,
+    /// Checksums of full blocks, taken when they were filled.
+    seals: BTreeMap<BlockId, Vec<u32>>,
     load: LoadReport,
 }
 
@@ -247,6 +252,7 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             terms,
             collective: None,
             books,
+            seals: BTreeMap::new(),
             load,
         });
         Ok(())
@@ -278,9 +284,13 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
         };
         let begun = Instant::now();
         let input = running.books.apply(plan)?;
+        check_seals(self.backend.as_ref(), &running.seals, &input.shared)?;
         // A step without work only retires sequences; every rank sees it the same way.
         if !input.work.is_empty() {
             self.backend.forward(&input.work, collective, &mut self.forward)?;
+        }
+        for block in &input.filled {
+            running.seals.insert(*block, self.backend.checksums(*block));
         }
         let picked = sample(
             &mut self.sampler,
@@ -304,6 +314,22 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
         });
         Ok(())
     }
+}
+
+/// A sequence is about to start from what earlier steps left in these blocks: it must still be that.
+fn check_seals(
+    backend: &dyn Backend,
+    seals: &BTreeMap<BlockId, Vec<u32>>,
+    shared: &[BlockId],
+) -> Result<(), EpochError> {
+    for block in shared {
+        let now = backend.checksums(*block);
+        let then = &seals[block];
+        if let Some(head) = (0..now.len()).find(|head| now.get(*head) != then.get(*head)) {
+            return Err(EpochError::CorruptCell { block: *block, head });
+        }
+    }
+    Ok(())
 }
 
 impl Picked {
@@ -379,5 +405,143 @@ fn step_output(
         sampled,
         poisoned,
         times,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv4Addr, sync::mpsc::channel};
+
+    use kvasir_kv::{
+        AdmittedSequence, BlockTag, GroupId, HeadLayout, ModelShape, Sampling, SequenceWork, StepId, TaggedBlock,
+        Transport, UnitBytes, UnitLayout,
+    };
+
+    use super::*;
+    use crate::sampler::UnitRows;
+
+    /// Its cells hold one number, which a test may change behind its back.
+    struct OneCell {
+        layout: UnitLayout,
+        content: Arc<AtomicU64>,
+    }
+
+    impl Backend for OneCell {
+        fn layout(&self) -> &UnitLayout {
+            &self.layout
+        }
+
+        fn begin_epoch(&mut self, _: &EpochSpec) -> Result<LoadReport, BackendError> {
+            Ok(LoadReport::default())
+        }
+
+        fn vocab_units(&self) -> &[UnitRows] {
+            &[]
+        }
+
+        fn checksums(&self, _: BlockId) -> Vec<u32> {
+            vec![7, self.content.load(Ordering::Relaxed) as u32]
+        }
+
+        fn forward(
+            &mut self,
+            work: &[WorkInput],
+            _: &mut dyn Collective,
+            output: &mut ForwardOutput,
+        ) -> Result<(), BackendError> {
+            output.poisoned = vec![false; work.len()];
+            Ok(())
+        }
+    }
+
+    fn layout() -> UnitLayout {
+        let shape = ModelShape {
+            num_layers: 1,
+            hidden_size: 96,
+            heads: HeadLayout::new(6, 3, 16).unwrap(),
+            intermediate_size: 256,
+            vocab_size: 256,
+            context_len: 100,
+        };
+        let bytes = UnitBytes {
+            attention: 1000,
+            ffn_per_column: 10,
+            vocab_per_row: 2,
+            embedding_per_row: 0,
+            replicated: 100,
+        };
+        UnitLayout::new(shape, bytes)
+    }
+
+    #[test]
+    fn a_cell_that_changed_since_it_was_filled_ends_the_epoch_and_not_in_a_wrong_answer() {
+        let content = Arc::new(AtomicU64::new(1));
+        let backend = OneCell {
+            layout: layout(),
+            content: Arc::clone(&content),
+        };
+        let plan = ShardPlan::balance(backend.layout(), &[kvasir_kv::RankCapacity::default()], 0).unwrap();
+        let (send, answers) = channel();
+        let config = RankConfig::new(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let mut rank = RankWorker::new(config, Box::new(backend), Arc::default(), move |message| {
+            send.send(message).unwrap();
+        });
+        let epoch = Epoch { term: 1, number: 1 };
+        rank.on(ToWorker::FormEpoch(EpochSpec {
+            group: GroupId(0),
+            epoch,
+            rank: Rank(0),
+            transport: Transport::Solo,
+            nonce: 1,
+            shares: plan.shares().to_vec(),
+            num_blocks: 8,
+            block_size: 16,
+            step_tokens_max: 64,
+        }));
+        let Ok(FromWorker::EndpointReady { endpoint, .. }) = answers.recv() else {
+            panic!("no endpoint");
+        };
+        let endpoints = vec![endpoint];
+        rank.on(ToWorker::ConnectEpoch { epoch, endpoints });
+        assert!(matches!(answers.recv(), Ok(FromWorker::EpochReady { .. })));
+
+        // Sequence 0 fills block 0; the others start after it.
+        let step = |sequence: u64| {
+            let block = |id: u64| TaggedBlock {
+                id: BlockId(id as u32),
+                tag: BlockTag(1),
+            };
+            let (start, num_tokens) = if sequence == 0 { (0, 16) } else { (16, 3) };
+            let new_blocks = [0, sequence].into_iter().take(1 + sequence.min(1) as usize);
+            ToWorker::Step(StepPlan {
+                epoch,
+                step: StepId(sequence),
+                admitted: vec![AdmittedSequence {
+                    sequence: SequenceId(sequence),
+                    tokens: vec![TokenId(1); 30],
+                    prompt_len: 30,
+                    sampling: Sampling::default(),
+                }],
+                work: vec![SequenceWork {
+                    sequence: SequenceId(sequence),
+                    start,
+                    num_tokens,
+                    new_blocks: new_blocks.map(block).collect(),
+                    samples: false,
+                }],
+                retired: Vec::new(),
+            })
+        };
+        for sequence in [0, 1] {
+            rank.on(step(sequence));
+            assert!(matches!(answers.recv(), Ok(FromWorker::StepDone { .. })));
+        }
+        content.store(2, Ordering::Relaxed);
+        rank.on(step(2));
+        let Ok(FromWorker::EpochFailed { reason, missing, .. }) = answers.recv() else {
+            panic!("a changed cell was used");
+        };
+        assert!(reason.starts_with(CORRUPT_CELL) && missing.is_empty(), "{reason}");
+        assert!(reason.contains("block 0 of local KV head 1"), "{reason}");
     }
 }
