@@ -138,7 +138,10 @@ impl LiveTitle {
     }
 
     fn update(&mut self, pace: &Pace) {
-        if let Some(due) = self.due.filter(|due| *due <= Instant::now()) {
+        let due = self
+            .due
+            .filter(|due| *due <= Instant::now() && pace.tokens_per_s() > 0.0);
+        if let Some(due) = due {
             eprint!("\x1b]0;kvasir: {:.0} tokens/s\x07", pace.tokens_per_s());
             (self.due, self.written) = (Some(due + Self::EVERY), true);
         }

@@ -18,7 +18,7 @@ pub struct CoordinatorArgs {
     #[command(flatten)]
     pub serving: ServingOptions,
     /// Workers that form the group; it starts to serve when so many have joined
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub workers: u32,
     /// Prints one JSON line when it listens
     #[arg(long)]

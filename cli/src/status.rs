@@ -78,6 +78,9 @@ struct GroupJson {
     ranks: Vec<RankJson>,
     blocks: BlocksJson,
     block_size: u32,
+    /// Why it does not form.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    cause: String,
 }
 
 #[derive(Serialize)]
@@ -170,6 +173,7 @@ impl From<v1::Group> for GroupJson {
                 total: blocks.total,
             },
             block_size: group.block_size,
+            cause: group.cause,
         }
     }
 }
@@ -249,6 +253,9 @@ fn print_group(group: &GroupJson) {
         "  group {}  epoch {}.{}  {}  {}",
         group.id, group.epoch.term, group.epoch.number, group.state, group.transport
     );
+    if !group.cause.is_empty() {
+        println!("  no group forms: {}", group.cause);
+    }
     let span = |[begin, end]: [u32; 2]| end - begin;
     for rank in &group.ranks {
         println!(

@@ -44,7 +44,7 @@ pub struct UpArgs {
     #[command(flatten)]
     serving: ServingOptions,
     /// Worker processes; any number, also one that does not divide the model's heads
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     workers: u32,
     /// Start a worker anew when it dies
     #[arg(long)]
@@ -198,6 +198,11 @@ async fn until_ready(
         progress.report(&status);
         if status.ready {
             return Ok(Some(()));
+        }
+        // All workers are there and alike: what stands in the way now will not go away.
+        let all_joined = status.spares.len() == args.workers as usize;
+        if let Some(group) = status.groups.iter().find(|group| all_joined && !group.cause.is_empty()) {
+            bail!("the cluster cannot form: {}", group.cause);
         }
     }
 }

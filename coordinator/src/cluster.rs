@@ -42,7 +42,7 @@ impl Cluster {
     pub fn new(config: ClusterConfig, layout: UnitLayout) -> Self {
         Self {
             workers: Workers::default(),
-            group: Group::new(GroupId(0)),
+            group: Group::new(GroupId(0), config.stall_min),
             scheduler: Scheduler::new(&config, layout.shape().context_len),
             clock: SteadyClock::new(config.tick_interval * 2),
             formed_once: false,

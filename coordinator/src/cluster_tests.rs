@@ -108,6 +108,18 @@ impl Bench {
         effects
     }
 
+    /// Heartbeats of the first epoch: by session, the collectives entered.
+    fn progress(&mut self, entered: &[(u64, u64)]) {
+        for (session, collectives_entered) in entered {
+            let progress = Progress {
+                epoch: Epoch { term: 7, number: 1 },
+                steps_done: 0,
+                collectives_entered: *collectives_entered,
+            };
+            self.say(*session, FromWorker::Heartbeat(progress));
+        }
+    }
+
     fn submit(&mut self, sequence: u64, prompt_len: u32, max_tokens: u32) -> Vec<Effect> {
         let request = Request {
             id: RequestId(format!("r{sequence}")),
@@ -373,6 +385,32 @@ fn a_pause_of_our_own_is_held_against_nobody() {
         2,
         "silence while we are awake is noticed"
     );
+}
+
+#[test]
+fn a_first_step_that_stood_still_does_not_delay_the_next_detection() {
+    let mut bench = Bench::running(2);
+    let sent = plans(&bench.submit(5, 20, 3));
+    bench.pass(10, &[1, 2]);
+    let further = plans(&bench.done(&sent[0], 2));
+    assert!(!further.is_empty(), "there is work to do");
+    assert_eq!(lost(&bench.pass(20, &[1])), []);
+    assert_eq!(lost(&bench.pass(1, &[1])), [("w2", LossCause::Stalled)]);
+}
+
+#[test]
+fn a_rank_that_waited_for_a_slow_one_is_not_blamed_when_that_one_comes() {
+    let mut bench = Bench::running(3);
+    bench.submit(5, 20, 3);
+    bench.progress(&[(1, 7), (2, 6), (3, 7)]);
+    assert_eq!(lost(&bench.pass(19, &[1, 3])), []);
+    // It has come, and is through; what it waited for is not heard of in the same moment.
+    bench.progress(&[(2, 8)]);
+    assert_eq!(lost(&bench.pass(2, &[1, 2, 3])), []);
+    bench.progress(&[(1, 8)]);
+    // Of those who could go on, one did not: in its own window it is given up, alone.
+    assert_eq!(lost(&bench.pass(20, &[1, 2, 3])), []);
+    assert_eq!(lost(&bench.pass(1, &[1, 2, 3])), [("w3", LossCause::Stalled)]);
 }
 
 #[test]

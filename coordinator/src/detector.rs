@@ -46,23 +46,37 @@ impl SteadyClock {
     }
 }
 
+/// A rank may stand still for so many usual steps.
+const STALL_STEPS: u32 = 20;
+
 /// The time that a step usually takes: a moving mean, an eighth of each new one. A step counts as at most twice the mean,
 /// so that one that stood still does not make the next one that does look usual.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct UsualStep(Option<Duration>);
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UsualStep {
+    stall_min: Duration,
+    mean: Option<Duration>,
+}
 
 impl UsualStep {
+    pub fn new(stall_min: Duration) -> Self {
+        Self { stall_min, mean: None }
+    }
+
+    /// One step shows nothing usual: the first, which may have stood still itself, does not widen the window.
     pub fn observe(&mut self, step: Duration) {
-        self.0 = Some(self.0.map_or(step, |mean| (mean * 7 + step.min(mean * 2)) / 8));
+        self.mean = Some(match self.mean {
+            None => step.min(self.stall_min / STALL_STEPS),
+            Some(mean) => (mean * 7 + step.min(mean * 2)) / 8,
+        });
     }
 
     pub fn get(&self) -> Duration {
-        self.0.unwrap_or_default()
+        self.mean.unwrap_or_default()
     }
 
     /// How long a rank may stand still.
-    pub fn stall_window(&self, stall_min: Duration) -> Duration {
-        stall_min.max(self.get() * 20)
+    pub fn stall_window(&self) -> Duration {
+        self.stall_min.max(self.get() * STALL_STEPS)
     }
 }
 
@@ -115,12 +129,20 @@ pub(crate) enum Verdict {
 }
 
 /// `ranks` are watches, with whether the rank has an unacknowledged step.
+///
+/// A rank stands still from when the last of them all moved: nobody leaves a collective before the slowest has entered
+/// it, so that those who waited for it have been able to move only since then. A rank that hangs gains little by that,
+/// for the others come no further than the next collective.
 pub(crate) fn judge(ranks: &[(RankWatch, bool)], now: Steady, window: Duration) -> Verdict {
+    let moved = ranks.iter().map(|(watch, _)| watch.moved).max();
+    if moved.is_none_or(|moved| now.since(moved) <= window) {
+        return Verdict::Fine;
+    }
     let least = ranks.iter().map(|(watch, _)| watch.progress.collectives_entered).min();
     let suspects: Vec<usize> = ranks
         .iter()
         .enumerate()
-        .filter(|(_, (watch, busy))| *busy && now.since(watch.moved) > window)
+        .filter(|(_, (_, busy))| *busy)
         .filter(|(_, (watch, _))| Some(watch.progress.collectives_entered) == least)
         .map(|(rank, _)| rank)
         .collect();
@@ -167,6 +189,13 @@ mod tests {
     }
 
     #[test]
+    fn those_that_waited_for_a_slow_rank_are_given_a_window_from_when_it_came() {
+        let ranks = [(watch(7, 1), true), (watch(8, 9), true)];
+        assert_eq!(judge(&ranks, at(11), WINDOW), Verdict::Fine);
+        assert_eq!(judge(&ranks, at(12), WINDOW), Verdict::Suspects(vec![0]));
+    }
+
+    #[test]
     fn a_rank_without_work_may_stand_still() {
         assert_eq!(judge(&[(watch(7, 1), false)], at(100), WINDOW), Verdict::Fine);
         assert_eq!(
@@ -196,15 +225,22 @@ mod tests {
 
     #[test]
     fn slow_steps_widen_the_window() {
-        let mut usual = UsualStep::default();
-        assert_eq!(usual.stall_window(WINDOW), WINDOW);
-        usual.observe(Duration::from_millis(500));
-        assert_eq!(usual.stall_window(WINDOW), Duration::from_secs(10));
+        let mut usual = UsualStep::new(WINDOW);
+        assert_eq!(usual.stall_window(), WINDOW);
+        (0..100).for_each(|_| usual.observe(Duration::from_millis(500)));
+        assert!(usual.stall_window() > Duration::from_secs(9), "{usual:?}");
+    }
+
+    #[test]
+    fn a_first_step_that_stood_still_does_not_widen_the_window() {
+        let mut usual = UsualStep::new(WINDOW);
+        usual.observe(Duration::from_secs(1));
+        assert_eq!(usual.stall_window(), WINDOW);
     }
 
     #[test]
     fn one_step_that_stood_still_does_not_become_the_usual() {
-        let mut usual = UsualStep::default();
+        let mut usual = UsualStep::new(WINDOW);
         usual.observe(Duration::from_millis(80));
         usual.observe(Duration::from_secs(60));
         assert_eq!(usual.get(), Duration::from_millis(90));

@@ -58,12 +58,12 @@ pub(crate) struct OutOfTurn {
 }
 
 impl Group {
-    pub fn new(id: GroupId) -> Self {
+    pub fn new(id: GroupId, stall_min: Duration) -> Self {
         Self {
             id,
             epoch: Epoch::default(),
             active: None,
-            usual_step: UsualStep::default(),
+            usual_step: UsualStep::new(stall_min),
         }
     }
 

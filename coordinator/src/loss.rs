@@ -45,7 +45,7 @@ impl Cluster {
     }
 
     fn stall_window(&self) -> Duration {
-        self.group.usual_step.stall_window(self.config.stall_min)
+        self.group.usual_step.stall_window()
     }
 
     /// Spares too: one that does not live must not be counted on.

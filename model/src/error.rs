@@ -9,7 +9,7 @@ use crate::{TokenizerError, chat_template::ChatTemplateError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    #[error("cannot open {}: {source}", path.display())]
+    #[error("cannot open it: {source}")]
     Open { path: PathBuf, source: io::Error },
     #[error("not a GGUF file: it starts with {found:?}, a GGUF file with \"GGUF\"")]
     NotGguf { found: String },

@@ -141,6 +141,19 @@ fn wrong_usage_is_exit_code_2_with_a_hint() {
 }
 
 #[test]
+fn a_cluster_whose_cells_cannot_hold_a_block_ends_with_the_numbers_instead_of_waiting() {
+    let model = Model::new();
+    let path = model.path();
+    let flags = ["--workers", "2", "--grpc", "127.0.0.1:0", "--kv-memory", "12"];
+    let output = kvasir([&["up", "--model", text(&path)], &flags[..]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let last = stderr.lines().last().unwrap();
+    assert!(last.starts_with("error: the cluster cannot form: worker w"), "{stderr}");
+    assert!(last.contains("has 12 bytes for KV cells; one block"), "{stderr}");
+}
+
+#[test]
 fn addresses_that_do_not_work_are_named() {
     let model = Model::new();
     let path = model.path();

@@ -101,7 +101,7 @@ fn things_that_are_not_model_files_are_refused() {
     let open = |path: &Path| Checkpoint::open(path).unwrap_err().to_string();
     assert!(open(folder.path()).ends_with("not a regular file"));
     assert!(open(&pipe).ends_with("not a regular file"));
-    assert!(open(&folder.path().join("missing")).contains("missing: No such file"));
+    assert!(open(&folder.path().join("missing")).contains("cannot open it: No such file"));
     let refusal = |bytes: &[u8]| use_all(bytes).unwrap_err().to_string();
     assert_eq!(
         refusal(b""),

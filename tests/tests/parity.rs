@@ -54,7 +54,7 @@ fn answers_equal_the_checked_in_digests_in_every_drawn_configuration() {
     run_all(&parity::draw(seed, 40), folder.path());
 }
 
-/// Runs with `cargo xtask test --all` alone: about two thousand configurations on the fastest kernels.
+/// Runs with `cargo xtask test --all` alone: 192 configurations of each model on the fastest kernels.
 #[test]
 fn the_whole_product_equals_the_digests() {
     if std::env::var_os("KVASIR_TEST_ALL").is_none() {

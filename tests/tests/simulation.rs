@@ -6,28 +6,36 @@ const SEEDS: u64 = 500;
 /// Seeds within which each planted bug must be found.
 const PLANT_SEEDS: u64 = 300;
 
-/// The seeds to run: one from `KVASIR_SIM_SEED`, or the first few hundred.
-fn seeds() -> std::ops::Range<u64> {
+/// The seeds to run: one from `KVASIR_SIM_SEED`; or the first few hundred, and as many that nobody has seen before.
+fn seeds() -> Vec<u64> {
     match std::env::var("KVASIR_SIM_SEED") {
-        Ok(seed) => {
-            let seed = seed.parse().expect("KVASIR_SIM_SEED is a number");
-            seed..seed + 1
-        }
-        Err(_) => 0..SEEDS,
+        Ok(seed) => vec![seed.parse().expect("KVASIR_SIM_SEED is a number")],
+        Err(_) => (0..SEEDS).chain(fresh(SEEDS)).collect(),
     }
+}
+
+/// Seeds that differ from run to run, unless `KVASIR_TEST_SEED` says where they begin.
+fn fresh(count: u64) -> std::ops::Range<u64> {
+    let begin = match std::env::var("KVASIR_TEST_SEED") {
+        Ok(seed) => seed.parse().expect("KVASIR_TEST_SEED is a number"),
+        Err(_) => u64::from(std::process::id()) << 20,
+    };
+    println!("fresh seeds from {begin}");
+    begin..begin.saturating_add(count)
 }
 
 #[test]
 fn no_answer_changes_and_nothing_hangs_whatever_the_weather() {
     let mut total = Report::default();
-    for seed in seeds() {
+    let seeds = seeds();
+    for &seed in &seeds {
         match run(seed, None) {
             Ok(report) => total.add(&report),
             Err(failure) => panic!("{failure}"),
         }
     }
     println!("{total:#?}");
-    if seeds().end - seeds().start == SEEDS {
+    if seeds.len() as u64 > SEEDS {
         // The weather must be bad enough to mean something.
         assert!(total.kills > SEEDS / 2 && total.pauses > SEEDS / 5, "{total:?}");
         assert!(
@@ -45,6 +53,24 @@ fn no_answer_changes_and_nothing_hangs_whatever_the_weather() {
     }
 }
 
+fn assert_clean(seed: u64) {
+    if let Err(failure) = run(seed, None) {
+        panic!("{failure}");
+    }
+}
+
+/// The first step of all stood still with a stopped rank, became the usual one, and a dead rank was given six seconds.
+#[test]
+fn a_first_step_that_stood_still_does_not_hide_a_dead_rank() {
+    assert_clean(1_002_498);
+}
+
+/// Two ranks waited for one behind a stalled link; when it had come and gone past them, they were blamed for the wait.
+#[test]
+fn a_rank_that_waited_for_a_stalled_one_is_not_blamed_when_that_one_comes() {
+    assert_clean(1_008_574);
+}
+
 #[test]
 fn a_seed_replays_exactly() {
     for seed in 0..10 {
@@ -53,7 +79,7 @@ fn a_seed_replays_exactly() {
 }
 
 fn assert_found(plant: Plant, symptom: &str) {
-    let mut failures = (0..PLANT_SEEDS).filter_map(|seed| run(seed, Some(plant)).err());
+    let mut failures = fresh(PLANT_SEEDS).filter_map(|seed| run(seed, Some(plant)).err());
     let found = failures.any(|failure| failure.what.contains(symptom));
     assert!(
         found,

@@ -82,7 +82,7 @@ impl WorkerConfig {
 
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    #[error("cannot open {}: {source}", path.display())]
+    #[error("{}: {source}", path.display())]
     Model { path: PathBuf, source: CheckpointError },
     #[error(transparent)]
     Block(#[from] CellLayoutError),

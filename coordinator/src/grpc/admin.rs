@@ -79,6 +79,7 @@ fn group(group: GroupStatus) -> v1::Group {
             in_flight: group.blocks.in_flight,
             total: group.blocks.total,
         }),
+        cause: group.cause.unwrap_or_default(),
         block_size: group.block_size,
     }
 }

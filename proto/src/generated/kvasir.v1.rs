@@ -753,6 +753,9 @@ pub struct Group {
     pub blocks: ::core::option::Option<Blocks>,
     #[prost(uint32, tag = "9")]
     pub block_size: u32,
+    /// Why the group does not form, with the numbers; empty while nothing stands in the way.
+    #[prost(string, tag = "10")]
+    pub cause: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Worker {
