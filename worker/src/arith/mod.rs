@@ -51,7 +51,7 @@ pub use rope::{RopeTable, rope_frequencies};
 pub use vocab::UnitSummary;
 
 /// Bumped when any result of this module changes by a bit.
-pub const NUMERICS_VERSION: u32 = 1;
+pub use kvasir_model::NUMERICS_VERSION;
 
 /// Rows of a row group, lanes of a vector, columns of a panel.
 pub const LANES: usize = 16;
