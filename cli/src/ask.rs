@@ -55,6 +55,12 @@ pub struct AskOptions {
     /// A name for the request [default: made by the server]
     #[arg(long, value_name = "NAME")]
     pub request_id: Option<String>,
+    /// Who asks: tenants share the cluster fairly, and never each other's cached prefixes
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
+    pub tenant: String,
+    /// Lower is served first
+    #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true)]
+    pub priority: i32,
     /// Fail when the connection breaks instead of going on with the same answer
     #[arg(long)]
     pub no_resume: bool,
@@ -83,6 +89,8 @@ impl AskOptions {
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
             timeout_ms: self.timeout.map(|seconds| (seconds * 1000.0) as u64),
+            tenant: self.tenant.clone(),
+            priority: self.priority,
         }
     }
 

@@ -106,7 +106,10 @@ impl Cluster {
         if let Err(refusal) = self.acceptable(&info) {
             let reason = refusal.to_string();
             self.scheduler.counters.workers_refused += 1;
-            let refuse = ToWorker::Refuse { reason: reason.clone() };
+            let refuse = ToWorker::Refuse {
+                kind: refusal.kind(),
+                reason: reason.clone(),
+            };
             self.effects.push(Effect::Send {
                 session,
                 message: refuse,
@@ -131,17 +134,6 @@ impl Cluster {
 
     fn acceptable(&self, info: &WorkerInfo) -> Result<(), JoinRefused> {
         let worker = info.id.clone();
-        match self.config.numerics_id {
-            Some(expected) if expected != info.numerics_id => {
-                let found = info.numerics_id;
-                return Err(JoinRefused::Numerics {
-                    worker,
-                    expected,
-                    found,
-                });
-            }
-            _ => {}
-        }
         let expected = self.config.cell.block_size();
         if expected != info.block_size {
             let found = info.block_size;
@@ -151,7 +143,27 @@ impl Cluster {
                 found,
             });
         }
-        Ok(())
+        // Part of the numerics too, but named more plainly.
+        let expected = self.config.cell.dtype();
+        if expected != info.kv_dtype {
+            let found = info.kv_dtype;
+            return Err(JoinRefused::KvDtype {
+                worker,
+                expected,
+                found,
+            });
+        }
+        match self.config.numerics_id {
+            Some(expected) if expected != info.numerics_id => {
+                let found = info.numerics_id;
+                return Err(JoinRefused::Numerics {
+                    worker,
+                    expected,
+                    found,
+                });
+            }
+            _ => Ok(()),
+        }
     }
 
     fn on_gone(&mut self, session: SessionId) {
@@ -299,7 +311,7 @@ impl Cluster {
     /// Begins the next epoch, if there is none and there are workers for it.
     fn try_form(&mut self) {
         let steady = self.clock.read();
-        let too_few = !self.formed_once && self.workers.len() < self.config.workers_wanted as usize;
+        let too_few = !self.formed_once && self.workers.len() < self.config.workers_wanted() as usize;
         let idle = self.group.active.is_none() && self.cause.is_none() && steady >= self.retry_at;
         if !idle || too_few || self.workers.len() == 0 {
             return;

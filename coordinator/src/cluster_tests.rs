@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use kvasir_kv::{
     CellLayout, Epoch, FinishReason, FromWorker, HeadLayout, KvDtype, LoadReport, ModelShape, NumericsId, Progress,
-    Rank, Request, RequestId, SampledToken, Sampling, SequenceId, StepId, StepOutput, StepPlan, StepTimes, ToWorker,
-    TokenId, Transport, UnitBytes, UnitLayout, WorkerId, WorkerInfo,
+    Rank, Request, RequestId, SampledToken, Sampling, SequenceId, StepId, StepOutput, StepPlan, StepTimes, TenantId,
+    ToWorker, TokenId, Transport, UnitBytes, UnitLayout, WorkerId, WorkerInfo,
 };
 
 use crate::{
@@ -128,6 +128,8 @@ impl Bench {
             sampling: Sampling::default(),
             max_tokens,
             stop_tokens: Vec::new(),
+            tenant: TenantId::default(),
+            priority: 0,
         };
         let (sequence, deadline) = (SequenceId(sequence), None);
         self.on(Event::Submit {
@@ -178,6 +180,7 @@ fn info(worker: u64) -> WorkerInfo {
         backend: "test".to_owned(),
         kv_memory_bytes: 1 << 20,
         block_size: 16,
+        kv_dtype: KvDtype::F16,
     }
 }
 
@@ -260,7 +263,7 @@ fn a_worker_of_other_numerics_or_block_size_is_refused_with_both_values() {
         let effects = bench.on(Event::WorkerJoined { session, info });
         let [
             Effect::Send {
-                message: ToWorker::Refuse { reason },
+                message: ToWorker::Refuse { reason, .. },
                 ..
             },
             Effect::CloseSession { .. },

@@ -7,8 +7,9 @@ use kvasir_kv::{CellLayout, NumericsId};
 /// Plain data. `Cluster::new` brings limits that contradict each other into line and documents how.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ClusterConfig {
-    /// Ranks of the group. It forms when so many workers have joined; it re-forms from whoever is left.
-    pub workers_wanted: u32,
+    /// For each group, by its id, the ranks that it is to have. It forms when so many workers are free; it re-forms from
+    /// whoever is left.
+    pub group_sizes: Vec<u32>,
     /// What every worker's engine must be; with `None` the first worker that joins decides.
     pub numerics_id: Option<NumericsId>,
     /// Geometry of a cell; every worker must have been started with its block size.
@@ -28,10 +29,17 @@ pub struct ClusterConfig {
     pub chunk_tokens_max: u32,
     /// Sequences that hold blocks at a time; at most `step_tokens_max`, so that each may decode in every step.
     pub sequences_max: u32,
-    /// Sequences that wait; one more is refused.
+    /// Sequences that wait, in all groups together; one more is refused.
     pub queue_max: u32,
+    /// Tokens of the sequences that wait. Whoever comes first waits, however long it is.
+    pub queue_tokens_max: u64,
+    /// A sequence that waits so long for its first step is refused.
+    pub queue_wait_max: Duration,
     /// Steps sent before the output of the one before them is back.
     pub look_ahead: u32,
+    /// No step is sent while steps of so many tokens are out: they take longer than any message, and whoever comes
+    /// meanwhile shall be in the next one.
+    pub look_ahead_tokens_max: u32,
 
     /// How often the driver sends `Event::Tick`. A gap of more than twice this is a pause of our own and is held
     /// against nobody.
@@ -46,10 +54,10 @@ pub struct ClusterConfig {
 }
 
 impl ClusterConfig {
-    /// Defaults for a group of `workers_wanted` ranks.
-    pub fn new(workers_wanted: u32, cell: CellLayout) -> Self {
+    /// Defaults for one group of `num_ranks` ranks.
+    pub fn new(num_ranks: u32, cell: CellLayout) -> Self {
         Self {
-            workers_wanted,
+            group_sizes: vec![num_ranks],
             numerics_id: None,
             cell,
             num_blocks_max: None,
@@ -60,12 +68,20 @@ impl ClusterConfig {
             chunk_tokens_max: 256,
             sequences_max: 64,
             queue_max: 256,
+            queue_tokens_max: 1 << 20,
+            queue_wait_max: Duration::from_secs(300),
             look_ahead: 1,
+            look_ahead_tokens_max: 64,
             tick_interval: Duration::from_millis(100),
             stall_min: Duration::from_secs(2),
             endpoint_deadline: Duration::from_secs(10),
             ready_deadline: Duration::from_secs(120),
             unavailable_wait_max: Duration::from_secs(60),
         }
+    }
+
+    /// Ranks of all groups.
+    pub fn workers_wanted(&self) -> u32 {
+        self.group_sizes.iter().sum()
     }
 }

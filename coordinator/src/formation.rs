@@ -41,7 +41,7 @@ pub(crate) fn form(
     candidates: &[(SessionId, &WorkerInfo)],
 ) -> Result<Formation, FormationError> {
     let units: u32 = UnitKind::ALL.into_iter().map(|kind| layout.count(kind)).sum();
-    let ranks_max = config.workers_wanted.clamp(1, units.max(1)) as usize;
+    let ranks_max = config.group_sizes[0].clamp(1, units.max(1)) as usize;
     let mut candidates = candidates.to_vec();
     let mut first_error = None;
     loop {

@@ -5,12 +5,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kvasir_kv::{NumericsId, Request, RequestId, Sampling, TOP_LOGPROBS_MAX, TokenId};
+use kvasir_kv::{NumericsId, Request, RequestId, Sampling, TOP_LOGPROBS_MAX, TenantId, TokenId};
 use kvasir_model::{ChatMessage, ChatTemplate, ChatTemplateError, Tokenizer, TokenizerError};
 use kvasir_proto::v1;
 use uuid::Uuid;
 
 const REQUEST_ID_BYTES_MAX: usize = 128;
+const TENANT_BYTES_MAX: usize = 128;
 const STOPS_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 1024;
 const TEMPERATURE_MAX: f32 = 100.0;
@@ -95,6 +96,8 @@ impl Accepted {
             stop: self.stop.clone(),
             deadline_unix_ms: self.deadline_unix_ms.unwrap_or(0),
             numerics_id: self.numerics_id.0.to_vec(),
+            tenant: request.tenant.0.clone(),
+            priority: request.priority,
         }
     }
 }
@@ -160,6 +163,8 @@ impl Intake {
                     true => Vec::new(),
                     false => self.tokenizer.eos_ids().to_vec(),
                 },
+                tenant: check_tenant(request.tenant)?,
+                priority: request.priority,
             },
         })
     }
@@ -204,6 +209,8 @@ impl Intake {
                 })?,
                 max_tokens,
                 stop_tokens: self.check_known(&descriptor.stop_token_ids)?,
+                tenant: check_tenant(descriptor.tenant)?,
+                priority: descriptor.priority,
             },
         })
     }
@@ -330,6 +337,14 @@ fn check_request_id(name: &str) -> Result<(), RequestError> {
         return Err(out_of_range("length of request_id in bytes", name.len(), expected));
     }
     Ok(())
+}
+
+fn check_tenant(name: String) -> Result<TenantId, RequestError> {
+    if name.len() > TENANT_BYTES_MAX {
+        let expected = format!("at most {TENANT_BYTES_MAX}");
+        return Err(out_of_range("length of tenant in bytes", name.len(), expected));
+    }
+    Ok(TenantId(name))
 }
 
 fn check_sampling(sampling: Sampling) -> Result<Sampling, RequestError> {

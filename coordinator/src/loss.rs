@@ -194,7 +194,7 @@ impl Cluster {
             since: self.outage_since?,
             wait_max: self.config.unavailable_wait_max,
             workers_live: self.workers.len() as u32,
-            workers_wanted: self.config.workers_wanted,
+            workers_wanted: self.config.workers_wanted(),
             cause,
         })
     }

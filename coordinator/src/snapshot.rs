@@ -40,6 +40,9 @@ impl Cluster {
             steps_outstanding: self.scheduler.steps_outstanding(),
             usual_step_ms: self.group.usual_step.get().as_secs_f64() * 1e3,
             cause: self.cause.clone(),
+            workers_wanted: self.config.group_sizes[0],
+            running: 0,
+            waiting: 0,
         }
     }
 
@@ -83,7 +86,12 @@ impl Cluster {
         SequenceStatus {
             sequence: sequence.id,
             request: sequence.request.id.clone(),
-            group: running.map(|_| self.group.id),
+            tenant: sequence.request.tenant.clone(),
+            priority: sequence.request.priority,
+            group: self.group.id,
+            running: running.is_some(),
+            cached: sequence.cached.unwrap_or(0),
+            preemptions: 0,
             tokens: sequence.tokens.len() as u32,
             computed: running.map_or(0, |running| running.scheduled),
             blocks: running.map_or(0, |running| running.blocks.len() as u32),

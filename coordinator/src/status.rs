@@ -1,7 +1,8 @@
 //! What a coordinator shows of itself: plain data, a snapshot.
 
 use kvasir_kv::{
-    BlockCounts, Epoch, GroupId, LoadReport, Progress, Rank, RankShare, RequestId, SequenceId, Transport, WorkerId,
+    BlockCounts, Epoch, GroupId, LoadReport, Progress, Rank, RankShare, RequestId, SequenceId, TenantId, Transport,
+    WorkerId,
 };
 
 use crate::SessionId;
@@ -55,6 +56,11 @@ pub struct GroupStatus {
     pub block_size: u32,
     pub steps_outstanding: u32,
     pub usual_step_ms: f64,
+    /// Ranks that it is to have.
+    pub workers_wanted: u32,
+    /// Its sequences that run, and those that wait for room in it.
+    pub running: u32,
+    pub waiting: u32,
     /// Why no group forms, with the numbers.
     pub cause: Option<String>,
 }
@@ -95,41 +101,101 @@ pub struct WorkerStatus {
 pub struct SequenceStatus {
     pub sequence: SequenceId,
     pub request: RequestId,
-    /// `None` while it waits.
-    pub group: Option<GroupId>,
+    pub tenant: TenantId,
+    pub priority: i32,
+    /// Where it runs, or waits for room.
+    pub group: GroupId,
+    pub running: bool,
     /// Prompt and answer.
     pub tokens: u32,
     /// Positions in plans sent.
     pub computed: u32,
     pub blocks: u32,
+    /// Prompt tokens that the prefix cache had.
+    pub cached: u32,
+    pub preemptions: u32,
 }
 
-/// Since the coordinator's start.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counters {
-    pub epochs: u64,
-    pub steps: u64,
-    pub submitted: u64,
-    pub finished: u64,
-    pub failed: u64,
-    pub prompt_tokens: u64,
-    pub generation_tokens: u64,
-    pub preemptions: u64,
-    pub ranks_lost: u64,
-    pub recoveries: u64,
+/// Counts with a name each, listed once.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Since the coordinator's start.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            pub fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+
+            pub fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+            }
+        }
+    };
+}
+
+counters! {
+    epochs,
+    steps,
+    submitted,
+    finished,
+    failed,
+    /// Of those finished: ended by their clients.
+    cancelled,
+    /// Of those failed: refused at a bound of the queue, at once or for waiting too long.
+    rejected,
+    prompt_tokens,
+    generation_tokens,
+    /// Sequences that gave up their blocks and were queued again.
+    preemptions,
+    /// Of those: for a sequence of a higher priority, or of a tenant that had less than its share.
+    preemptions_for_others,
+    ranks_lost,
+    recoveries,
+    /// Sequences that were sent to a group because of what its prefix cache had of them.
+    routed_by_prefix,
+    /// Waiting sequences that went from one group to another.
+    sequences_rerouted,
     /// Tokens of sequences at admission, re-admission after preemption or loss included, and those of them that the
     /// prefix cache had.
-    pub prefix_queries_tokens: u64,
-    pub prefix_hits_tokens: u64,
+    prefix_queries_tokens,
+    prefix_hits_tokens,
     /// Cached blocks forgotten because their room was needed.
-    pub evictions: u64,
+    evictions,
     /// Cached cells that were not what had been computed into them; their epoch ended before they were used.
-    pub cells_corrupt: u64,
+    cells_corrupt,
     /// Positions computed again, after preemption or loss.
-    pub tokens_recomputed: u64,
+    tokens_recomputed,
     /// Sampled for sequences that had ended.
-    pub tokens_discarded: u64,
+    tokens_discarded,
+    /// Plans that computed a part of a prompt and left the rest to later ones, by sequence.
+    chunks,
+    /// Steps after which free, cached, held and blocks in flight were not all blocks.
+    conservation_violations,
     /// Messages of closed sessions and old epochs.
-    pub messages_stale: u64,
-    pub workers_refused: u64,
+    messages_stale,
+    workers_refused,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_add_up_by_name() {
+        let mut sum = Counters {
+            steps: 2,
+            ..Counters::default()
+        };
+        sum.add(&Counters {
+            steps: 3,
+            evictions: 1,
+            ..Counters::default()
+        });
+        let named = sum.named();
+        assert!(named.contains(&("steps", 5)) && named.contains(&("evictions", 1)));
+    }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use kvasir_kv::{NumericsId, WorkerId, WorkerInfo};
+use kvasir_kv::{KvDtype, NumericsId, RefusalKind, WorkerId, WorkerInfo};
 
 use crate::{SessionId, detector::Steady};
 
@@ -42,6 +42,22 @@ pub(crate) enum JoinRefused {
         expected: u32,
         found: u32,
     },
+    #[error("this cluster has KV cells of {expected}, worker {worker} was started with {found}")]
+    KvDtype {
+        worker: WorkerId,
+        expected: KvDtype,
+        found: KvDtype,
+    },
+}
+
+impl JoinRefused {
+    pub fn kind(&self) -> RefusalKind {
+        match self {
+            Self::Numerics { .. } => RefusalKind::Numerics,
+            Self::BlockSize { .. } => RefusalKind::BlockSize,
+            Self::KvDtype { .. } => RefusalKind::KvDtype,
+        }
+    }
 }
 
 impl Workers {

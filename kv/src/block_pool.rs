@@ -85,6 +85,12 @@ pub struct BlockCounts {
 }
 
 impl BlockCounts {
+    /// `total` less all others: 0, or blocks have been lost (above) or doubled (below).
+    pub fn unaccounted(&self) -> i64 {
+        let known = [self.free, self.cached, self.held, self.in_flight].map(i64::from);
+        i64::from(self.total) - known.iter().sum::<i64>()
+    }
+
     /// Blocks that can be allocated: cached ones are evicted for it.
     pub fn available(&self) -> u32 {
         self.free + self.cached

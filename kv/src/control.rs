@@ -6,7 +6,8 @@
 use std::fmt;
 
 use crate::{
-    Epoch, GroupId, NumericsId, Rank, RankShare, SequenceId, StepId, StepOutput, StepPlan, TaggedBlock, WorkerId,
+    Epoch, GroupId, KvDtype, NumericsId, Rank, RankShare, SequenceId, StepId, StepOutput, StepPlan, TaggedBlock,
+    WorkerId,
 };
 
 /// How the ranks of an epoch reduce.
@@ -56,6 +57,8 @@ pub struct WorkerInfo {
     pub kv_memory_bytes: u64,
     /// Positions per block that it was started with.
     pub block_size: u32,
+    /// Element type of its cells.
+    pub kv_dtype: KvDtype,
 }
 
 /// One rank's part in a new epoch.
@@ -75,6 +78,25 @@ pub struct EpochSpec {
     pub step_tokens_max: u32,
 }
 
+/// In what a worker differs from the cluster that refuses it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum RefusalKind {
+    BlockSize,
+    KvDtype,
+    /// Another model, weight mode, backend or version of the arithmetic.
+    Numerics,
+}
+
+impl RefusalKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BlockSize => "block size",
+            Self::KvDtype => "KV dtype",
+            Self::Numerics => "numerics",
+        }
+    }
+}
+
 #[derive(Clone, PartialEq, Debug)]
 pub enum ToWorker {
     FormEpoch(EpochSpec),
@@ -89,6 +111,7 @@ pub enum ToWorker {
     },
     /// The worker cannot be part of this cluster; it exits with this message.
     Refuse {
+        kind: RefusalKind,
         reason: String,
     },
 }

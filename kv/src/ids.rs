@@ -98,6 +98,17 @@ impl fmt::Display for RequestId {
     }
 }
 
+/// Who a request is for. Tenants share the cluster fairly and find each other's cached blocks never; the empty name is a
+/// tenant like any other.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct TenantId(pub String);
+
+impl fmt::Display for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// What must be equal for two engines to produce, exchange and resume the same bits:
 /// hash(model bytes, numerics version, device class, KV dtype, weight mode).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,6 +1,6 @@
 //! What a client asked, immutable; validated once at the edge, never again.
 
-use crate::{RequestId, TokenId};
+use crate::{RequestId, TenantId, TokenId};
 
 /// How the next token is chosen. All values are resolved: a resumed request uses the same ones.
 #[derive(Clone, PartialEq, Debug)]
@@ -53,6 +53,9 @@ pub struct Request {
     pub max_tokens: u32,
     /// Tokens that end the answer; empty when the end is ignored.
     pub stop_tokens: Vec<TokenId>,
+    pub tenant: TenantId,
+    /// Lower is served first, as in vLLM; 0 is usual.
+    pub priority: i32,
 }
 
 impl Request {

@@ -40,6 +40,7 @@ pub fn hello(info: &kv::WorkerInfo) -> v1::FromWorker {
         backend: info.backend.clone(),
         kv_memory_bytes: info.kv_memory_bytes,
         block_size: info.block_size,
+        kv_dtype: info.kv_dtype.name().to_owned(),
         protocol_version: CLUSTER_PROTOCOL_VERSION,
     }))
 }
@@ -116,7 +117,10 @@ pub fn to_worker(message: kv::ToWorker) -> v1::ToWorker {
             retired: plan.retired.into_iter().map(|sequence| sequence.0).collect(),
         }),
         kv::ToWorker::AbortEpoch { epoch } => Message::AbortEpoch(v1::AbortEpoch { epoch: epoch_id(epoch) }),
-        kv::ToWorker::Refuse { reason } => Message::Refuse(v1::Refuse { reason }),
+        kv::ToWorker::Refuse { kind, reason } => Message::Refuse(v1::Refuse {
+            reason,
+            kind: refusal_kind(kind).into(),
+        }),
     };
     v1::ToWorker { message: Some(message) }
 }
@@ -190,7 +194,10 @@ pub fn parse_to_worker(message: v1::ToWorker) -> Result<kv::ToWorker, ConvertErr
             Message::AbortEpoch(abort) => kv::ToWorker::AbortEpoch {
                 epoch: parse_epoch(abort.epoch)?,
             },
-            Message::Refuse(refuse) => kv::ToWorker::Refuse { reason: refuse.reason },
+            Message::Refuse(refuse) => kv::ToWorker::Refuse {
+                kind: parse_refusal_kind(refuse.kind())?,
+                reason: refuse.reason,
+            },
         },
     )
 }
@@ -254,7 +261,33 @@ fn parse_hello(hello: v1::WorkerHello) -> Result<kv::WorkerInfo, ConvertError> {
         backend: hello.backend,
         kv_memory_bytes: hello.kv_memory_bytes,
         block_size: hello.block_size,
+        kv_dtype: parse_kv_dtype(&hello.kv_dtype)?,
     })
+}
+
+fn parse_kv_dtype(name: &str) -> Result<kv::KvDtype, ConvertError> {
+    name.parse().map_err(|_| ConvertError::Bad {
+        field: "kv_dtype",
+        found: name.to_owned(),
+        expected: "f32 or f16",
+    })
+}
+
+fn refusal_kind(kind: kv::RefusalKind) -> v1::RefusalKind {
+    match kind {
+        kv::RefusalKind::BlockSize => v1::RefusalKind::BlockSize,
+        kv::RefusalKind::KvDtype => v1::RefusalKind::KvDtype,
+        kv::RefusalKind::Numerics => v1::RefusalKind::Numerics,
+    }
+}
+
+fn parse_refusal_kind(kind: v1::RefusalKind) -> Result<kv::RefusalKind, ConvertError> {
+    match kind {
+        v1::RefusalKind::BlockSize => Ok(kv::RefusalKind::BlockSize),
+        v1::RefusalKind::KvDtype => Ok(kv::RefusalKind::KvDtype),
+        v1::RefusalKind::Numerics => Ok(kv::RefusalKind::Numerics),
+        v1::RefusalKind::Unspecified => Err(ConvertError::Missing { field: "kind" }),
+    }
 }
 
 fn parse_transport(transport: i32) -> Result<kv::Transport, ConvertError> {

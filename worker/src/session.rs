@@ -215,6 +215,7 @@ impl Worker {
             backend: self.config.backend.name().to_owned(),
             kv_memory_bytes: self.config.kv_memory_bytes,
             block_size: self.config.block_size,
+            kv_dtype: self.config.kv_dtype,
         }
     }
 
@@ -285,7 +286,7 @@ impl Worker {
             Err(error) => return Some(SessionEnd::Lost(format!("unreadable message: {error}"))),
         };
         match &message {
-            ToWorker::Refuse { reason } => return Some(SessionEnd::Refused(reason.clone())),
+            ToWorker::Refuse { reason, .. } => return Some(SessionEnd::Refused(reason.clone())),
             ToWorker::AbortEpoch { epoch } => self.control.abort(*epoch),
             // A new epoch ends the ones before it, also if its coordinator had no time to say so.
             ToWorker::FormEpoch(spec) => self.control.abort_before(spec.epoch),

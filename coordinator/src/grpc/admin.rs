@@ -1,6 +1,6 @@
 //! `kvasir.v1.Admin`: what operators see.
 
-use std::{collections::HashMap, ops::Range};
+use std::ops::Range;
 
 use kvasir_kv::NumericsId;
 use kvasir_proto::v1::{self, admin_server::Admin};
@@ -53,7 +53,12 @@ impl Admin for AdminService {
                 .map(spare)
                 .collect(),
             sequences: sequences.into_iter().map(sequence).collect(),
-            counters: counters_by_name(&counters),
+            prefix_hit_rate: hit_rate(&counters),
+            counters: counters
+                .named()
+                .into_iter()
+                .map(|(name, count)| (name.to_owned(), count))
+                .collect(),
             uptime_ms: self.cluster.uptime().as_millis() as u64,
         }))
     }
@@ -78,9 +83,13 @@ fn group(group: GroupStatus) -> v1::Group {
             held: group.blocks.held,
             in_flight: group.blocks.in_flight,
             total: group.blocks.total,
+            unaccounted: group.blocks.unaccounted(),
         }),
         cause: group.cause.unwrap_or_default(),
         block_size: group.block_size,
+        workers_wanted: group.workers_wanted,
+        running: group.running,
+        waiting: group.waiting,
     }
 }
 
@@ -116,54 +125,20 @@ fn spare(worker: WorkerStatus) -> v1::Worker {
 fn sequence(sequence: SequenceStatus) -> v1::SequenceStatus {
     v1::SequenceStatus {
         request_id: sequence.request.0,
-        state: if sequence.group.is_some() { "running" } else { "waiting" }.to_owned(),
-        group: sequence.group.unwrap_or_default().0,
+        state: if sequence.running { "running" } else { "waiting" }.to_owned(),
+        group: sequence.group.0,
         tokens: sequence.tokens,
         computed: sequence.computed,
+        tenant: sequence.tenant.0,
+        priority: sequence.priority,
+        cached_tokens: sequence.cached,
+        preemptions: sequence.preemptions,
     }
 }
 
-fn counters_by_name(counters: &Counters) -> HashMap<String, u64> {
-    // Named one by one, so that a new counter is not forgotten here.
-    let Counters {
-        epochs,
-        steps,
-        submitted,
-        finished,
-        failed,
-        prompt_tokens,
-        generation_tokens,
-        preemptions,
-        prefix_queries_tokens,
-        prefix_hits_tokens,
-        evictions,
-        cells_corrupt,
-        ranks_lost,
-        recoveries,
-        tokens_recomputed,
-        tokens_discarded,
-        messages_stale,
-        workers_refused,
-    } = *counters;
-    let named = [
-        ("epochs", epochs),
-        ("steps", steps),
-        ("submitted", submitted),
-        ("finished", finished),
-        ("failed", failed),
-        ("prompt_tokens", prompt_tokens),
-        ("generation_tokens", generation_tokens),
-        ("preemptions", preemptions),
-        ("prefix_queries_tokens", prefix_queries_tokens),
-        ("prefix_hits_tokens", prefix_hits_tokens),
-        ("evictions", evictions),
-        ("cells_corrupt", cells_corrupt),
-        ("ranks_lost", ranks_lost),
-        ("recoveries", recoveries),
-        ("tokens_recomputed", tokens_recomputed),
-        ("tokens_discarded", tokens_discarded),
-        ("messages_stale", messages_stale),
-        ("workers_refused", workers_refused),
-    ];
-    named.map(|(name, count)| (name.to_owned(), count)).into()
+fn hit_rate(counters: &Counters) -> f64 {
+    match counters.prefix_queries_tokens {
+        0 => 0.0,
+        queries => counters.prefix_hits_tokens as f64 / queries as f64,
+    }
 }

@@ -19,6 +19,13 @@ pub struct GenerateRequest {
     /// Milliseconds from arrival until the request fails with DEADLINE_EXCEEDED; the server's default if absent.
     #[prost(uint64, optional, tag = "10")]
     pub timeout_ms: ::core::option::Option<u64>,
+    /// Who the request is for, at most 128 bytes. Tenants share the cluster fairly, and never each other's cached prefixes.
+    /// Ignored with `resume`.
+    #[prost(string, tag = "11")]
+    pub tenant: ::prost::alloc::string::String,
+    /// Lower is served first (0), also in place of running requests of a higher value. Ignored with `resume`.
+    #[prost(int32, tag = "12")]
+    pub priority: i32,
     #[prost(oneof = "generate_request::Prompt", tags = "2, 3, 4, 5")]
     pub prompt: ::core::option::Option<generate_request::Prompt>,
 }
@@ -111,6 +118,10 @@ pub struct ResumeDescriptor {
     /// 16 bytes. A cluster with another id refuses with FAILED_PRECONDITION.
     #[prost(bytes = "vec", tag = "13")]
     pub numerics_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "14")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(int32, tag = "15")]
+    pub priority: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Resume {
@@ -729,6 +740,9 @@ pub struct StatusResponse {
     pub counters: ::std::collections::HashMap<::prost::alloc::string::String, u64>,
     #[prost(uint64, tag = "9")]
     pub uptime_ms: u64,
+    /// Since the start, of the tokens that admitted sequences began with, the part that the prefix cache had: 0 to 1.
+    #[prost(double, tag = "10")]
+    pub prefix_hit_rate: f64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Group {
@@ -756,6 +770,14 @@ pub struct Group {
     /// Why the group does not form, with the numbers; empty while nothing stands in the way.
     #[prost(string, tag = "10")]
     pub cause: ::prost::alloc::string::String,
+    /// Ranks that it is to have.
+    #[prost(uint32, tag = "11")]
+    pub workers_wanted: u32,
+    /// Its sequences that run, and those that wait for room in it.
+    #[prost(uint32, tag = "12")]
+    pub running: u32,
+    #[prost(uint32, tag = "13")]
+    pub waiting: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Worker {
@@ -802,11 +824,15 @@ pub struct Blocks {
     pub in_flight: u32,
     #[prost(uint32, tag = "5")]
     pub total: u32,
+    /// total - free - cached - held - in_flight: 0, or blocks have been lost.
+    #[prost(sint64, tag = "6")]
+    pub unaccounted: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SequenceStatus {
     #[prost(string, tag = "1")]
     pub request_id: ::prost::alloc::string::String,
+    /// The group that it runs in, or waits for.
     #[prost(uint32, tag = "2")]
     pub group: u32,
     /// Prompt and answer so far.
@@ -817,6 +843,16 @@ pub struct SequenceStatus {
     /// waiting or running.
     #[prost(string, tag = "5")]
     pub state: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(int32, tag = "7")]
+    pub priority: i32,
+    /// Prompt tokens that the prefix cache had.
+    #[prost(uint32, tag = "8")]
+    pub cached_tokens: u32,
+    /// Times that it gave up its blocks.
+    #[prost(uint32, tag = "9")]
+    pub preemptions: u32,
 }
 /// Generated client implementations.
 pub mod admin_client {
@@ -1185,6 +1221,9 @@ pub struct WorkerHello {
     pub block_size: u32,
     #[prost(uint32, tag = "12")]
     pub protocol_version: u32,
+    /// Element type of its cells, e.g. f16.
+    #[prost(string, tag = "13")]
+    pub kv_dtype: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RankShare {
@@ -1260,6 +1299,8 @@ pub struct AbortEpoch {
 pub struct Refuse {
     #[prost(string, tag = "1")]
     pub reason: ::prost::alloc::string::String,
+    #[prost(enumeration = "RefusalKind", tag = "2")]
+    pub kind: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EpochFailed {
@@ -1391,6 +1432,40 @@ impl Transport {
             "TRANSPORT_SOLO" => Some(Self::Solo),
             "TRANSPORT_SHARED_MEMORY" => Some(Self::SharedMemory),
             "TRANSPORT_TCP" => Some(Self::Tcp),
+            _ => None,
+        }
+    }
+}
+/// In what a worker differs from the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RefusalKind {
+    Unspecified = 0,
+    BlockSize = 1,
+    KvDtype = 2,
+    /// Another model, weight mode, backend or version of the arithmetic.
+    Numerics = 3,
+}
+impl RefusalKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "REFUSAL_KIND_UNSPECIFIED",
+            Self::BlockSize => "REFUSAL_KIND_BLOCK_SIZE",
+            Self::KvDtype => "REFUSAL_KIND_KV_DTYPE",
+            Self::Numerics => "REFUSAL_KIND_NUMERICS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REFUSAL_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "REFUSAL_KIND_BLOCK_SIZE" => Some(Self::BlockSize),
+            "REFUSAL_KIND_KV_DTYPE" => Some(Self::KvDtype),
+            "REFUSAL_KIND_NUMERICS" => Some(Self::Numerics),
             _ => None,
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kvasir_coordinator::{Event, Now, SequenceError, Usage};
-use kvasir_kv::{FinishReason, Request, RequestId, Sampling, SequenceId, StepPlan, TokenId};
+use kvasir_kv::{FinishReason, Request, RequestId, Sampling, SequenceId, StepPlan, TenantId, TokenId};
 
 use super::{
     dice::Dice,
@@ -80,6 +80,8 @@ impl Client {
             } else {
                 Vec::new()
             },
+            tenant: TenantId::default(),
+            priority: 0,
         };
         let expected = oracle::answer(&request);
         if !poisoned && dice.chance(15) {

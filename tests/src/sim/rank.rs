@@ -278,6 +278,7 @@ impl World {
             backend: "simulated".to_owned(),
             kv_memory_bytes: self.scenario.kv_memory_bytes,
             block_size: self.scenario.config.cell.block_size(),
+            kv_dtype: self.scenario.config.cell.dtype(),
         };
         self.send_up(session, Event::WorkerJoined { session, info });
     }

@@ -479,7 +479,7 @@ impl World {
         }
         self.ranks.insert(session, spec.rank);
         // The first epoch waits until all are there.
-        if spec.epoch.number == 1 && spec.shares.len() != self.scenario.config.workers_wanted as usize {
+        if spec.epoch.number == 1 && spec.shares.len() != self.scenario.config.workers_wanted() as usize {
             self.violation(format!("the first epoch has {} ranks", spec.shares.len()));
         }
     }
