@@ -72,11 +72,13 @@ impl Scheduler {
         }
         let mut draft = Draft::default();
         self.grant_ones(&mut draft);
-        let left = self.limits.step_tokens_max - draft.grants.len() as u32;
-        draft.prefill_left = match draft.grants.is_empty() {
-            true => left,
-            false => left.min(self.limits.mixed_prefill_tokens_max),
+        let num_ones = draft.grants.len() as u32;
+        // A step of many such is long anyway: prompts beside them may make it three times as long.
+        let beside = match num_ones {
+            0 => u32::MAX,
+            _ => self.limits.mixed_prefill_tokens_max.max(2 * num_ones),
         };
+        draft.prefill_left = beside.min(self.limits.step_tokens_max - num_ones);
         self.grant_many(&mut draft);
         if draft.grants.is_empty() {
             return None;
