@@ -490,15 +490,56 @@ fn a_tenant_with_many_requests_makes_way_for_one_with_few() {
     arrive b2 10+2 tenant=b
     arrive b3 10+2 tenant=b
     run 6
-        2: a1[11..12)*  a2[11..12)*  b1[0..10)* +4  b2[0..10)* +5  forget a4 a3  | waiting a3 a4 a5 b3  | 2 preempted  | 36 free
-        3: a1[12..13)*  a2[12..13)*  b1[10..11)*  b2[10..11)*  | waiting a3 a4 a5 b3  | 36 free
+        2: b1[0..10)* +4  b2[0..10)* +5  forget a4 a3  | waiting a3 a4 a5 b3  | 2 preempted  | 36 free
+        3: a1[11..12)*  a2[11..12)*  b1[10..11)*  b2[10..11)*  | waiting a3 a4 a5 b3  | 36 free
         b1 is done
         b2 is done
-        4: a1[13..14)*  a2[13..14)*  b3[0..10)* +6  a3[0..12)* +7  forget b1 b2  | waiting a4 a5  | 36 free
-        5: a1[14..15)*  a2[14..15)*  a3[12..13)*  b3[10..11)*  | waiting a4 a5  | 36 free
+        4: a1[12..13)*  a2[12..13)*  b3[0..10)* +6  a3[0..12)* +7  forget b1 b2  | waiting a4 a5  | 36 free
+        5: a1[13..14)*  a2[13..14)*  a3[12..13)*  b3[10..11)*  | waiting a4 a5  | 36 free
         b3 is done
-        6: a1[15..16)*  a2[15..16)*  a3[13..14)*  a4[0..12)* +8  forget b3  | waiting a5  | 36 free
-        7: a1[16..17)* +9  a2[16..17)* +10  a3[14..15)*  a4[12..13)*  | waiting a5  | 34 free
+        6: a1[14..15)*  a2[14..15)*  a3[13..14)*  a4[0..12)* +8  forget b3  | waiting a5  | 36 free
+        7: a1[15..16)*  a2[15..16)*  a3[14..15)*  a4[12..13)*  | waiting a5  | 36 free
+    ");
+}
+
+#[test]
+fn tenants_beyond_their_share_let_a_prompt_of_another_pass_and_go_on() {
+    let stage = Stage::new(40, |config| config.sequences_max = 4);
+    insta::assert_snapshot!(stage.play(
+        "
+        arrive a1 10+9 tenant=a
+        arrive a2 10+9 tenant=a
+        arrive a3 10+9 tenant=a
+        run 2
+        arrive b1 200+4 tenant=b
+        run 2
+        arrive b2 40+2 tenant=b
+        run 6
+        "
+    ), @r"
+    arrive a1 10+9 tenant=a
+    arrive a2 10+9 tenant=a
+    arrive a3 10+9 tenant=a
+    run 2
+        0: a1[0..10)* +0  a2[0..10)* +1  a3[0..10)* +2  | 37 free
+        1: a1[10..11)*  a2[10..11)*  a3[10..11)*  | 37 free
+    arrive b1 200+4 tenant=b
+    run 2
+        2: b1[0..200)* +3,4,5,6,7,8,9,10,11,12,13,14,15  | 24 free
+        3: a1[11..12)*  a2[11..12)*  a3[11..12)*  b1[200..201)*  | 24 free
+    arrive b2 40+2 tenant=b
+    run 6
+        4: a1[12..13)*  a2[12..13)*  a3[12..13)*  b1[201..202)*  | waiting b2  | 24 free
+        5: a1[13..14)*  a2[13..14)*  a3[13..14)*  b1[202..203)*  | waiting b2  | 24 free
+        b1 is done
+        6: a1[14..15)*  a2[14..15)*  a3[14..15)*  b2[0..40)* +16,17,18  forget b1  | 22 free, 12 cached
+        7: a1[15..16)*  a2[15..16)*  a3[15..16)*  b2[40..41)*  | 22 free, 12 cached
+        b2 is done
+        8: a1[16..17)* +19  a2[16..17)* +20  a3[16..17)* +21  forget b2  | 20 free, 14 cached
+        9: a1[17..18)*  a2[17..18)*  a3[17..18)*  | 20 free, 14 cached
+        a1 is done
+        a2 is done
+        a3 is done
     ");
 }
 

@@ -1,11 +1,13 @@
 //! How a step is composed: which tokens of which sequences the next plan computes.
 //!
 //! It knows no prefill and no decode, only positions wanted. Sequences that want one come first; what is left of the
-//! step goes to those that want many and to those that wait, in the order of [`Turn`]. An admitted sequence starts from the
+//! step goes to those that want many and to those that wait, in the order of [`Turn`]. Only tenants that hold more than
+//! their share let a step pass when a tenant that does not, and that was served no more, has a prompt to be computed: its
+//! first token does not wait for their many. An admitted sequence starts from the
 //! longest chain of full blocks that the prefix cache has of it. While the one who is next finds no room, nobody else
 //! is admitted: room that comes free is not taken from under it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kvasir_kv::{BlockHash, BlockTable, PrefixHit, SequenceId, StepPlan, TenantId};
 
@@ -39,6 +41,10 @@ pub(super) struct Draft {
     grants: Vec<Grant>,
     /// Tokens for sequences that want many.
     prefill_left: u32,
+    /// Who had a turn.
+    passed: BTreeSet<SequenceId>,
+    /// Tokens that turns gave to each tenant.
+    charged: BTreeMap<TenantId, u64>,
     /// Somebody waits for blocks that are in flight: they must not go to those after it.
     short: bool,
     /// The one who is next does not get in.
@@ -58,6 +64,20 @@ impl Draft {
     fn has(&self, sequence: SequenceId) -> bool {
         self.grants.iter().any(|grant| grant.sequence == sequence)
     }
+
+    fn num_tokens(&self) -> u32 {
+        self.grants.iter().map(|grant| grant.num_tokens).sum()
+    }
+}
+
+/// Tenants that hold more than their share, and what it takes to go before them.
+#[derive(Debug)]
+struct Exceeding {
+    tenants: BTreeSet<TenantId>,
+    /// The least that any of them was served.
+    served: u64,
+    /// The least priority value among their sequences that want one token.
+    priority: i32,
 }
 
 impl Scheduler {
@@ -71,42 +91,88 @@ impl Scheduler {
             return None;
         }
         let mut draft = Draft::default();
-        self.grant_ones(&mut draft);
-        let num_ones = draft.grants.len() as u32;
-        // A step of many such is long anyway: prompts beside them may make it three times as long.
-        let beside = match num_ones {
-            0 => u32::MAX,
-            _ => self.limits.mixed_prefill_tokens_max.max(2 * num_ones),
+        let aside = self.let_others_pass(&mut draft);
+        self.grant_ones(&mut draft, aside.as_ref());
+        if draft.grants.is_empty() {
+            self.grant_ones(&mut draft, None);
+        }
+        let room = self.limits.step_tokens_max - draft.num_tokens();
+        draft.prefill_left = match aside {
+            Some(_) => draft.prefill_left.min(room),
+            None => self.prefill_beside(draft.grants.len() as u32).min(room),
         };
-        draft.prefill_left = beside.min(self.limits.step_tokens_max - num_ones);
-        self.grant_many(&mut draft);
+        self.grant_turns(&mut draft, |_| true);
         if draft.grants.is_empty() {
             return None;
         }
         Some(self.commit(&draft.grants, steady))
     }
 
-    /// A token for every running sequence that wants one.
-    fn grant_ones(&mut self, draft: &mut Draft) {
+    /// Prompt tokens that go into a step in which so many want one token. A step of many such is long anyway: prompts may
+    /// make it three times as long.
+    fn prefill_beside(&self, num_ones: u32) -> u32 {
+        match num_ones {
+            0 => self.limits.step_tokens_max,
+            _ => self.limits.mixed_prefill_tokens_max.max(2 * num_ones),
+        }
+    }
+
+    fn wants_one(sequence: &Sequence) -> bool {
+        sequence.running().is_some() && sequence.wanted() == 1
+    }
+
+    /// Prompts of tenants within their share that were served no more than those beyond it. If there were any, the
+    /// tenants that let this step pass.
+    fn let_others_pass(&mut self, draft: &mut Draft) -> Option<BTreeSet<TenantId>> {
+        let exceeding = self.exceeding()?;
+        let stay =
+            |sequence: &&Sequence| Self::wants_one(sequence) && !exceeding.tenants.contains(&sequence.request.tenant);
+        let num_ones = self.sequences().filter(stay).count() as u32;
+        let room = self.limits.step_tokens_max - num_ones;
+        draft.prefill_left = self.prefill_beside(num_ones).min(room);
+        self.grant_turns(draft, |turn| {
+            !turn.exceeds_share && turn.served <= exceeding.served && turn.priority <= exceeding.priority
+        });
+        (!draft.grants.is_empty()).then_some(exceeding.tenants)
+    }
+
+    /// `None` if no tenant holds more than its share and wants single tokens.
+    fn exceeding(&self) -> Option<Exceeding> {
+        if self.share.num_active() < 2 {
+            return None;
+        }
+        let shares = self.shares();
+        let exceeds =
+            |sequence: &&Sequence| Self::wants_one(sequence) && shares.is_exceeded_by(&sequence.request.tenant);
+        let wanting: Vec<&Sequence> = self.sequences().filter(exceeds).collect();
+        let tenants: BTreeSet<TenantId> = wanting.iter().map(|sequence| sequence.request.tenant.clone()).collect();
+        Some(Exceeding {
+            served: tenants.iter().map(|tenant| self.share.served(tenant)).min()?,
+            priority: wanting.iter().map(|sequence| sequence.precedence.priority).min()?,
+            tenants,
+        })
+    }
+
+    /// A token for every running sequence that wants one, but those of tenants that stand aside.
+    fn grant_ones(&mut self, draft: &mut Draft, aside: Option<&BTreeSet<TenantId>>) {
         for id in self.ids() {
+            let sequence = &self.sequences[&id];
+            let stands_aside = aside.is_some_and(|tenants| tenants.contains(&sequence.request.tenant));
             // It may have been preempted a moment ago.
-            let wants_one = |sequence: &Sequence| sequence.running().is_some() && sequence.wanted() == 1;
-            if wants_one(&self.sequences[&id]) {
+            if Self::wants_one(sequence) && !stands_aside && !draft.has(id) {
                 self.place(id, 1, draft);
             }
         }
     }
 
-    /// What is left of the step, turn by turn.
-    fn grant_many(&mut self, draft: &mut Draft) {
-        let mut charged = BTreeMap::new();
-        let mut passed = Vec::new();
+    /// What is left of the step, turn by turn, as long as it is `theirs`.
+    fn grant_turns(&mut self, draft: &mut Draft, theirs: impl Fn(&Turn) -> bool) {
         while draft.prefill_left > 0
-            && let Some(id) = self.next_turn(draft, &passed, &charged)
+            && let Some((id, turn)) = self.next_turn(draft)
+            && theirs(&turn)
         {
-            passed.push(id);
-            let sequence = &self.sequences[&id];
-            if sequence.running().is_none() {
+            draft.passed.insert(id);
+            if self.sequences[&id].running().is_none() {
                 draft.crowded = !self.admit(id, draft);
                 if draft.crowded {
                     continue;
@@ -120,22 +186,24 @@ impl Scheduler {
                 .min(draft.prefill_left);
             if self.place(id, num_tokens, draft) {
                 draft.prefill_left -= num_tokens;
-                *charged.entry(tenant).or_default() += u64::from(num_tokens);
+                *draft.charged.entry(tenant).or_default() += u64::from(num_tokens);
             }
         }
     }
 
     /// Whose turn is next, of those that have not had theirs.
-    fn next_turn(&self, draft: &Draft, passed: &[SequenceId], charged: &BTreeMap<TenantId, u64>) -> Option<SequenceId> {
+    fn next_turn(&self, draft: &Draft) -> Option<(SequenceId, Turn)> {
         let admits = !draft.short && !draft.crowded;
         let wants = |sequence: &&Sequence| match sequence.running() {
-            Some(_) => sequence.wanted() > 0 && !draft.has(sequence.id),
+            Some(_) => sequence.wanted() > 1 && !draft.has(sequence.id),
             None => admits,
         };
-        let candidates = self.sequences().filter(|sequence| !passed.contains(&sequence.id));
+        let candidates = self.sequences().filter(|sequence| !draft.passed.contains(&sequence.id));
         let shares = self.shares();
-        let turn = |sequence: &&Sequence| self.turn_of(sequence, &shares, charged);
-        candidates.filter(wants).min_by_key(turn).map(|sequence| sequence.id)
+        let turns = candidates
+            .filter(wants)
+            .map(|sequence| (sequence.id, self.turn_of(sequence, &shares, &draft.charged)));
+        turns.min_by_key(|(_, turn)| *turn)
     }
 
     fn turn_of(&self, sequence: &Sequence, shares: &Shares, charged: &BTreeMap<TenantId, u64>) -> Turn {
