@@ -1,6 +1,6 @@
 //! The whole cluster in virtual time: hundreds of seeds without a broken promise, and planted bugs that are found.
 
-use kvasir_tests::sim::{Plant, Report, run};
+use kvasir_tests::sim::{GROUPS_MAX, Plant, Report, run};
 
 const SEEDS: u64 = 500;
 /// Seeds within which each planted bug must be found.
@@ -38,18 +38,33 @@ fn no_answer_changes_and_nothing_hangs_whatever_the_weather() {
     if seeds.len() as u64 > SEEDS {
         // The weather must be bad enough to mean something.
         assert!(total.kills > SEEDS / 2 && total.pauses > SEEDS / 5, "{total:?}");
+        let counters = total.counters;
         assert!(
-            total.recoveries > SEEDS / 2 && total.preemptions > SEEDS / 5,
+            counters.recoveries > SEEDS / 2 && counters.preemptions > SEEDS / 5,
             "{total:?}"
         );
         assert!(
-            total.prefix_hits_tokens > 10 * SEEDS && total.blocks_shared > SEEDS / 2 && total.evictions > SEEDS,
+            counters.prefix_hits_tokens > 10 * SEEDS && total.blocks_shared > SEEDS / 2 && counters.evictions > SEEDS,
             "{total:?}"
         );
         assert!(
-            total.stale_steps > 50 && total.messages_stale > 50 && total.tokens_discarded > 50,
+            total.stale_steps > 50 && counters.messages_stale > 50 && counters.tokens_discarded > 50,
             "{total:?}"
         );
+        if GROUPS_MAX > 1 {
+            assert!(
+                counters.sequences_rerouted > SEEDS / 5 && counters.routed_by_prefix > SEEDS / 5,
+                "{total:?}"
+            );
+            assert!(
+                counters.preemptions_for_others > SEEDS / 5 && counters.chunks > SEEDS,
+                "{total:?}"
+            );
+            assert!(
+                counters.cancelled > SEEDS / 5 && counters.rejected > SEEDS / 5,
+                "{total:?}"
+            );
+        }
     }
 }
 
@@ -101,6 +116,20 @@ fn a_block_released_twice_is_found() {
 #[test]
 fn a_block_that_is_shared_before_it_is_full_is_found() {
     assert_found(Plant::BlockSharedEarly, "starts after block");
+}
+
+#[test]
+fn a_block_of_another_tenant_that_is_shared_is_found() {
+    if GROUPS_MAX > 1 {
+        assert_found(Plant::TenantShared, "is shared with tenant");
+    }
+}
+
+#[test]
+fn a_sequence_with_two_homes_is_found() {
+    if GROUPS_MAX > 1 {
+        assert_found(Plant::TwoHomes, "is held by two groups");
+    }
 }
 
 #[test]

@@ -207,6 +207,10 @@ impl World {
             );
             return self.violation(what);
         }
+        if let Some(epoch) = worker.epoch() {
+            let what = format!("{} is told to form {} while it is in {epoch}", worker.id, spec.epoch);
+            return self.violation(what);
+        }
         worker.epoch_max = spec.epoch;
         worker.term_max = worker.term_max.max(spec.epoch.term);
         let slots = (spec.num_blocks * spec.block_size) as usize;
@@ -457,9 +461,7 @@ impl World {
         part.books.commit(&committed);
         part.progress.steps_done += 1;
         let is_first = part.spec.rank == Rank(0);
-        if let Some(watch) = self.watch.as_mut() {
-            watch.see(part.spec.rank, epoch, part.progress.steps_done);
-        }
+        self.lives.see(part.spec.rank, epoch, part.progress.steps_done);
         if is_first || self.plant != Some(Plant::EarlyAcknowledge) {
             let output = is_first.then_some(output);
             self.report(session, FromWorker::StepDone { epoch, step, output });

@@ -1,0 +1,116 @@
+//! A second opinion on the status after every event: it agrees with what was sent, no block is unaccounted for, and
+//! nobody is passed over by a newer sequence of the same tenant and priority.
+
+use std::collections::BTreeMap;
+
+use kvasir_coordinator::status::{ClusterStatus, GroupPhase, GroupStatus, SequenceStatus};
+use kvasir_kv::{GroupId, SequenceId};
+
+use super::lives::Lives;
+
+#[derive(Debug, Default)]
+pub(super) struct StatusWatch {
+    /// As they were after the event before this one.
+    before: BTreeMap<SequenceId, Place>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Place {
+    group: GroupId,
+    running: bool,
+}
+
+impl StatusWatch {
+    pub fn check(&mut self, status: &ClusterStatus, lives: &Lives) -> Result<(), String> {
+        let violations = status.counters.conservation_violations;
+        if violations > 0 {
+            return Err(format!("{violations} steps lost or doubled blocks"));
+        }
+        for group in &status.groups {
+            check_group(group, lives)?;
+        }
+        for sequence in status.sequences.iter().filter(|sequence| sequence.running) {
+            if !is_held(sequence, lives) {
+                return Err(format!(
+                    "{} runs, and its group {} does not hold it",
+                    sequence.sequence, sequence.group
+                ));
+            }
+        }
+        self.check_order(&status.sequences, lives)?;
+        let places = status
+            .sequences
+            .iter()
+            .map(|sequence| (sequence.sequence, place(sequence)));
+        self.before = places.collect();
+        Ok(())
+    }
+
+    /// `sequences`, oldest first.
+    fn check_order(&self, sequences: &[SequenceStatus], lives: &Lives) -> Result<(), String> {
+        for (index, newer) in sequences.iter().enumerate() {
+            if !newer.running || self.before.get(&newer.sequence).is_some_and(|place| place.running) {
+                continue;
+            }
+            let mut passed = sequences[..index].iter().filter(|older| {
+                class(older) == class(newer) && self.waited(older) && !has_samples_in_flight(older, lives)
+            });
+            if let Some(older) = passed.next() {
+                return Err(format!(
+                    "{} is admitted to group {} and passes over {}, which is older",
+                    newer.sequence, newer.group, older.sequence
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it has been waiting in its group all the time.
+    fn waited(&self, sequence: &SequenceStatus) -> bool {
+        !sequence.running && self.before.get(&sequence.sequence) == Some(&place(sequence))
+    }
+}
+
+fn check_group(group: &GroupStatus, lives: &Lives) -> Result<(), String> {
+    let unaccounted = group.blocks.unaccounted();
+    if unaccounted != 0 {
+        return Err(format!(
+            "{unaccounted} blocks of group {} are unaccounted for",
+            group.id
+        ));
+    }
+    let life = lives.get(group.id);
+    let serves = life.is_some_and(|life| life.serves);
+    if life.is_some() != (group.phase != GroupPhase::Waiting) || serves != (group.phase == GroupPhase::Running) {
+        return Err(format!("group {} is {}: {life:?}", group.id, group.phase.name()));
+    }
+    match life.filter(|life| life.epoch != group.epoch) {
+        Some(life) => Err(format!(
+            "group {} lives in {}, its status says {}",
+            group.id, life.epoch, group.epoch
+        )),
+        None => Ok(()),
+    }
+}
+
+fn place(sequence: &SequenceStatus) -> Place {
+    Place {
+        group: sequence.group,
+        running: sequence.running,
+    }
+}
+
+fn class(sequence: &SequenceStatus) -> (GroupId, &str, i32) {
+    (sequence.group, &sequence.tenant.0, sequence.priority)
+}
+
+fn is_held(sequence: &SequenceStatus, lives: &Lives) -> bool {
+    let life = lives.get(sequence.group);
+    life.is_some_and(|life| life.plans.holds(sequence.sequence))
+}
+
+/// The ranks must be told all tokens of a sequence when it is admitted.
+fn has_samples_in_flight(sequence: &SequenceStatus, lives: &Lives) -> bool {
+    let life = lives.get(sequence.group);
+    life.is_some_and(|life| life.plans.awaits_sample(sequence.sequence))
+}
