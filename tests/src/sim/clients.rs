@@ -9,7 +9,7 @@ use super::{
     dice::Dice,
     oracle::{self, VOCAB},
     plant::Plant,
-    scenario::{MS, SECOND, Scenario},
+    scenario::{GROUPS_MAX, MS, SECOND, Scenario},
     world::{Happening, World},
 };
 
@@ -26,6 +26,8 @@ pub(super) struct Client {
     /// Tokens of the answer that it has.
     received: u32,
     submitted: Option<u64>,
+    /// Since when this coordinator has it and has sent no step of it.
+    waits_since: Option<u64>,
     deadline: Option<u64>,
     cancelled: bool,
     stop_at: Option<u32>,
@@ -101,6 +103,7 @@ impl Client {
             received: request.generated.len() as u32,
             expected,
             submitted: None,
+            waits_since: None,
             deadline: None,
             cancelled: false,
             stop_at: dice.chance(10).then(|| dice.between_u32(0, 10)),
@@ -132,6 +135,7 @@ impl World {
         let sequence = self.sequence_of(client);
         let submitted = &mut self.clients[client];
         submitted.submitted = Some(self.now);
+        submitted.waits_since = Some(self.now);
         submitted.deadline = deadline;
         let mut request = submitted.request.clone();
         if self.plant == Some(Plant::TenantShared) {
@@ -169,6 +173,7 @@ impl World {
         for index in 0..self.clients.len() {
             let client = &mut self.clients[index];
             if client.submitted.is_some() && !client.ended {
+                client.waits_since = None;
                 client.request.generated = client.expected[..client.received as usize].to_vec();
                 // A stop that the dead coordinator was told of is not remembered; it is found again.
                 client.stopped = None;
@@ -179,13 +184,29 @@ impl World {
         }
     }
 
-    /// Nobody samples after the last token, so nobody computes it.
-    pub(super) fn check_ends(&mut self, plan: &StepPlan) {
+    /// Who is in a plan waits no more. Nobody samples after the last token, so nobody computes it.
+    pub(super) fn check_work(&mut self, plan: &StepPlan) {
         for work in &plan.work {
-            let total = self.clients[client_of(work.sequence)].request.total_len_max();
+            let client = &mut self.clients[client_of(work.sequence)];
+            client.waits_since = None;
+            let total = client.request.total_len_max();
             if work.start + work.num_tokens >= total {
                 self.violation(format!("{} is computed up to its end, {total}", work.sequence));
             }
+        }
+    }
+
+    /// At a tick all are refused who have waited too long.
+    pub(super) fn check_waits(&mut self) {
+        let awake_since = self.now - self.awake_for();
+        let wait_max = self.scenario.config.queue_wait_max.as_micros() as u64;
+        let too_long = |since: u64| self.now - since.max(awake_since) >= wait_max;
+        let mut waiting = self.clients.iter().filter(|client| !client.ended);
+        if GROUPS_MAX > 1
+            && let Some(client) = waiting.find(|client| client.waits_since.is_some_and(too_long))
+        {
+            let what = format!("{} waits for longer than it may: {client:?}", client.request.id);
+            self.violation(what);
         }
     }
 

@@ -319,9 +319,13 @@ impl World {
         if let Event::FromWorker { session, message } = &event {
             self.lives.hear(*session, message);
         }
+        let is_tick = event == Event::Tick;
         let effects = self.cluster.on(event, Now(Duration::from_micros(self.now)));
         for effect in effects {
             self.carry_out(effect);
+        }
+        if is_tick {
+            self.check_waits();
         }
         let checked = self.status.check(&self.cluster.status(), &self.lives);
         self.insist(checked);
@@ -412,7 +416,7 @@ impl World {
                 Ok(blocks_shared) => self.report.blocks_shared += blocks_shared,
                 Err(what) => self.violation(what),
             }
-            self.check_ends(plan);
+            self.check_work(plan);
         }
         self.forge_after_check(group, rank, plan);
     }
