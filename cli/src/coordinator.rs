@@ -7,7 +7,10 @@ use kvasir_runtime::{parse_address, require_loopback, shutdown};
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-use crate::engine_options::{EngineOptions, TransportChoice};
+use crate::{
+    engine_options::{EngineOptions, TransportChoice},
+    groups::GroupOptions,
+};
 
 /// Runs a coordinator: workers join it, clients ask it
 #[derive(Args, Debug)]
@@ -17,9 +20,8 @@ pub struct CoordinatorArgs {
     pub engine: EngineOptions,
     #[command(flatten)]
     pub serving: ServingOptions,
-    /// Workers that form the group; it starts to serve when so many have joined
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub workers: u32,
+    #[command(flatten)]
+    pub groups: GroupOptions,
     /// Prints one JSON line when it listens
     #[arg(long)]
     pub json: bool,
@@ -40,6 +42,27 @@ pub struct ServingOptions {
     /// Compute every prompt from its first token, also where another request had the same beginning
     #[arg(long)]
     pub no_prefix_cache: bool,
+    /// Most requests that wait; one more is refused and told when to come again
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub queue: u32,
+    /// Most tokens of the requests that wait
+    #[arg(long, default_value_t = 1 << 20, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub queue_tokens: u64,
+    /// A request that waits so long for its turn is refused
+    #[arg(long, default_value_t = 300.0, value_name = "SECONDS", value_parser = seconds)]
+    pub queue_wait: f64,
+    /// Most sequences that a group computes at a time
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub sequences: u32,
+    /// Most tokens of one step, all sequences of a group together
+    #[arg(long, default_value_t = 512, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub step_tokens: u32,
+    /// Most tokens of one prompt in a step: longer prompts are computed in chunks
+    #[arg(long, default_value_t = 256, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub chunk_tokens: u32,
+    /// Most prompt tokens of a step in which other answers get their next token
+    #[arg(long, default_value_t = 128, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub mixed_tokens: u32,
     /// Longest time for a request that names none
     #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub request_timeout: u64,
@@ -49,7 +72,7 @@ pub struct ServingOptions {
 }
 
 impl ServingOptions {
-    pub fn config(&self, engine: &EngineOptions, workers: u32) -> CoordinatorConfig {
+    pub fn config(&self, engine: &EngineOptions, group_sizes: Vec<u32>) -> CoordinatorConfig {
         CoordinatorConfig {
             kv_dtype: engine.kv_dtype,
             weight_mode: engine.weights_dtype,
@@ -59,7 +82,14 @@ impl ServingOptions {
             prefix_cache: !self.no_prefix_cache,
             request_timeout: std::time::Duration::from_secs(self.request_timeout),
             unavailable_wait_max: std::time::Duration::from_secs(self.unavailable_wait),
-            ..CoordinatorConfig::new(engine.model.clone(), workers)
+            queue_max: self.queue,
+            queue_tokens_max: self.queue_tokens,
+            queue_wait_max: std::time::Duration::from_secs_f64(self.queue_wait),
+            sequences_max: self.sequences,
+            step_tokens_max: self.step_tokens,
+            chunk_tokens_max: self.chunk_tokens,
+            mixed_prefill_tokens_max: self.mixed_tokens,
+            ..CoordinatorConfig::new(engine.model.clone(), group_sizes)
         }
     }
 
@@ -67,6 +97,13 @@ impl ServingOptions {
         let address = require_loopback(parse_address(&self.grpc)?, self.insecure)?;
         let listener = TcpListener::bind(address).await;
         listener.with_context(|| format!("cannot listen on {address}"))
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.001..=1e6).contains(&seconds) => Ok(seconds),
+        _ => Err("expected seconds, 0.001 to 1000000".to_owned()),
     }
 }
 
@@ -83,7 +120,7 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         grpc: format!("http://{}", listener.local_addr()?),
         pid: std::process::id(),
     };
-    let coordinator = Coordinator::open(args.serving.config(&args.engine, args.workers)).await?;
+    let coordinator = Coordinator::open(args.serving.config(&args.engine, args.groups.sizes()?)).await?;
     if args.json {
         println!("{}", serde_json::to_string(&listening)?);
     } else {

@@ -9,6 +9,7 @@ mod client;
 mod coordinator;
 mod engine_options;
 mod generate;
+mod groups;
 mod plan;
 mod plan_report;
 mod status;

@@ -66,6 +66,8 @@ struct StatusJson {
     spares: Vec<WorkerJson>,
     sequences: Vec<SequenceJson>,
     counters: BTreeMap<String, u64>,
+    /// 0 to 1.
+    prefix_hit_rate: f64,
 }
 
 #[derive(Serialize)]
@@ -75,6 +77,9 @@ struct GroupJson {
     role: String,
     state: String,
     transport: String,
+    workers_wanted: u32,
+    running: u32,
+    waiting: u32,
     ranks: Vec<RankJson>,
     blocks: BlocksJson,
     block_size: u32,
@@ -117,6 +122,8 @@ struct BlocksJson {
     held: u32,
     in_flight: u32,
     total: u32,
+    /// 0, or blocks have been lost.
+    unaccounted: i64,
 }
 
 #[derive(Serialize)]
@@ -129,10 +136,14 @@ struct WorkerJson {
 #[derive(Serialize)]
 struct SequenceJson {
     request_id: String,
-    /// `null` while it waits.
-    group: Option<u32>,
+    tenant: String,
+    priority: i32,
+    /// Where it runs, or waits for room.
+    group: u32,
     tokens: u32,
     computed: u32,
+    cached_tokens: u32,
+    preemptions: u32,
     state: String,
 }
 
@@ -148,6 +159,7 @@ impl From<v1::StatusResponse> for StatusJson {
             spares: status.spares.into_iter().map(WorkerJson::from).collect(),
             sequences: status.sequences.into_iter().map(SequenceJson::from).collect(),
             counters: status.counters.into_iter().collect(),
+            prefix_hit_rate: status.prefix_hit_rate,
         }
     }
 }
@@ -164,6 +176,9 @@ impl From<v1::Group> for GroupJson {
             role: group.role,
             state: group.state,
             transport: group.transport,
+            workers_wanted: group.workers_wanted,
+            running: group.running,
+            waiting: group.waiting,
             ranks: group.ranks.into_iter().map(RankJson::from).collect(),
             blocks: BlocksJson {
                 free: blocks.free,
@@ -171,6 +186,7 @@ impl From<v1::Group> for GroupJson {
                 held: blocks.held,
                 in_flight: blocks.in_flight,
                 total: blocks.total,
+                unaccounted: blocks.unaccounted,
             },
             block_size: group.block_size,
             cause: group.cause,
@@ -212,8 +228,12 @@ impl From<v1::Worker> for WorkerJson {
 impl From<v1::SequenceStatus> for SequenceJson {
     fn from(sequence: v1::SequenceStatus) -> Self {
         Self {
-            group: (sequence.state == "running").then_some(sequence.group),
+            group: sequence.group,
             request_id: sequence.request_id,
+            tenant: sequence.tenant,
+            priority: sequence.priority,
+            cached_tokens: sequence.cached_tokens,
+            preemptions: sequence.preemptions,
             tokens: sequence.tokens,
             computed: sequence.computed,
             state: sequence.state,
@@ -236,9 +256,12 @@ fn print(status: &StatusJson) {
         println!("  spare   {:<12} pid {:<7} {}", spare.worker, spare.pid, spare.address);
     }
     for sequence in &status.sequences {
+        println!("  {}", line_of(sequence));
+    }
+    if status.prefix_hit_rate > 0.0 {
         println!(
-            "  {:<8}{}  {} tokens, {} computed",
-            sequence.state, sequence.request_id, sequence.tokens, sequence.computed
+            "  prefix cache: {:.1} % of tokens found",
+            status.prefix_hit_rate * 100.0
         );
     }
     let counters = status.counters.iter().filter(|(_, count)| **count > 0);
@@ -248,10 +271,27 @@ fn print(status: &StatusJson) {
     }
 }
 
+fn line_of(sequence: &SequenceJson) -> String {
+    let mut line = format!(
+        "{:<8}{}  group {}, {} tokens, {} computed",
+        sequence.state, sequence.request_id, sequence.group, sequence.tokens, sequence.computed
+    );
+    if !sequence.tenant.is_empty() {
+        line += &format!(", tenant {}", sequence.tenant);
+    }
+    if sequence.priority != 0 {
+        line += &format!(", priority {}", sequence.priority);
+    }
+    if sequence.preemptions > 0 {
+        line += &format!(", preempted {} times", sequence.preemptions);
+    }
+    line
+}
+
 fn print_group(group: &GroupJson) {
     println!(
-        "  group {}  epoch {}.{}  {}  {}",
-        group.id, group.epoch.term, group.epoch.number, group.state, group.transport
+        "  group {}  epoch {}.{}  {}  {}  {} running, {} waiting",
+        group.id, group.epoch.term, group.epoch.number, group.state, group.transport, group.running, group.waiting
     );
     if !group.cause.is_empty() {
         println!("  no group forms: {}", group.cause);

@@ -23,18 +23,22 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{client, coordinator::ServingOptions, engine_options::EngineOptions, worker::WorkerSize};
+use crate::{
+    client, coordinator::ServingOptions, engine_options::EngineOptions, groups::GroupOptions, worker::WorkerSize,
+};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// A worker that does not end by then is killed.
 const STOP_GRACE: Duration = Duration::from_secs(3);
+/// A group's state when it answers.
+const SERVING: &str = "serving";
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
 
 /// Starts a local cluster: a coordinator and worker processes
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  kvasir up --model model.gguf --workers 2\n  kvasir up --model model.gguf --workers \
-                        3 --grpc 127.0.0.1:0 --json"
+                        3 --grpc 127.0.0.1:0 --json\n  kvasir up --model model.gguf --groups 1,2"
 )]
 pub struct UpArgs {
     #[command(flatten)]
@@ -43,9 +47,8 @@ pub struct UpArgs {
     size: WorkerSize,
     #[command(flatten)]
     serving: ServingOptions,
-    /// Worker processes; any number, also one that does not divide the model's heads
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
-    workers: u32,
+    #[command(flatten)]
+    groups: GroupOptions,
     /// Start a worker anew when it dies
     #[arg(long)]
     restart_workers: bool,
@@ -71,12 +74,14 @@ pub async fn run(args: UpArgs) -> Result<()> {
     let shutdown = shutdown::on_signals()?;
     let listener = args.serving.bind().await?;
     let grpc = format!("http://{}", listener.local_addr()?);
-    let coordinator = Coordinator::open(args.serving.config(&args.engine, args.workers)).await?;
+    let sizes = args.groups.sizes()?;
+    let num_workers = sizes.iter().sum();
+    let coordinator = Coordinator::open(args.serving.config(&args.engine, sizes)).await?;
     let serving = tokio::spawn(coordinator.serve(listener, shutdown.clone()));
     let mut workers = Workers::new(&args, grpc.clone());
     let result = async {
-        workers.start_all(args.workers)?;
-        let Some(()) = until_ready(&args, &grpc, &mut workers, &shutdown).await? else {
+        workers.start_all(num_workers)?;
+        let Some(()) = until_ready(num_workers, &grpc, &mut workers, &shutdown).await? else {
             return Ok(());
         };
         announce(&args, &grpc, &workers)?;
@@ -177,12 +182,12 @@ impl Workers {
 /// `None` if it was told to end first. A worker that ends before the cluster serves is a failure: the group would wait
 /// for it in vain.
 async fn until_ready(
-    args: &UpArgs,
+    num_workers: u32,
     grpc: &str,
     workers: &mut Workers,
     shutdown: &CancellationToken,
 ) -> Result<Option<()>> {
-    let mut progress = Progress::new(args.workers);
+    let mut progress = Progress::new(num_workers);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(None),
@@ -196,11 +201,12 @@ async fn until_ready(
             continue;
         };
         progress.report(&status);
-        if status.ready {
+        if status.groups.iter().all(|group| group.state == SERVING) {
             return Ok(Some(()));
         }
         // All workers are there and alike: what stands in the way now will not go away.
-        let all_joined = status.spares.len() == args.workers as usize;
+        let num_ranks: usize = status.groups.iter().map(|group| group.ranks.len()).sum();
+        let all_joined = status.spares.len() + num_ranks == num_workers as usize;
         if let Some(group) = status.groups.iter().find(|group| all_joined && !group.cause.is_empty()) {
             bail!("the cluster cannot form: {}", group.cause);
         }
@@ -231,18 +237,28 @@ impl Progress {
     }
 
     fn lines(&self, status: &v1::StatusResponse) -> Vec<String> {
-        let ranks: Vec<_> = status.groups.iter().flat_map(|group| &group.ranks).collect();
+        let several = status.groups.len() > 1;
+        let ranks: Vec<_> = status
+            .groups
+            .iter()
+            .flat_map(|group| group.ranks.iter().map(|rank| (group.id, rank)))
+            .collect();
         let joined = ranks.len() + status.spares.len();
         if ranks.is_empty() && joined > 0 {
             return vec![format!("{joined} of {} workers joined", self.wanted)];
         }
-        if !status.ready {
+        if status.groups.iter().any(|group| group.state != SERVING) {
             return vec!["loading weights".to_owned(); usize::from(!ranks.is_empty())];
         }
         let width = |range: &Option<v1::UnitRange>| range.as_ref().map_or(0, |range| range.end - range.begin);
-        let line = |rank: &&v1::RankStatus| {
+        let line = |(group, rank): &(u32, &v1::RankStatus)| {
+            let group = if several {
+                format!("group {group}, ")
+            } else {
+                String::new()
+            };
             format!(
-                "rank {}: {} KV heads, {} FFN and {} vocab units, {}",
+                "{group}rank {}: {} KV heads, {} FFN and {} vocab units, {}",
                 rank.rank,
                 width(&rank.kv_heads),
                 width(&rank.ffn_units),

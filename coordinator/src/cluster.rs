@@ -1,7 +1,8 @@
 //! The coordinator's state machine: takes events, returns effects. No clock, no I/O, no randomness.
 //!
-//! It joins the parts: workers, the group's epochs, the scheduler, the detector. A part says what is the case; here is
-//! decided what follows. Losses are in `loss`, the snapshot of the status in `snapshot`.
+//! It joins the parts: workers, groups with their epochs and schedulers, the detector. A part says what is the case; here
+//! is decided what follows. Requests come in through `router`, losses are in `loss`, the snapshot of the status in
+//! `snapshot`.
 
 use kvasir_kv::{
     CORRUPT_CELL, FromWorker, GroupId, LoadReport, Progress, Rank, StepId, StepOutput, ToWorker, UnitLayout, WorkerInfo,
@@ -9,48 +10,53 @@ use kvasir_kv::{
 
 use crate::{
     ClusterConfig, Effect, Event, LossCause, Now, SessionId,
-    detector::{Steady, SteadyClock},
-    formation::form,
+    detector::SteadyClock,
+    formation::{Formation, form},
     group::{Group, Stage},
-    scheduler::Scheduler,
-    workers::{JoinRefused, Workers},
+    status::Counters,
+    workers::{JoinRefused, Worker, Workers},
 };
+
+/// Where a worker is a rank.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Seat {
+    pub group: GroupId,
+    pub rank: Rank,
+}
 
 #[derive(Debug)]
 pub struct Cluster {
     pub(crate) config: ClusterConfig,
     pub(crate) layout: UnitLayout,
     pub(crate) workers: Workers,
-    pub(crate) group: Group,
-    pub(crate) scheduler: Scheduler,
+    /// By id.
+    pub(crate) groups: Vec<Group>,
     pub(crate) clock: SteadyClock,
-    pub(crate) formed_once: bool,
-    pub(crate) nonces: u64,
-    /// Epochs in a row that ended before they completed a step.
-    pub(crate) failures: u32,
-    pub(crate) retry_at: Steady,
-    /// Since when no group serves; `None` while one does.
-    pub(crate) outage_since: Option<Now>,
-    /// Why the live workers form no group.
-    pub(crate) cause: Option<String>,
+    /// Epochs of all groups: no two have the same number.
+    pub(crate) epochs_begun: u64,
+    pub(crate) arrivals: u64,
+    /// What no group counts.
+    pub(crate) counters: Counters,
     pub(crate) now: Now,
     pub(crate) effects: Vec<Effect>,
 }
 
 impl Cluster {
-    /// `sequences_max` and `chunk_tokens_max` are lowered to `step_tokens_max`, and limits of 0 raised to 1.
-    pub fn new(config: ClusterConfig, layout: UnitLayout) -> Self {
+    /// `sequences_max` and `chunk_tokens_max` are lowered to `step_tokens_max`, and limits of 0 raised to 1. Without a
+    /// group size there is one group of one rank.
+    pub fn new(mut config: ClusterConfig, layout: UnitLayout) -> Self {
+        if config.group_sizes.is_empty() {
+            config.group_sizes.push(1);
+        }
+        let sizes = config.group_sizes.iter().zip(0..);
+        let groups = sizes.map(|(size, id)| Group::new(GroupId(id), *size, &config));
         Self {
             workers: Workers::default(),
-            group: Group::new(GroupId(0), config.stall_min),
-            scheduler: Scheduler::new(&config, layout.shape().context_len),
+            groups: groups.collect(),
             clock: SteadyClock::new(config.tick_interval * 2),
-            formed_once: false,
-            nonces: 0,
-            failures: 0,
-            retry_at: Steady::default(),
-            outage_since: Some(Now::default()),
-            cause: None,
+            epochs_begun: 0,
+            arrivals: 0,
+            counters: Counters::default(),
             now: Now::default(),
             effects: Vec::new(),
             config,
@@ -78,15 +84,24 @@ impl Cluster {
                 sequence,
                 request,
                 deadline,
-            } => self
-                .scheduler
-                .submit(sequence, request, deadline, now, &mut self.effects),
-            Event::Cancel { sequence, reason } => self.scheduler.cancel(sequence, reason, &mut self.effects),
-            Event::Stop { sequence, last_index } => self.scheduler.stop(sequence, last_index, &mut self.effects),
+            } => self.submit(sequence, request, deadline),
+            Event::Cancel { sequence, reason } => {
+                for group in &mut self.groups {
+                    group.scheduler.cancel(sequence, reason, &mut self.effects);
+                }
+            }
+            Event::Stop { sequence, last_index } => {
+                for group in &mut self.groups {
+                    group.scheduler.stop(sequence, last_index, &mut self.effects);
+                }
+            }
             Event::Tick => self.on_tick(),
         }
         self.try_form();
+        self.leave_idle_groups();
         self.send_steps();
+        self.even_out();
+        self.report_recoveries();
         if cfg!(debug_assertions) {
             self.check_invariants();
         }
@@ -94,18 +109,37 @@ impl Cluster {
     }
 
     /// # Panics
-    /// If the books of the group are not in order.
+    /// If the books of a group are not in order.
     pub fn check_invariants(&self) {
-        self.scheduler.check_invariants();
-        for member in self.group.active.iter().flat_map(|active| &active.members) {
-            assert!(self.workers.get(member.session).is_some(), "a rank without a session");
+        let mut seated = std::collections::BTreeSet::new();
+        for group in &self.groups {
+            group.scheduler.check_invariants();
+            for member in group.active.iter().flat_map(|active| &active.members) {
+                assert!(self.workers.get(member.session).is_some(), "a rank without a session");
+                assert!(seated.insert(member.session), "a worker is a rank of two groups");
+            }
         }
+    }
+
+    pub(crate) fn group(&self, id: GroupId) -> &Group {
+        &self.groups[id.0 as usize]
+    }
+
+    pub(crate) fn group_mut(&mut self, id: GroupId) -> &mut Group {
+        &mut self.groups[id.0 as usize]
+    }
+
+    pub(crate) fn seat_of(&self, session: SessionId) -> Option<Seat> {
+        self.groups.iter().find_map(|group| {
+            let rank = group.rank_of(session)?;
+            Some(Seat { group: group.id, rank })
+        })
     }
 
     fn on_joined(&mut self, session: SessionId, info: WorkerInfo) {
         if let Err(refusal) = self.acceptable(&info) {
             let reason = refusal.to_string();
-            self.scheduler.counters.workers_refused += 1;
+            self.counters.workers_refused += 1;
             let refuse = ToWorker::Refuse {
                 kind: refusal.kind(),
                 reason: reason.clone(),
@@ -128,8 +162,7 @@ impl Cluster {
         }
         self.config.numerics_id.get_or_insert(info.numerics_id);
         self.workers.join(session, info, self.clock.read());
-        // The set of workers has changed: what could not be formed may be possible now.
-        self.cause = None;
+        self.forget_causes();
     }
 
     fn acceptable(&self, info: &WorkerInfo) -> Result<(), JoinRefused> {
@@ -176,36 +209,45 @@ impl Cluster {
         }
     }
 
+    /// The set of free workers has changed: what could not be formed may be possible now.
+    pub(crate) fn forget_causes(&mut self) {
+        self.groups.iter_mut().for_each(|group| group.cause = None);
+    }
+
     fn on_message(&mut self, session: SessionId, message: FromWorker) {
         let steady = self.clock.read();
         if !self.workers.heard(session, steady) {
-            self.scheduler.counters.messages_stale += 1;
+            self.counters.messages_stale += 1;
             return;
         }
-        let rank = self.group.rank_of(session);
+        let seat = self.seat_of(session);
         if let FromWorker::Heartbeat(progress) = message {
-            return self.on_heartbeat(rank, progress);
+            return self.on_heartbeat(seat, progress);
         }
-        match rank {
-            Some(rank) if message.epoch() == self.group.epoch => self.on_rank_message(session, rank, message),
-            _ => self.scheduler.counters.messages_stale += 1,
+        match seat {
+            Some(seat) if message.epoch() == self.group(seat.group).epoch => {
+                self.on_rank_message(session, seat, message);
+            }
+            _ => self.counters.messages_stale += 1,
         }
     }
 
-    fn on_heartbeat(&mut self, rank: Option<Rank>, progress: Progress) {
+    fn on_heartbeat(&mut self, seat: Option<Seat>, progress: Progress) {
         let steady = self.clock.read();
-        if let (Some(rank), Some(active)) = (rank, self.group.active.as_mut()) {
+        if let Some(Seat { group, rank }) = seat
+            && let Some(active) = self.group_mut(group).active.as_mut()
+        {
             active.members[rank.0 as usize].watch.observe(progress, steady);
         }
     }
 
-    fn on_rank_message(&mut self, session: SessionId, rank: Rank, message: FromWorker) {
+    fn on_rank_message(&mut self, session: SessionId, seat: Seat, message: FromWorker) {
         let outcome = match message {
-            FromWorker::EndpointReady { endpoint, .. } => self.on_endpoint(rank, endpoint),
-            FromWorker::EpochReady { load, .. } => self.on_ready(rank, load),
-            FromWorker::StepDone { step, output, .. } => self.on_step_done(rank, step, output),
+            FromWorker::EndpointReady { endpoint, .. } => self.on_endpoint(seat, endpoint),
+            FromWorker::EpochReady { load, .. } => self.on_ready(seat, load),
+            FromWorker::StepDone { step, output, .. } => self.on_step_done(seat, step, output),
             FromWorker::EpochFailed { reason, missing, .. } => {
-                self.on_epoch_failed(session, rank, reason, &missing);
+                self.on_epoch_failed(session, seat, reason, &missing);
                 Ok(())
             }
             FromWorker::Heartbeat(_) => Ok(()),
@@ -215,63 +257,74 @@ impl Cluster {
         }
     }
 
-    fn on_endpoint(&mut self, rank: Rank, endpoint: String) -> Result<(), String> {
+    fn on_endpoint(&mut self, seat: Seat, endpoint: String) -> Result<(), String> {
         let steady = self.clock.read();
-        let active = self.group.active.as_mut().expect("the sender has a rank");
-        let effects = active.on_endpoint(rank, endpoint, self.group.epoch, steady);
+        let group = self.group_mut(seat.group);
+        let epoch = group.epoch;
+        let active = group.active.as_mut().expect("the sender has a rank");
+        let effects = active.on_endpoint(seat.rank, endpoint, epoch, steady);
         self.effects.extend(effects.map_err(|error| error.to_string())?);
         Ok(())
     }
 
-    fn on_ready(&mut self, rank: Rank, load: LoadReport) -> Result<(), String> {
+    fn on_ready(&mut self, seat: Seat, load: LoadReport) -> Result<(), String> {
         let steady = self.clock.read();
-        let active = self.group.active.as_mut().expect("the sender has a rank");
-        if !active.on_ready(rank, load, steady).map_err(|error| error.to_string())? {
-            return Ok(());
+        let group = self.group_mut(seat.group);
+        let active = group.active.as_mut().expect("the sender has a rank");
+        let all_ready = active.on_ready(seat.rank, load, steady);
+        if all_ready.map_err(|error| error.to_string())? {
+            self.start_epoch(seat.group);
         }
+        Ok(())
+    }
+
+    fn start_epoch(&mut self, id: GroupId) {
+        let numerics_id = self.config.numerics_id.expect("the first worker that joined decided");
+        let group = &mut self.groups[id.0 as usize];
+        let active = group.active.as_ref().expect("its ranks are ready");
         let (num_blocks, world_size) = (active.formation.num_blocks, active.world_size());
-        self.outage_since = None;
-        self.scheduler.counters.epochs += 1;
+        group.outage_since = None;
         self.effects.push(Effect::EpochStarted {
-            group: self.group.id,
-            epoch: self.group.epoch,
+            group: id,
+            epoch: group.epoch,
             world_size: world_size as u32,
             transport: active.formation.transport,
             num_blocks,
         });
-        let numerics_id = self.config.numerics_id.expect("the first worker that joined decided");
-        self.scheduler.key_prefixes(&numerics_id);
-        self.scheduler
-            .start_epoch(self.group.epoch, num_blocks, world_size, self.now, &mut self.effects);
-        Ok(())
+        group.scheduler.counters.epochs += 1;
+        group.scheduler.key_prefixes(&numerics_id);
+        group.scheduler.start_epoch(group.epoch, num_blocks, world_size);
+        self.move_misfits(id);
     }
 
-    fn on_step_done(&mut self, rank: Rank, step: StepId, output: Option<StepOutput>) -> Result<(), String> {
+    fn on_step_done(&mut self, seat: Seat, step: StepId, output: Option<StepOutput>) -> Result<(), String> {
         let steady = self.clock.read();
-        let active = self.group.active.as_mut().expect("the sender has a rank");
+        let group = &mut self.groups[seat.group.0 as usize];
+        let active = group.active.as_mut().expect("the sender has a rank");
         if active.stage != Stage::Running {
             return Err(format!("step {step} done before the group runs"));
         }
-        active.members[rank.0 as usize].watch.touch(steady);
-        let took = self
+        active.members[seat.rank.0 as usize].watch.touch(steady);
+        let took = group
             .scheduler
-            .on_step_done(rank, step, output, self.now, steady, &mut self.effects)
+            .on_step_done(seat.rank, step, output, steady, &mut self.effects)
             .map_err(|violation| violation.to_string())?;
         if let Some(took) = took {
-            self.group.usual_step.observe(took);
-            self.note_proven();
+            group.usual_step.observe(took);
+            self.note_proven(seat.group);
         }
         Ok(())
     }
 
     /// A step was completed: whoever failed before has made up for it.
-    fn note_proven(&mut self) {
-        let active = self.group.active.as_mut().expect("a step was completed");
+    fn note_proven(&mut self, id: GroupId) {
+        let group = &mut self.groups[id.0 as usize];
+        let active = group.active.as_mut().expect("a step was completed");
         if active.proven {
             return;
         }
         active.proven = true;
-        self.failures = 0;
+        group.failures = 0;
         for member in &active.members {
             if let Some(worker) = self.workers.get(member.session) {
                 let id = worker.info.id.clone();
@@ -280,9 +333,10 @@ impl Cluster {
         }
     }
 
-    fn on_epoch_failed(&mut self, session: SessionId, rank: Rank, reason: String, missing: &[Rank]) {
-        self.scheduler.counters.cells_corrupt += u64::from(reason.starts_with(CORRUPT_CELL));
-        let active = self.group.active.as_ref().expect("the sender has a rank");
+    fn on_epoch_failed(&mut self, session: SessionId, seat: Seat, reason: String, missing: &[Rank]) {
+        let rank = seat.rank;
+        self.counters.cells_corrupt += u64::from(reason.starts_with(CORRUPT_CELL));
+        let active = self.group(seat.group).active.as_ref().expect("the sender has a rank");
         let blamed: Vec<SessionId> = missing
             .iter()
             .filter(|missing| **missing != rank)
@@ -304,51 +358,91 @@ impl Cluster {
         if self.workers.strike(&id) {
             self.give_up(vec![self.loss(session, LossCause::Failed, reason)]);
         } else {
-            self.end_epoch(&[], Some(id), reason);
+            self.end_epoch(seat.group, &[], Some(id), reason);
         }
     }
 
-    /// Begins the next epoch, if there is none and there are workers for it.
+    /// Begins the next epoch of each group that has none, if there are workers for it.
     fn try_form(&mut self) {
         let steady = self.clock.read();
-        let too_few = !self.formed_once && self.workers.len() < self.config.workers_wanted() as usize;
-        let idle = self.group.active.is_none() && self.cause.is_none() && steady >= self.retry_at;
-        if !idle || too_few || self.workers.len() == 0 {
-            return;
-        }
-        match form(&self.config, &self.layout, &self.workers.candidates()) {
-            Ok(formation) => {
-                self.formed_once = true;
-                self.nonces += 1;
-                let nonce = mix(self.config.nonce_seed, self.nonces);
-                let term = self.workers.term_max().saturating_add(1);
-                let effects = self.group.form(term, nonce, formation, &self.config, steady);
-                self.effects.extend(effects);
+        for index in 0..self.groups.len() {
+            let group = &self.groups[index];
+            if group.active.is_some() || group.cause.is_some() || steady < group.retry_at {
+                continue;
             }
-            Err(error) => self.cause = Some(error.to_string()),
+            let candidates = self.workers.candidates(group.id, |session, worker| {
+                self.seat_of(session).is_none() && !self.is_awaited_elsewhere(worker, group.id)
+            });
+            let too_few = !group.formed_once && candidates.len() < group.size as usize;
+            if too_few || self.workers.len() == 0 {
+                continue;
+            }
+            let formed = form(&self.config, &self.layout, group.size, &candidates);
+            match formed {
+                Ok(formation) => self.begin_epoch(index, formation),
+                Err(error) => self.groups[index].cause = Some(error.to_string()),
+            }
         }
     }
 
-    fn send_steps(&mut self) {
+    /// A group that re-forms is given back its own workers.
+    fn is_awaited_elsewhere(&self, worker: &Worker, group: GroupId) -> bool {
+        let home = worker.home.filter(|home| *home != group);
+        home.map(|home| self.group(home))
+            .is_some_and(|home| home.active.is_none() && home.cause.is_none())
+    }
+
+    fn begin_epoch(&mut self, index: usize, formation: Formation) {
         let steady = self.clock.read();
-        let Some(active) = self
-            .group
-            .active
-            .as_mut()
-            .filter(|active| active.stage == Stage::Running)
-        else {
+        let group = &mut self.groups[index];
+        group.formed_once = true;
+        self.workers.settle(&formation.sessions, group.id);
+        self.epochs_begun += 1;
+        let number = self.epochs_begun;
+        let nonce = mix(self.config.nonce_seed, number);
+        let term = self.workers.term_max().saturating_add(1);
+        let effects = group.form(term, number, nonce, formation, &self.config, steady);
+        self.effects.extend(effects);
+    }
+
+    pub(crate) fn send_steps(&mut self) {
+        for index in 0..self.groups.len() {
+            self.send_steps_of(index);
+        }
+    }
+
+    fn send_steps_of(&mut self, index: usize) {
+        let steady = self.clock.read();
+        let group = &mut self.groups[index];
+        let Some(active) = group.active.as_mut().filter(|active| active.stage == Stage::Running) else {
             return;
         };
         let mut idle: Vec<bool> = (0..active.world_size() as u32)
-            .map(|rank| !self.scheduler.is_busy(Rank(rank)))
+            .map(|rank| !group.scheduler.is_busy(Rank(rank)))
             .collect();
-        while let Some(plan) = self.scheduler.next_plan(steady) {
+        while let Some(plan) = group.scheduler.next_plan(steady) {
             // A rank that had nothing to do begins to be measured now.
             for (member, _) in active.members.iter_mut().zip(&idle).filter(|(_, idle)| **idle) {
                 member.watch.touch(steady);
             }
             idle.fill(false);
             self.effects.extend(active.send_step(plan));
+        }
+    }
+
+    fn report_recoveries(&mut self) {
+        let went_on = self.groups.iter_mut().flat_map(|group| group.scheduler.take_went_on());
+        for (sequence, recomputed) in went_on.collect::<Vec<_>>() {
+            for recovery in self.groups.iter_mut().filter_map(|group| group.recovery.as_mut()) {
+                recovery.went_on(sequence, recomputed);
+            }
+        }
+        for group in &mut self.groups {
+            let serves = group.serves();
+            if let Some(recovery) = group.recovery.take_if(|recovery| recovery.is_over(serves)) {
+                self.counters.recoveries += 1;
+                self.effects.push(recovery.report(group.id, group.epoch, self.now));
+            }
         }
     }
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use kvasir_kv::{
-    CellLayout, Epoch, FinishReason, FromWorker, HeadLayout, KvDtype, LoadReport, ModelShape, NumericsId, Progress,
-    Rank, Request, RequestId, SampledToken, Sampling, SequenceId, StepId, StepOutput, StepPlan, StepTimes, TenantId,
-    ToWorker, TokenId, Transport, UnitBytes, UnitLayout, WorkerId, WorkerInfo,
+    CellLayout, Epoch, FinishReason, FromWorker, GroupId, HeadLayout, KvDtype, LoadReport, ModelShape, NumericsId,
+    Progress, Rank, Request, RequestId, SampledToken, Sampling, SequenceId, StepId, StepOutput, StepPlan, StepTimes,
+    TenantId, ToWorker, TokenId, Transport, UnitBytes, UnitLayout, WorkerId, WorkerInfo,
 };
 
 use crate::{
@@ -479,6 +479,7 @@ fn a_recovery_is_reported_when_the_last_interrupted_sequence_has_gone_on() {
         "{effects:?}"
     );
     let recovered = Effect::Recovered {
+        group: GroupId(0),
         epoch: Epoch { term: 7, number: 2 },
         stall_ms: 70,
         tokens_recomputed: 20,

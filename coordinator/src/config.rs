@@ -27,7 +27,9 @@ pub struct ClusterConfig {
     pub step_tokens_max: u32,
     /// Tokens that one sequence may add to a step: a long prompt is computed in chunks.
     pub chunk_tokens_max: u32,
-    /// Sequences that hold blocks at a time; at most `step_tokens_max`, so that each may decode in every step.
+    /// Tokens of prompts, all sequences together, in a step in which others decode: so long do these wait for theirs.
+    pub mixed_prefill_tokens_max: u32,
+    /// Sequences of a group that hold blocks at a time; at most `step_tokens_max`, so that each may decode in every step.
     pub sequences_max: u32,
     /// Sequences that wait, in all groups together; one more is refused.
     pub queue_max: u32,
@@ -66,6 +68,7 @@ impl ClusterConfig {
             nonce_seed: 0,
             step_tokens_max: 512,
             chunk_tokens_max: 256,
+            mixed_prefill_tokens_max: 128,
             sequences_max: 64,
             queue_max: 256,
             queue_tokens_max: 1 << 20,

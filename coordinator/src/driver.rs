@@ -343,11 +343,12 @@ impl Driver {
                 warn!(%worker, rank, %epoch, how = how.name(), detection_ms, reason, "worker lost");
             }
             Effect::Recovered {
+                group,
                 epoch,
                 stall_ms,
                 tokens_recomputed,
                 sequences,
-            } => info!(%epoch, stall_ms, tokens_recomputed, sequences, "recovered"),
+            } => info!(%group, %epoch, stall_ms, tokens_recomputed, sequences, "recovered"),
             _ => {}
         }
         self.publish_readiness();

@@ -124,8 +124,10 @@ pub enum Effect {
         detection_ms: u64,
         reason: String,
     },
-    /// For the log: every sequence that the loss interrupted has gone on or ended.
+    /// For the log: every sequence that the loss interrupted has gone on or ended, in this group or another.
     Recovered {
+        group: GroupId,
+        /// Of the group that had the loss, by now.
         epoch: Epoch,
         /// From the verdict until the last of them went on.
         stall_ms: u64,
@@ -200,6 +202,14 @@ pub enum SequenceError {
     },
     #[error("{waiting} requests wait, at most {queue_max} may")]
     QueueFull { waiting: u32, queue_max: u32 },
+    #[error("requests of {waiting_tokens} tokens wait; with {tokens} more they would exceed {queue_tokens_max}")]
+    QueueTokens {
+        waiting_tokens: u64,
+        tokens: u64,
+        queue_tokens_max: u64,
+    },
+    #[error("the request waited {waited_ms} ms for its turn; the longest wait is {queue_wait_ms_max} ms")]
+    QueueWait { waited_ms: u64, queue_wait_ms_max: u64 },
     #[error("sequence {0} exists already")]
     Duplicate(SequenceId),
     #[error("a request needs a prompt and room for an answer: {prompt_len} prompt tokens, {max_tokens} answer tokens")]

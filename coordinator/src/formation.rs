@@ -14,11 +14,13 @@ pub(crate) struct Formation {
     pub plan: ShardPlan,
     pub num_blocks: u32,
     pub transport: Transport,
+    /// Sum of the ranks' weights.
+    pub speed: f64,
 }
 
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub(crate) enum FormationError {
-    #[error("no worker is live")]
+    #[error("no worker is free")]
     NoWorkers,
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -34,14 +36,15 @@ pub(crate) enum FormationError {
     },
 }
 
-/// Takes candidates in order of preference, up to the wanted number. One that cannot hold its share is passed over.
+/// Takes candidates in order of preference, up to `size`. One that cannot hold its share is passed over.
 pub(crate) fn form(
     config: &ClusterConfig,
     layout: &UnitLayout,
+    size: u32,
     candidates: &[(SessionId, &WorkerInfo)],
 ) -> Result<Formation, FormationError> {
     let units: u32 = UnitKind::ALL.into_iter().map(|kind| layout.count(kind)).sum();
-    let ranks_max = config.group_sizes[0].clamp(1, units.max(1)) as usize;
+    let ranks_max = size.clamp(1, units.max(1)) as usize;
     let mut candidates = candidates.to_vec();
     let mut first_error = None;
     loop {
@@ -88,6 +91,7 @@ fn form_of(
         sessions: chosen.iter().map(|(session, _)| *session).collect(),
         num_blocks: config.num_blocks_max.map_or(num_blocks, |max| num_blocks.min(max)),
         transport: transport(config, chosen),
+        speed: chosen.iter().map(|(_, info)| info.weight).sum(),
         plan,
     })
 }

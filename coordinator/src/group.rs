@@ -1,4 +1,4 @@
-//! A TP group's life in epochs: form, connect, run, abort.
+//! A TP group: its life in epochs (form, connect, run, abort), and the scheduler of its sequences.
 //!
 //! `FormEpoch` to every rank, `EndpointReady` from every rank, `ConnectEpoch` to every rank, `EpochReady` from every
 //! rank, then steps. Says what to send and what is wrong; who is lost is decided by the cluster.
@@ -8,19 +8,33 @@ use std::time::Duration;
 use kvasir_kv::{CellLayout, Epoch, EpochSpec, GroupId, LoadReport, Rank, StepPlan, ToWorker};
 
 use crate::{
-    ClusterConfig, Effect, SessionId,
+    ClusterConfig, Effect, Now, SessionId,
     detector::{RankWatch, Steady, UsualStep},
     formation::Formation,
+    recovery::Recovery,
+    scheduler::Scheduler,
     status::GroupPhase,
 };
 
 #[derive(Debug)]
 pub(crate) struct Group {
     pub id: GroupId,
+    /// Ranks that it is to have, at least 1.
+    pub size: u32,
     /// Of the current or the last life.
     pub epoch: Epoch,
     pub active: Option<Active>,
     pub usual_step: UsualStep,
+    pub scheduler: Scheduler,
+    pub formed_once: bool,
+    /// Epochs in a row that ended before they completed a step.
+    pub failures: u32,
+    pub retry_at: Steady,
+    /// Since when it does not serve; `None` while it does.
+    pub outage_since: Option<Now>,
+    /// Why the workers that are free form no group.
+    pub cause: Option<String>,
+    pub recovery: Option<Recovery>,
 }
 
 /// A life of the group, from `FormEpoch` to its end.
@@ -58,13 +72,33 @@ pub(crate) struct OutOfTurn {
 }
 
 impl Group {
-    pub fn new(id: GroupId, stall_min: Duration) -> Self {
+    pub fn new(id: GroupId, size: u32, config: &ClusterConfig) -> Self {
         Self {
             id,
+            size: size.max(1),
             epoch: Epoch::default(),
             active: None,
-            usual_step: UsualStep::new(stall_min),
+            usual_step: UsualStep::new(config.stall_min),
+            scheduler: Scheduler::new(config),
+            formed_once: false,
+            failures: 0,
+            retry_at: Steady::default(),
+            outage_since: Some(Now::default()),
+            cause: None,
+            recovery: None,
         }
+    }
+
+    /// Whether its ranks take steps.
+    pub fn serves(&self) -> bool {
+        self.active
+            .as_ref()
+            .is_some_and(|active| active.stage == Stage::Running)
+    }
+
+    /// How fast it is expected to be, relative to others: the sum of its ranks' weights.
+    pub fn speed(&self) -> f64 {
+        self.active.as_ref().map_or(0.0, |active| active.formation.speed)
     }
 
     pub fn phase(&self) -> GroupPhase {
@@ -73,10 +107,11 @@ impl Group {
             .map_or(GroupPhase::Waiting, |active| active.stage.phase())
     }
 
-    /// Begins the next epoch: in `term` if that is newer.
+    /// Begins the next epoch: in `term` if that is newer. `number` is above that of any epoch of this coordinator.
     pub fn form(
         &mut self,
         term: u64,
+        number: u64,
         nonce: u64,
         formation: Formation,
         config: &ClusterConfig,
@@ -85,7 +120,7 @@ impl Group {
         assert!(self.active.is_none(), "an epoch begins after the last one ended");
         self.epoch = Epoch {
             term: term.max(self.epoch.term),
-            number: self.epoch.number + 1,
+            number,
         };
         let spec = |rank| EpochSpec {
             group: self.id,

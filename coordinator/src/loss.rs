@@ -2,15 +2,15 @@
 //!
 //! A worker that is given up is not killed: its connection is closed, and it may join again.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use kvasir_kv::WorkerId;
+use kvasir_kv::{GroupId, WorkerId};
 
 use crate::{
     Cluster, Effect, LossCause, SessionId,
     detector::{Steady, Verdict, judge},
-    group::{Active, Stage},
-    recovery::Outage,
+    group::{Active, Group, Stage},
+    recovery::{Outage, Recovery},
 };
 
 /// Wait before an epoch that follows one which never completed a step; doubled each time.
@@ -30,36 +30,50 @@ pub(crate) struct Loss {
 impl Cluster {
     pub(crate) fn on_tick(&mut self) {
         let mut losses = self.silent_workers();
-        losses.extend(self.overdue_ranks());
-        match self.standing_ranks() {
-            Verdict::Suspects(ranks) => losses.extend(self.standing_losses(&ranks)),
-            Verdict::AllAtOnce if losses.is_empty() => {
-                self.end_epoch(&[], None, "all ranks stand still at the same place".to_owned());
+        let mut hung = Vec::new();
+        for group in &self.groups {
+            losses.extend(self.overdue_ranks(group));
+            match self.standing_ranks(group) {
+                Verdict::Suspects(ranks) => losses.extend(self.standing_losses(group, &ranks)),
+                Verdict::AllAtOnce => hung.push(group.id),
+                Verdict::Fine => {}
             }
-            Verdict::AllAtOnce | Verdict::Fine => {}
+        }
+        hung.retain(|id| {
+            let in_it = |loss: &Loss| self.seat_of(loss.session).is_some_and(|seat| seat.group == *id);
+            !losses.iter().any(in_it)
+        });
+        for id in hung {
+            self.end_epoch(id, &[], None, "all ranks stand still at the same place".to_owned());
         }
         self.give_up(losses);
-        let outage = self.outage();
-        self.scheduler
-            .check_deadlines(self.now, outage.as_ref(), &mut self.effects);
+        for index in 0..self.groups.len() {
+            let outage = self.outage(&self.groups[index]);
+            let scheduler = &mut self.groups[index].scheduler;
+            scheduler.check_deadlines(self.now, outage.as_ref(), &mut self.effects);
+        }
     }
 
-    fn stall_window(&self) -> Duration {
-        self.group.usual_step.stall_window()
+    /// How long a worker may be silent.
+    fn stall_window(&self, session: SessionId) -> Duration {
+        let seat = self.seat_of(session);
+        seat.map_or(self.config.stall_min, |seat| {
+            self.group(seat.group).usual_step.stall_window()
+        })
     }
 
     /// Spares too: one that does not live must not be counted on.
     fn silent_workers(&self) -> Vec<Loss> {
-        let (steady, window) = (self.clock.read(), self.stall_window());
+        let steady = self.clock.read();
         let workers = self.workers.in_join_order().into_iter();
         workers
-            .filter(|(_, worker)| steady.since(worker.heard) > window)
+            .filter(|(session, worker)| steady.since(worker.heard) > self.stall_window(*session))
             .map(|(session, _)| self.loss(session, LossCause::Stalled, "no sign of life".to_owned()))
             .collect()
     }
 
-    fn overdue_ranks(&self) -> Vec<Loss> {
-        let Some(active) = &self.group.active else {
+    fn overdue_ranks(&self, group: &Group) -> Vec<Loss> {
+        let Some(active) = &group.active else {
             return Vec::new();
         };
         let steady = self.clock.read();
@@ -67,30 +81,25 @@ impl Cluster {
             Stage::Forming { since } | Stage::Connecting { since } => since,
             Stage::Running => return Vec::new(),
         };
-        let reason = format!("no answer while the group was {}", self.group.phase().name());
+        let reason = format!("no answer while the group was {}", group.phase().name());
         self.losses_of(active, &active.overdue(&self.config, steady), reason, |_| since)
     }
 
-    fn standing_ranks(&self) -> Verdict {
-        let Some(active) = self
-            .group
-            .active
-            .as_ref()
-            .filter(|active| active.stage == Stage::Running)
-        else {
+    fn standing_ranks(&self, group: &Group) -> Verdict {
+        let Some(active) = group.active.as_ref().filter(|_| group.serves()) else {
             return Verdict::Fine;
         };
         let ranks: Vec<_> = active
             .members
             .iter()
             .zip(0..)
-            .map(|(member, rank)| (member.watch, self.scheduler.is_busy(kvasir_kv::Rank(rank))))
+            .map(|(member, rank)| (member.watch, group.scheduler.is_busy(kvasir_kv::Rank(rank))))
             .collect();
-        judge(&ranks, self.clock.read(), self.stall_window())
+        judge(&ranks, self.clock.read(), group.usual_step.stall_window())
     }
 
-    fn standing_losses(&self, ranks: &[usize]) -> Vec<Loss> {
-        let Some(active) = &self.group.active else {
+    fn standing_losses(&self, group: &Group, ranks: &[usize]) -> Vec<Loss> {
+        let Some(active) = &group.active else {
             return Vec::new();
         };
         let reason = "it makes no progress, and the others wait for it".to_owned();
@@ -128,22 +137,27 @@ impl Cluster {
         }
     }
 
-    /// Gives workers up, all at once. If one was a rank, the epoch ends.
+    /// Gives workers up, all at once. The epochs in which they were ranks end.
     pub(crate) fn give_up(&mut self, losses: Vec<Loss>) {
         let gone: Vec<SessionId> = losses.iter().map(|loss| loss.session).collect();
-        let any_rank = gone.iter().any(|session| self.group.rank_of(*session).is_some());
-        let reason = losses.first().map(|loss| loss.reason.clone()).unwrap_or_default();
+        // By group, the first reason.
+        let mut ended: BTreeMap<GroupId, String> = BTreeMap::new();
         for loss in losses {
+            let seat = self.seat_of(loss.session);
+            if let Some(seat) = seat {
+                ended.entry(seat.group).or_insert_with(|| loss.reason.clone());
+            }
             // A worker may be suspected for two reasons at once.
             let Some(worker) = self.workers.leave(loss.session) else {
                 continue;
             };
-            self.cause = None;
-            self.scheduler.counters.ranks_lost += 1;
+            self.forget_causes();
+            self.counters.ranks_lost += 1;
             self.effects.push(Effect::RankLost {
                 worker: worker.info.id,
-                rank: self.group.rank_of(loss.session),
-                epoch: self.group.epoch,
+                rank: seat.map(|seat| seat.rank),
+                // A spare has none; then it is the first group's.
+                epoch: self.group(seat.map(|seat| seat.group).unwrap_or_default()).epoch,
                 how: loss.how,
                 detection_ms: loss.detection.as_millis() as u64,
                 reason: loss.reason.clone(),
@@ -155,43 +169,49 @@ impl Cluster {
                 });
             }
         }
-        if any_rank {
-            self.end_epoch(&gone, None, reason);
+        for (group, reason) in ended {
+            self.end_epoch(group, &gone, None, reason);
         }
     }
 
-    /// Ends the current epoch; sequences wait for the next. `reporter` is a rank that gave it up and stays.
-    pub(crate) fn end_epoch(&mut self, gone: &[SessionId], reporter: Option<WorkerId>, reason: String) {
-        let Some(active) = &self.group.active else { return };
-        let was_working = active.stage == Stage::Running && !self.scheduler.has_steps_out();
+    /// Ends a group's current epoch; its sequences wait for the next, or go to another group. `reporter` is a rank that
+    /// gave it up and stays.
+    pub(crate) fn end_epoch(&mut self, id: GroupId, gone: &[SessionId], reporter: Option<WorkerId>, reason: String) {
+        let group = &mut self.groups[id.0 as usize];
+        let Some(active) = &group.active else { return };
+        let was_working = group.serves() && !group.scheduler.has_steps_out();
         if !active.proven && !was_working {
-            self.failures += 1;
-            let wait = RETRY_MIN * 2u32.pow((self.failures - 1).min(10));
-            self.retry_at = Steady(self.clock.read().0 + wait.min(RETRY_MAX));
+            group.failures += 1;
+            let wait = RETRY_MIN * 2u32.pow((group.failures - 1).min(10));
+            group.retry_at = Steady(self.clock.read().0 + wait.min(RETRY_MAX));
         }
         self.effects.push(Effect::EpochEnded {
-            group: self.group.id,
-            epoch: self.group.epoch,
+            group: id,
+            epoch: group.epoch,
             reporter,
             reason,
         });
-        let aborts = self.group.abort(gone);
-        self.effects.extend(aborts);
-        self.scheduler.end_epoch(self.now);
-        self.outage_since.get_or_insert(self.now);
+        self.effects.extend(group.abort(gone));
+        if let Some(interrupted) = group.scheduler.end_epoch() {
+            let recovery = group.recovery.get_or_insert_with(|| Recovery::begin(self.now));
+            recovery.interrupt(interrupted);
+        }
+        group.outage_since.get_or_insert(self.now);
+        // Its ranks are free.
+        self.forget_causes();
     }
 
-    fn outage(&self) -> Option<Outage> {
-        let cause = self.cause.clone().or_else(|| {
-            let active = self.group.active.as_ref()?;
+    fn outage(&self, group: &Group) -> Option<Outage> {
+        let cause = group.cause.clone().or_else(|| {
+            let active = group.active.as_ref()?;
             Some(format!(
                 "the group of {} is {}",
                 active.world_size(),
-                self.group.phase().name()
+                group.phase().name()
             ))
         });
         Some(Outage {
-            since: self.outage_since?,
+            since: group.outage_since?,
             wait_max: self.config.unavailable_wait_max,
             workers_live: self.workers.len() as u32,
             workers_wanted: self.config.workers_wanted(),

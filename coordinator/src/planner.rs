@@ -1,19 +1,29 @@
 //! How a step is composed: which tokens of which sequences the next plan computes.
 //!
-//! It knows no prefill and no decode, only positions wanted. Tokens go first to those that want one, then to the
-//! oldest. Blocks are dealt by age: the oldest always gets on, if need be by preempting the newest. Waiting sequences
-//! are admitted strictly oldest first, so every waiting sequence is newer than every running one. An admitted one
-//! starts from the longest chain of full blocks that the prefix cache has of it.
+//! It knows no prefill and no decode, only positions wanted. Sequences that want one come first; what is left of the
+//! step goes to those that want many and to those that wait, in the order of [`Turn`]. An admitted sequence starts from the
+//! longest chain of full blocks that the prefix cache has of it. While the one who is next finds no room, nobody else
+//! is admitted: room that comes free is not taken from under it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use kvasir_kv::{BlockHash, BlockTable, PrefixHit, SequenceId, StepPlan};
+use kvasir_kv::{BlockHash, BlockTable, PrefixHit, SequenceId, StepPlan, TenantId};
 
 use crate::{
     detector::Steady,
+    preemption::Room,
     scheduler::Scheduler,
-    sequence::{Running, Sequence, State},
+    sequence::{Precedence, Running, Sequence, State},
 };
+
+/// Whose turn it is for what a step has left: lower priorities first, then the tenant that has been served least, then
+/// whoever came first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Turn {
+    priority: i32,
+    served: u64,
+    precedence: Precedence,
+}
 
 /// Tokens that a sequence adds to the step being made.
 #[derive(Clone, Copy, Debug)]
@@ -22,83 +32,133 @@ struct Grant {
     num_tokens: u32,
 }
 
-/// Whether a sequence's blocks could be had.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Room {
-    Ready,
-    /// Not in this step: blocks are in flight, or it was preempted itself.
-    Wait,
+/// The step as far as it is composed.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    grants: Vec<Grant>,
+    /// Tokens for sequences that want many.
+    prefill_left: u32,
+    /// Somebody waits for blocks that are in flight: they must not go to those after it.
+    short: bool,
+}
+
+impl Draft {
+    fn grant(&mut self, sequence: SequenceId, num_tokens: u32) {
+        self.grants.push(Grant { sequence, num_tokens });
+    }
+
+    /// Whoever is preempted gets nothing after all.
+    pub fn withdraw(&mut self, sequence: SequenceId) {
+        self.grants.retain(|grant| grant.sequence != sequence);
+    }
+
+    fn has(&self, sequence: SequenceId) -> bool {
+        self.grants.iter().any(|grant| grant.sequence == sequence)
+    }
 }
 
 impl Scheduler {
-    /// The next step, if there is anything to compute and fewer than `look_ahead + 1` steps are out.
+    /// The next step, if there is anything to compute and those who come later need not be in it: no more than
+    /// `look_ahead` steps, and few tokens, are out.
     pub fn next_plan(&mut self, steady: Steady) -> Option<StepPlan> {
         let books = self.books.as_ref()?;
-        if books.num_without_output() > self.limits.look_ahead {
+        let out = books.num_without_output();
+        let tokens_out = books.tokens_without_output();
+        if out > self.limits.look_ahead || tokens_out >= self.limits.look_ahead_tokens_max {
             return None;
         }
-        let grants = self.grant_running();
-        let (placed, short_of_blocks) = self.place(&grants);
-        let mut grants: Vec<Grant> = grants
-            .into_iter()
-            .filter(|grant| placed.contains(&grant.sequence))
-            .collect();
-        // Who waits for blocks must not see them go to a newcomer.
-        if !short_of_blocks {
-            let used: u32 = grants.iter().map(|grant| grant.num_tokens).sum();
-            self.admit(self.limits.step_tokens_max - used, &mut grants);
-        }
-        if grants.is_empty() {
+        let mut draft = Draft::default();
+        self.grant_ones(&mut draft);
+        let left = self.limits.step_tokens_max - draft.grants.len() as u32;
+        draft.prefill_left = match draft.grants.is_empty() {
+            true => left,
+            false => left.min(self.limits.mixed_prefill_tokens_max),
+        };
+        self.grant_many(&mut draft);
+        if draft.grants.is_empty() {
             return None;
         }
-        Some(self.commit(&grants, steady))
+        Some(self.commit(&draft.grants, steady))
     }
 
-    /// Tokens for the running sequences: those that want one first, then by age.
-    fn grant_running(&self) -> Vec<Grant> {
-        let mut wanting: Vec<(bool, &Sequence)> = self
-            .sequences()
-            .take_while(|sequence| sequence.running().is_some())
-            .filter(|sequence| sequence.wanted() > 0)
-            .map(|sequence| (sequence.wanted() > 1, sequence))
-            .collect();
-        wanting.sort_by_key(|(wants_many, _)| *wants_many);
-        let mut budget = self.limits.step_tokens_max;
-        let mut grants = Vec::new();
-        for (_, sequence) in wanting {
-            let num_tokens = sequence.wanted().min(self.limits.chunk_tokens_max).min(budget);
-            if num_tokens > 0 {
-                budget -= num_tokens;
-                grants.push(Grant {
-                    sequence: sequence.id,
-                    num_tokens,
-                });
+    /// A token for every running sequence that wants one.
+    fn grant_ones(&mut self, draft: &mut Draft) {
+        for id in self.ids() {
+            // It may have been preempted a moment ago.
+            let wants_one = |sequence: &Sequence| sequence.running().is_some() && sequence.wanted() == 1;
+            if wants_one(&self.sequences[&id]) {
+                self.place(id, 1, draft);
             }
         }
-        grants
     }
 
-    /// Allocates blocks for the granted tokens, oldest first: whoever is preempted for it comes later in this order and
-    /// has got nothing yet. Returns who has all it needs, and whether anybody has not.
-    fn place(&mut self, grants: &[Grant]) -> (BTreeSet<SequenceId>, bool) {
-        let mut placed = BTreeSet::new();
-        let mut short = false;
-        for id in self.by_age.clone() {
-            let Some(grant) = grants.iter().find(|grant| grant.sequence == id) else {
-                continue;
-            };
-            if self.sequences[&id].running().is_none() {
-                continue; // preempted by an older one a moment ago
+    /// What is left of the step, turn by turn.
+    fn grant_many(&mut self, draft: &mut Draft) {
+        let mut charged = BTreeMap::new();
+        let mut passed = Vec::new();
+        self.crowded = false;
+        while draft.prefill_left > 0
+            && let Some(id) = self.next_turn(draft, &passed, &charged)
+        {
+            passed.push(id);
+            let sequence = &self.sequences[&id];
+            if sequence.running().is_none() {
+                self.crowded = !self.admit(id, draft);
+                if self.crowded {
+                    continue;
+                }
             }
-            let needed = self.blocks_missing(id, grant.num_tokens);
-            if needed > 0 && (short || self.make_room(id, needed) == Room::Wait) {
-                short = true;
-                continue;
+            let sequence = &self.sequences[&id];
+            let tenant = sequence.request.tenant.clone();
+            let num_tokens = sequence
+                .wanted()
+                .min(self.limits.chunk_tokens_max)
+                .min(draft.prefill_left);
+            if self.place(id, num_tokens, draft) {
+                draft.prefill_left -= num_tokens;
+                *charged.entry(tenant).or_default() += u64::from(num_tokens);
             }
-            self.allocate(id, needed);
-            placed.insert(id);
         }
-        (placed, short)
+    }
+
+    /// Whose turn is next, of those that have not had theirs.
+    fn next_turn(&self, draft: &Draft, passed: &[SequenceId], charged: &BTreeMap<TenantId, u64>) -> Option<SequenceId> {
+        let admits = !draft.short && !self.crowded;
+        let wants = |sequence: &&Sequence| match sequence.running() {
+            Some(_) => sequence.wanted() > 0 && !draft.has(sequence.id),
+            None => admits,
+        };
+        let candidates = self.sequences().filter(|sequence| !passed.contains(&sequence.id));
+        let turn = |sequence: &&Sequence| self.turn_of(sequence, charged);
+        candidates.filter(wants).min_by_key(turn).map(|sequence| sequence.id)
+    }
+
+    fn turn_of(&self, sequence: &Sequence, charged: &BTreeMap<TenantId, u64>) -> Turn {
+        let tenant = &sequence.request.tenant;
+        Turn {
+            priority: sequence.precedence.priority,
+            served: self.share.served(tenant) + charged.get(tenant).copied().unwrap_or(0),
+            precedence: sequence.precedence,
+        }
+    }
+
+    /// Who did not find room when the last step was composed, if it could wait elsewhere as well.
+    pub(super) fn next_crowded_out(&self) -> Option<SequenceId> {
+        let waiting = self.waiting().filter(|_| self.crowded);
+        let next = waiting.min_by_key(|sequence| self.turn_of(sequence, &BTreeMap::new()))?;
+        next.is_portable().then_some(next.id)
+    }
+
+    /// Allocates the blocks for a running sequence's next tokens and grants them. False if it has to wait.
+    fn place(&mut self, id: SequenceId, num_tokens: u32, draft: &mut Draft) -> bool {
+        let needed = self.blocks_missing(id, num_tokens);
+        if needed > 0 && (draft.short || self.make_room(id, needed, draft) == Room::Wait) {
+            draft.short = true;
+            return false;
+        }
+        self.allocate(id, needed);
+        draft.grant(id, num_tokens);
+        true
     }
 
     /// Blocks that a running sequence lacks for `num_tokens` more positions.
@@ -110,33 +170,6 @@ impl Scheduler {
         needed.saturating_sub(running.blocks.len() as u32)
     }
 
-    /// Preempts newer sequences until `needed` blocks can be had, or will be; the newest preempts itself.
-    fn make_room(&mut self, id: SequenceId, needed: u32) -> Room {
-        loop {
-            let counts = self.block_counts();
-            if counts.available() >= needed {
-                return Room::Ready;
-            }
-            if counts.available() + counts.in_flight >= needed {
-                return Room::Wait;
-            }
-            let newest = *self
-                .by_age
-                .iter()
-                .rfind(|id| self.sequences[*id].running().is_some())
-                .expect("the one that needs blocks runs");
-            self.preempt(newest);
-            if newest == id {
-                return Room::Wait;
-            }
-        }
-    }
-
-    fn preempt(&mut self, id: SequenceId) {
-        self.release(id);
-        self.counters.preemptions += 1;
-    }
-
     fn allocate(&mut self, id: SequenceId, count: u32) {
         let books = self.books.as_mut().expect("plans are made only in an epoch");
         let sequence = self.sequences.get_mut(&id).expect("granted sequences are live");
@@ -145,51 +178,42 @@ impl Scheduler {
         self.counters.evictions += u64::from(evicted);
     }
 
-    /// Admits waiting sequences, oldest first, while tokens, places and blocks last.
-    fn admit(&mut self, mut budget: u32, grants: &mut Vec<Grant>) {
-        let mut num_running = self.sequences().filter(|sequence| sequence.running().is_some()).count() as u32;
-        while budget > 0 && num_running < self.limits.sequences_max {
-            let Some(sequence) = self.sequences().find(|sequence| sequence.running().is_none()) else {
-                return;
-            };
-            // Its last sample is still on its way, and the ranks must be told all tokens.
-            if sequence.samples_in_flight > 0 {
-                return;
-            }
-            let id = sequence.id;
-            let (chain, hit) = self.find_prefix(id);
-            if !self.has_blocks_for(&self.sequences[&id], hit) {
-                return;
-            }
-            self.start_from(id, &chain[..hit.num_blocks as usize]);
-            let wanted = self.sequences[&id].wanted();
-            let num_tokens = wanted.min(self.limits.chunk_tokens_max).min(budget);
-            self.allocate(id, self.blocks_missing(id, num_tokens));
-            grants.push(Grant {
-                sequence: id,
-                num_tokens,
-            });
-            budget -= num_tokens;
-            num_running += 1;
+    /// Lets a waiting sequence run, if it finds room or others give way to it. False if it has to wait.
+    fn admit(&mut self, id: SequenceId, draft: &mut Draft) -> bool {
+        // Its last sample is still on its way, and the ranks must be told all tokens.
+        if self.sequences[&id].samples_in_flight > 0 {
+            return false;
         }
+        let (chain, mut hit) = self.find_prefix(id);
+        if !self.has_room_for(&self.sequences[&id], hit) {
+            self.claim_room(id, hit, draft);
+            // Blocks that others held may be cached by now.
+            hit = self.find_prefix(id).1;
+            if !self.has_room_for(&self.sequences[&id], hit) {
+                return false;
+            }
+        }
+        self.start_from(id, &chain[..hit.num_blocks as usize]);
+        true
     }
 
     /// The hashes of a waiting sequence's full blocks, and how many of them can be found. The last token is always
     /// computed: its logits are needed.
-    fn find_prefix(&mut self, id: SequenceId) -> (Vec<BlockHash>, PrefixHit) {
-        let (Some(root), Some(books)) = (self.prefix_root, &self.books) else {
+    pub(super) fn find_prefix(&mut self, id: SequenceId) -> (Vec<BlockHash>, PrefixHit) {
+        let tenant = &self.sequences[&id].request.tenant;
+        let (Some(root), Some(books)) = (self.prefix_root(tenant), &self.books) else {
             return Default::default();
         };
         let block_size = self.limits.block_size;
         let sequence = self.sequences.get_mut(&id).expect("waiting sequences are live");
-        let reusable = (sequence.tokens.len() - 1) / block_size as usize;
-        let chain = sequence.block_hashes(root, block_size)[..reusable].to_vec();
+        let chain = sequence.reusable_hashes(root, block_size).to_vec();
         let hit = books.pool.find(&chain);
         (chain, hit)
     }
 
     /// A waiting sequence runs, with the blocks of `chain` computed already.
     fn start_from(&mut self, id: SequenceId, chain: &[BlockHash]) {
+        let caches = self.limits.prefix_cache;
         let books = self.books.as_mut().expect("plans are made only in an epoch");
         let sequence = self.sequences.get_mut(&id).expect("waiting sequences are live");
         let mut blocks = BlockTable::default();
@@ -197,33 +221,13 @@ impl Scheduler {
             blocks.append(books.pool.share(*hash).expect("it was found a moment ago"));
         }
         let computed = blocks.len() as u32 * self.limits.block_size;
-        if self.prefix_root.is_some() {
+        if caches {
             self.counters.prefix_queries_tokens += sequence.tokens.len() as u64;
             self.counters.prefix_hits_tokens += u64::from(computed);
         }
         let cached = computed.min(sequence.prompt_len());
         sequence.cached.get_or_insert(cached);
         sequence.state = State::Running(Running::after(blocks, computed));
-    }
-
-    /// Whether all its known tokens and one block more would fit beside what running sequences still lack for theirs:
-    /// one that is admitted only to be preempted has computed for nothing. Blocks that it shares are there already; the
-    /// cached ones among them cannot be evicted for others any more.
-    fn has_blocks_for(&self, sequence: &Sequence, hit: PrefixHit) -> bool {
-        let block_size = self.limits.block_size;
-        let promised: u32 = self
-            .sequences()
-            .filter_map(|other| Some((other, other.running()?)))
-            .map(|(other, running)| {
-                other
-                    .len_expected()
-                    .div_ceil(block_size)
-                    .saturating_sub(running.blocks.len() as u32)
-            })
-            .sum();
-        let worst = sequence.positions_max().div_ceil(block_size);
-        let needed = (sequence.len_expected().div_ceil(block_size) + 1).min(worst);
-        self.block_counts().available() - hit.num_cached >= promised + needed - hit.num_blocks
     }
 
     /// Writes the plan down: from here on it counts as sent.
@@ -243,9 +247,10 @@ impl Scheduler {
                 .expect("granted sequences are live");
             let scheduled = sequence.schedule(plan.step, grant.num_tokens);
             self.counters.tokens_recomputed += u64::from(scheduled.recomputed);
-            if let Some(recovery) = self.recovery.as_mut() {
-                recovery.count_recomputed(grant.sequence, scheduled.recomputed);
-            }
+            self.counters.chunks += u64::from(scheduled.is_chunk);
+            // What is computed again is nobody's gain.
+            let first_time = grant.num_tokens - scheduled.recomputed;
+            self.share.charge(&sequence.request.tenant, first_time);
             plan.admitted.extend(scheduled.admitted);
             plan.work.push(scheduled.work);
         }

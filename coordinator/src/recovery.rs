@@ -4,11 +4,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use kvasir_kv::{Epoch, SequenceId};
+use kvasir_kv::{Epoch, GroupId, SequenceId};
 
 use crate::{Effect, Now, SequenceError};
 
-/// No group serves, since when, and why.
+/// A group does not serve: since when, and why.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Outage {
     pub since: Now,
@@ -29,7 +29,8 @@ impl Outage {
     }
 }
 
-/// Open from a loss until every interrupted sequence has gone on or ended. A further loss joins it.
+/// Open from a loss until every interrupted sequence has gone on or ended, in whichever group. A further loss of the same
+/// group joins it.
 #[derive(Debug)]
 pub(crate) struct Recovery {
     since: Now,
@@ -48,7 +49,7 @@ impl Recovery {
         }
     }
 
-    pub fn interrupt(&mut self, sequences: impl Iterator<Item = SequenceId>) {
+    pub fn interrupt(&mut self, sequences: Vec<SequenceId>) {
         for sequence in sequences {
             if self.waiting.insert(sequence) {
                 self.sequences += 1;
@@ -56,24 +57,25 @@ impl Recovery {
         }
     }
 
-    pub fn count_recomputed(&mut self, sequence: SequenceId, tokens: u32) {
-        if self.waiting.contains(&sequence) {
-            self.tokens_recomputed += u64::from(tokens);
+    /// The sequence has got its next token, or ended; `recomputed` positions were computed again for it.
+    pub fn went_on(&mut self, sequence: SequenceId, recomputed: u32) {
+        if self.waiting.remove(&sequence) {
+            self.tokens_recomputed += u64::from(recomputed);
         }
     }
 
-    /// The sequence has got its next token, or ended.
-    pub fn went_on(&mut self, sequence: SequenceId) {
-        self.waiting.remove(&sequence);
+    /// Nobody waits any more; where nobody was interrupted, the group `serves` again.
+    pub fn is_over(&self, serves: bool) -> bool {
+        self.waiting.is_empty() && (serves || self.sequences > 0)
     }
 
-    /// The report, once nobody waits.
-    pub fn finished(&self, epoch: Epoch, now: Now) -> Option<Effect> {
-        self.waiting.is_empty().then(|| Effect::Recovered {
+    pub fn report(&self, group: GroupId, epoch: Epoch, now: Now) -> Effect {
+        Effect::Recovered {
+            group,
             epoch,
             stall_ms: now.since(self.since).as_millis() as u64,
             tokens_recomputed: self.tokens_recomputed,
             sequences: self.sequences,
-        })
+        }
     }
 }

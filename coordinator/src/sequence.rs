@@ -10,10 +10,20 @@ use kvasir_kv::{
 
 use crate::{Now, Usage, step_books::FilledBlock};
 
+/// Who gives way last: lower priorities before higher ones, then whoever came first. It never changes, so that the first
+/// of all always gets on.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Precedence {
+    pub priority: i32,
+    /// Counts the requests of a cluster.
+    pub arrival: u64,
+}
+
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub id: SequenceId,
     pub request: Request,
+    pub precedence: Precedence,
     pub deadline: Option<Now>,
     pub submitted: Now,
     /// Prompt and answer: the token log.
@@ -25,6 +35,9 @@ pub(crate) struct Sequence {
     pub recomputed: u32,
     /// Prompt tokens that the prefix cache had at the first admission; `None` before.
     pub cached: Option<u32>,
+    pub preemptions: u32,
+    /// `recomputed` as it was when a loss interrupted it; `None` once it has gone on.
+    pub interrupted: Option<u32>,
     pub state: State,
     /// Of its full blocks, as far as they were wanted.
     hashes: Vec<BlockHash>,
@@ -75,14 +88,18 @@ pub(crate) struct Scheduled {
     pub work: SequenceWork,
     /// Positions that had been computed before.
     pub recomputed: u32,
+    /// It computes a part of the tokens that are known, and leaves the rest to later plans.
+    pub is_chunk: bool,
 }
 
 impl Sequence {
-    pub fn new(id: SequenceId, request: Request, deadline: Option<Now>, now: Now) -> Self {
+    pub fn new(id: SequenceId, request: Request, arrival: u64, deadline: Option<Now>, now: Now) -> Self {
         let tokens = [request.prompt.as_slice(), &request.generated].concat();
+        let priority = request.priority;
         Self {
             id,
             request,
+            precedence: Precedence { priority, arrival },
             deadline,
             submitted: now,
             tokens,
@@ -90,6 +107,8 @@ impl Sequence {
             computed_max: 0,
             recomputed: 0,
             cached: None,
+            preemptions: 0,
+            interrupted: None,
             state: State::Waiting,
             hashes: Vec::new(),
         }
@@ -102,6 +121,12 @@ impl Sequence {
             self.hashes.push(parent.child(tokens));
         }
         &self.hashes
+    }
+
+    /// The hashes of the blocks that it could start after. The last token is always computed: its logits are needed.
+    pub fn reusable_hashes(&mut self, root: BlockHash, block_size: u32) -> &[BlockHash] {
+        let reusable = (self.tokens.len() - 1) / block_size as usize;
+        &self.block_hashes(root, block_size)[..reusable]
     }
 
     /// The blocks of which `work`, done in `step`, computed the last position. What a plan made before a preemption
@@ -143,6 +168,16 @@ impl Sequence {
         }
     }
 
+    /// It has not been admitted yet.
+    pub fn is_fresh(&self) -> bool {
+        self.cached.is_none()
+    }
+
+    /// No rank holds anything of it, and nothing of it is on its way.
+    pub fn is_portable(&self) -> bool {
+        self.running().is_none() && self.samples_in_flight == 0
+    }
+
     /// Tokens known, and those that steps in flight will bring.
     pub fn len_expected(&self) -> u32 {
         self.tokens.len() as u32 + self.samples_in_flight
@@ -171,6 +206,7 @@ impl Sequence {
         let recomputed = end.min(self.computed_max).saturating_sub(start);
         self.recomputed += recomputed;
         let samples = end == expected;
+        let is_chunk = end < self.tokens.len() as u32;
         self.samples_in_flight += u32::from(samples);
         Scheduled {
             admitted: is_new.then(|| self.describe()),
@@ -182,6 +218,7 @@ impl Sequence {
                 samples,
             },
             recomputed,
+            is_chunk,
         }
     }
 

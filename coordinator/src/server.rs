@@ -38,8 +38,8 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 #[derive(Clone, PartialEq, Debug)]
 pub struct CoordinatorConfig {
     pub model: PathBuf,
-    /// The group forms when so many have joined.
-    pub workers: u32,
+    /// Ranks of each group; at least one group, and at least one rank in each.
+    pub group_sizes: Vec<u32>,
     pub kv_dtype: KvDtype,
     pub weight_mode: WeightMode,
     pub backend: BackendKind,
@@ -52,15 +52,21 @@ pub struct CoordinatorConfig {
     pub request_timeout: Duration,
     /// How long a request waits for a group that can serve it.
     pub unavailable_wait_max: Duration,
-    /// Sequences that wait; one more is refused.
+    /// The limits of `ClusterConfig`, by the same names.
     pub queue_max: u32,
+    pub queue_tokens_max: u64,
+    pub queue_wait_max: Duration,
+    pub sequences_max: u32,
+    pub step_tokens_max: u32,
+    pub chunk_tokens_max: u32,
+    pub mixed_prefill_tokens_max: u32,
 }
 
 impl CoordinatorConfig {
-    pub fn new(model: PathBuf, workers: u32) -> Self {
+    pub fn new(model: PathBuf, group_sizes: Vec<u32>) -> Self {
         Self {
             model,
-            workers,
+            group_sizes,
             kv_dtype: KvDtype::F16,
             weight_mode: WeightMode::File,
             backend: BackendKind::Canonical,
@@ -70,6 +76,12 @@ impl CoordinatorConfig {
             request_timeout: Duration::from_secs(600),
             unavailable_wait_max: Duration::from_secs(60),
             queue_max: 256,
+            queue_tokens_max: 1 << 20,
+            queue_wait_max: Duration::from_secs(300),
+            sequences_max: 64,
+            step_tokens_max: 512,
+            chunk_tokens_max: 256,
+            mixed_prefill_tokens_max: 128,
         }
     }
 }
@@ -79,7 +91,7 @@ impl CoordinatorConfig {
 pub enum CoordinatorError {
     #[error("{}: {source}", path.display())]
     Model { path: PathBuf, source: CheckpointError },
-    #[error("0 workers serve nothing; 1 or more are needed")]
+    #[error("a group of 0 workers serves nothing; 1 or more are needed")]
     NoWorkers,
     #[error(transparent)]
     BlockSize(#[from] CellLayoutError),
@@ -131,7 +143,7 @@ impl Coordinator {
         let (driver, cluster) = Driver::new(Cluster::new(cluster_config(&config, &model), model.layout.clone()));
         let tasks = TaskTracker::new();
         let driving = tasks.spawn(drive(driver, shutdown.clone()));
-        info!(%address, model = model.name, numerics_id = %model.numerics_id, workers = config.workers, "coordinator listens");
+        info!(%address, model = model.name, numerics_id = %model.numerics_id, groups = ?config.group_sizes, "coordinator listens");
         let routes = routes(&config, model, &cluster, &tasks, &shutdown);
         let served = serve(listener, routes, &shutdown).await;
         shutdown.cancel();
@@ -154,7 +166,7 @@ impl fmt::Debug for Coordinator {
 }
 
 fn open(config: &CoordinatorConfig) -> Result<ServedModel, CoordinatorError> {
-    if config.workers == 0 {
+    if config.group_sizes.is_empty() || config.group_sizes.contains(&0) {
         return Err(CoordinatorError::NoWorkers);
     }
     let model_error = |source| CoordinatorError::Model {
@@ -207,8 +219,15 @@ fn cluster_config(config: &CoordinatorConfig, model: &ServedModel) -> ClusterCon
         prefix_cache: config.prefix_cache,
         nonce_seed: random_seed(),
         queue_max: config.queue_max,
+        queue_tokens_max: config.queue_tokens_max,
+        queue_wait_max: config.queue_wait_max,
+        sequences_max: config.sequences_max,
+        step_tokens_max: config.step_tokens_max,
+        chunk_tokens_max: config.chunk_tokens_max,
+        mixed_prefill_tokens_max: config.mixed_prefill_tokens_max,
         unavailable_wait_max: config.unavailable_wait_max,
-        ..ClusterConfig::new(config.workers, model.cell)
+        group_sizes: config.group_sizes.clone(),
+        ..ClusterConfig::new(1, model.cell)
     }
 }
 
@@ -227,7 +246,12 @@ fn routes(
 ) -> Routes {
     let (reporter, health) = tonic_health::server::health_reporter();
     tasks.spawn(report_health(reporter, cluster.ready(), shutdown.clone()));
-    let admin = AdminService::new(cluster.clone(), model.name, model.numerics_id, config.workers);
+    let admin = AdminService::new(
+        cluster.clone(),
+        model.name,
+        model.numerics_id,
+        config.group_sizes.iter().sum(),
+    );
     let inference = InferenceService::new(cluster.clone(), model.intake);
     let workers = ClusterService::new(cluster.clone(), tasks.clone());
     let reflection = || {

@@ -4,45 +4,53 @@ use kvasir_kv::Rank;
 
 use crate::{
     Cluster, ClusterStatus,
-    group::{Active, Member},
+    group::{Active, Group, Member},
     sequence::Sequence,
-    status::{GroupStatus, RankStatus, SequenceStatus, WorkerStatus},
+    status::{Counters, GroupStatus, RankStatus, SequenceStatus, WorkerStatus},
 };
 
 impl Cluster {
     pub fn status(&self) -> ClusterStatus {
+        let sequences = self.groups.iter().flat_map(|group| {
+            let sequences = group.scheduler.sequences();
+            sequences.map(|sequence| self.sequence_status(group, sequence))
+        });
         ClusterStatus {
-            groups: vec![self.group_status()],
+            groups: self.groups.iter().map(|group| self.group_status(group)).collect(),
             workers: self.worker_statuses(),
-            sequences: self
-                .scheduler
-                .sequences()
-                .map(|sequence| self.sequence_status(sequence))
-                .collect(),
-            counters: self.scheduler.counters,
+            sequences: sequences.collect(),
+            counters: self.counters_of_all(),
         }
     }
 
-    fn group_status(&self) -> GroupStatus {
-        let active = self.group.active.as_ref();
+    fn counters_of_all(&self) -> Counters {
+        let mut counters = self.counters;
+        self.groups
+            .iter()
+            .for_each(|group| counters.add(&group.scheduler.counters));
+        counters
+    }
+
+    fn group_status(&self, group: &Group) -> GroupStatus {
+        let active = group.active.as_ref();
         let ranks = active.into_iter().flat_map(|active| {
             let members = active.members.iter().enumerate();
             members.filter_map(|(rank, member)| self.rank_status(active, rank, member))
         });
         GroupStatus {
-            id: self.group.id,
-            epoch: self.group.epoch,
-            phase: self.group.phase(),
+            id: group.id,
+            epoch: group.epoch,
+            phase: group.phase(),
             transport: active.map(|active| active.formation.transport).unwrap_or_default(),
             ranks: ranks.collect(),
-            blocks: self.scheduler.block_counts(),
+            blocks: group.scheduler.block_counts(),
             block_size: self.config.cell.block_size(),
-            steps_outstanding: self.scheduler.steps_outstanding(),
-            usual_step_ms: self.group.usual_step.get().as_secs_f64() * 1e3,
-            cause: self.cause.clone(),
-            workers_wanted: self.config.group_sizes[0],
-            running: 0,
-            waiting: 0,
+            steps_outstanding: group.scheduler.steps_outstanding(),
+            usual_step_ms: group.usual_step.get().as_secs_f64() * 1e3,
+            workers_wanted: group.size,
+            running: group.scheduler.num_running(),
+            waiting: group.scheduler.waiting().count() as u32,
+            cause: group.cause.clone(),
         }
     }
 
@@ -74,24 +82,24 @@ impl Cluster {
                 backend: worker.info.backend.clone(),
                 threads: worker.info.threads,
                 kv_memory_bytes: worker.info.kv_memory_bytes,
-                rank: self.group.rank_of(session),
+                rank: self.seat_of(session).map(|seat| seat.rank),
                 strikes: self.workers.strikes_of(&worker.info.id),
                 silent_ms: self.clock.read().since(worker.heard).as_millis() as u64,
             })
             .collect()
     }
 
-    fn sequence_status(&self, sequence: &Sequence) -> SequenceStatus {
+    fn sequence_status(&self, group: &Group, sequence: &Sequence) -> SequenceStatus {
         let running = sequence.running();
         SequenceStatus {
             sequence: sequence.id,
             request: sequence.request.id.clone(),
             tenant: sequence.request.tenant.clone(),
             priority: sequence.request.priority,
-            group: self.group.id,
+            group: group.id,
             running: running.is_some(),
             cached: sequence.cached.unwrap_or(0),
-            preemptions: 0,
+            preemptions: sequence.preemptions,
             tokens: sequence.tokens.len() as u32,
             computed: running.map_or(0, |running| running.scheduled),
             blocks: running.map_or(0, |running| running.blocks.len() as u32),

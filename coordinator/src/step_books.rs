@@ -92,6 +92,12 @@ impl StepBooks {
         self.without_output.len() as u32
     }
 
+    /// Tokens of the steps whose output is not back.
+    pub fn tokens_without_output(&self) -> u32 {
+        let work = self.without_output.iter().flat_map(|sent| &sent.work);
+        work.map(|work| work.num_tokens).sum()
+    }
+
     pub fn is_busy(&self, rank: Rank) -> bool {
         self.acknowledged[rank.0 as usize] < self.next_step.0
     }

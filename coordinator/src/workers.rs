@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use kvasir_kv::{KvDtype, NumericsId, RefusalKind, WorkerId, WorkerInfo};
+use kvasir_kv::{GroupId, KvDtype, NumericsId, RefusalKind, WorkerId, WorkerInfo};
 
 use crate::{SessionId, detector::Steady};
 
@@ -15,6 +15,8 @@ const STRIKES_MAX: u32 = 3;
 pub(crate) struct Worker {
     pub info: WorkerInfo,
     pub heard: Steady,
+    /// The group whose rank it was last.
+    pub home: Option<GroupId>,
     joined: u64,
 }
 
@@ -67,6 +69,7 @@ impl Workers {
         let worker = Worker {
             info,
             heard: now,
+            home: None,
             joined: self.joins,
         };
         self.live.insert(session, worker);
@@ -74,6 +77,14 @@ impl Workers {
 
     pub fn leave(&mut self, session: SessionId) -> Option<Worker> {
         self.live.remove(&session)
+    }
+
+    pub fn settle(&mut self, sessions: &[SessionId], home: GroupId) {
+        for session in sessions {
+            if let Some(worker) = self.live.get_mut(session) {
+                worker.home = Some(home);
+            }
+        }
     }
 
     pub fn get(&self, session: SessionId) -> Option<&Worker> {
@@ -113,9 +124,16 @@ impl Workers {
         live
     }
 
-    /// Those to form a group of, in join order. Workers that fail again and again only if there is nobody else.
-    pub fn candidates(&self) -> Vec<(SessionId, &WorkerInfo)> {
-        let all = self.in_join_order();
+    /// Those to form `group` of: who was in it before, then others, each in join order. Workers that fail again and again
+    /// only if there is nobody else.
+    pub fn candidates(
+        &self,
+        group: GroupId,
+        is_free: impl Fn(SessionId, &Worker) -> bool,
+    ) -> Vec<(SessionId, &WorkerInfo)> {
+        let mut all = self.in_join_order();
+        all.retain(|(session, worker)| is_free(*session, worker));
+        all.sort_by_key(|(_, worker)| worker.home != Some(group));
         let trusted = |worker: &Worker| self.strikes_of(&worker.info.id) < STRIKES_MAX;
         let any_trusted = all.iter().any(|(_, worker)| trusted(worker));
         all.into_iter()

@@ -196,6 +196,12 @@ impl BlockPool {
         hit
     }
 
+    /// Blocks of `table` that nobody else references: releasing it gives back so many.
+    pub fn num_sole(&self, table: &BlockTable) -> u32 {
+        let sole = |block: &TaggedBlock| self.states[block.id.0 as usize] == State::Held(1);
+        table.tagged().filter(sole).count() as u32
+    }
+
     /// One more handle of the block with this history, if it can be found. It is full: nobody may write to it.
     pub fn share(&mut self, hash: BlockHash) -> Option<Block> {
         let id = self.cache.find(hash)?;

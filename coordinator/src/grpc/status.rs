@@ -21,6 +21,8 @@ pub fn sequence_error(error: &SequenceError) -> Status {
     let (code, name, retry_ms) = match error {
         SequenceError::Unavailable { .. } => (Code::Unavailable, "unavailable", None),
         SequenceError::QueueFull { .. } => (Code::ResourceExhausted, "queue_full", Some(QUEUE_RETRY_MS)),
+        SequenceError::QueueTokens { .. } => (Code::ResourceExhausted, "queue_full", Some(QUEUE_RETRY_MS)),
+        SequenceError::QueueWait { .. } => (Code::ResourceExhausted, "queue_wait", Some(QUEUE_RETRY_MS)),
         SequenceError::TooFewBlocks { .. } => (Code::ResourceExhausted, "too_few_blocks", None),
         SequenceError::TooLong { .. } => (Code::InvalidArgument, "too_long", None),
         SequenceError::Empty { .. } => (Code::InvalidArgument, "empty", None),

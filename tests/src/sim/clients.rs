@@ -289,6 +289,7 @@ impl World {
                 *needed_blocks == (total - 1).div_ceil(16) && needed_blocks > num_blocks && most == Some(*num_blocks)
             }
             SequenceError::QueueFull { waiting, queue_max } => waiting >= queue_max && live as u32 > *waiting,
+            SequenceError::QueueTokens { .. } | SequenceError::QueueWait { .. } => false,
             SequenceError::Unavailable { waited_ms, .. } => {
                 let waited = now - client.submitted.unwrap_or(now);
                 let long = self.not_serving_since.is_some()

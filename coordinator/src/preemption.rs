@@ -1,0 +1,190 @@
+//! Who gives way to whom. A preempted sequence gives its blocks back and waits again; the ranks compute it again from its
+//! tokens, after what the prefix cache still has of it.
+//!
+//! Two reasons. *Blocks run out*: the last in precedence gives way, so that the first always gets on. *Somebody waits who
+//! must not*: a sequence of a lower priority value, or one of a tenant that has less than its share while another has
+//! more. The share is the same part of places and of blocks for each tenant that is there.
+//!
+//! There is no livelock. By priority only later ones give way. For a tenant's share, whoever gives way belongs to a tenant
+//! that was served more, and the other way round only after the first one was served more by at least one new token; a
+//! sequence that has never run is let in at equal service, which it can be only once.
+
+use std::collections::BTreeMap;
+
+use kvasir_kv::{PrefixHit, SequenceId, TenantId};
+
+use crate::{planner::Draft, scheduler::Scheduler, sequence::Sequence};
+
+/// Whether a sequence's blocks could be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Room {
+    Ready,
+    /// Not in this step: blocks are in flight, or it was preempted itself.
+    Wait,
+}
+
+/// What running sequences hold: of all, or of one tenant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Holding {
+    places: u32,
+    blocks: u32,
+}
+
+impl Holding {
+    fn exceeds(self, share: Self) -> bool {
+        self.places > share.places || self.blocks > share.blocks
+    }
+}
+
+/// What a waiting sequence lacks.
+#[derive(Clone, Copy, Debug)]
+struct Lack {
+    places: u32,
+    /// Beyond what is available, or will be.
+    blocks: u32,
+}
+
+impl Scheduler {
+    /// Preempts from the last in precedence on until `needed` blocks can be had, or will be; the last preempts itself.
+    pub(super) fn make_room(&mut self, id: SequenceId, needed: u32, draft: &mut Draft) -> Room {
+        loop {
+            let counts = self.block_counts();
+            if counts.available() >= needed {
+                return Room::Ready;
+            }
+            if counts.available() + counts.in_flight >= needed {
+                return Room::Wait;
+            }
+            let last = self.last_running().expect("the one that needs blocks runs");
+            self.preempt(last, draft);
+            if last == id {
+                return Room::Wait;
+            }
+        }
+    }
+
+    fn last_running(&self) -> Option<SequenceId> {
+        let mut running = self.sequences().filter(|sequence| sequence.running().is_some());
+        running.next_back().map(|sequence| sequence.id)
+    }
+
+    fn preempt(&mut self, id: SequenceId, draft: &mut Draft) {
+        draft.withdraw(id);
+        self.release(id);
+        let sequence = self.sequences.get_mut(&id).expect("preempted sequences are live");
+        sequence.preemptions += 1;
+        self.counters.preemptions += 1;
+    }
+
+    /// Whether a place is free, and all known tokens and one block more would fit beside what running sequences still
+    /// lack for theirs: one that is admitted only to be preempted has computed for nothing.
+    pub(super) fn has_room_for(&self, sequence: &Sequence, hit: PrefixHit) -> bool {
+        self.num_running() < self.limits.sequences_max
+            && self.block_counts().available() >= self.blocks_wanted(sequence, hit)
+    }
+
+    /// What `has_room_for` wants to see available. Blocks that the sequence shares are there already; the cached ones
+    /// among them cannot be evicted for others any more.
+    fn blocks_wanted(&self, sequence: &Sequence, hit: PrefixHit) -> u32 {
+        let promised: u32 = self.sequences().map(|other| self.blocks_promised(other)).sum();
+        promised + self.blocks_needed(sequence) - hit.num_blocks + hit.num_cached
+    }
+
+    /// What a running sequence still lacks for its known tokens.
+    fn blocks_promised(&self, sequence: &Sequence) -> u32 {
+        let block_size = self.limits.block_size;
+        sequence.running().map_or(0, |running| {
+            let known = sequence.len_expected().div_ceil(block_size);
+            known.saturating_sub(running.blocks.len() as u32)
+        })
+    }
+
+    fn blocks_needed(&self, sequence: &Sequence) -> u32 {
+        let block_size = self.limits.block_size;
+        let worst = sequence.positions_max().div_ceil(block_size);
+        (sequence.len_expected().div_ceil(block_size) + 1).min(worst)
+    }
+
+    /// Preempts those who must give way to a waiting sequence, if that makes enough room; else nobody.
+    pub(super) fn claim_room(&mut self, id: SequenceId, hit: PrefixHit, draft: &mut Draft) {
+        let counts = self.block_counts();
+        let wanted = self.blocks_wanted(&self.sequences[&id], hit);
+        let lack = Lack {
+            places: (self.num_running() + 1).saturating_sub(self.limits.sequences_max),
+            blocks: wanted.saturating_sub(counts.available() + counts.in_flight),
+        };
+        for victim in self.who_gives_way(id, lack).unwrap_or_default() {
+            self.preempt(victim, draft);
+            self.counters.preemptions_for_others += 1;
+        }
+    }
+
+    /// Enough running sequences that give way to a waiting one, last in precedence first; `None` if there are not enough.
+    fn who_gives_way(&self, id: SequenceId, mut lack: Lack) -> Option<Vec<SequenceId>> {
+        let books = self.books.as_ref()?;
+        let waiting = &self.sequences[&id];
+        let share = self.share_of_one();
+        let mut holdings = self.holdings();
+        let of = |holdings: &BTreeMap<&TenantId, Holding>, sequence: &Sequence| {
+            let holding = holdings.get(&sequence.request.tenant);
+            holding.copied().unwrap_or_default()
+        };
+        let own = of(&holdings, waiting);
+        let claims_share = !Holding {
+            places: own.places + 1,
+            blocks: own.blocks + self.blocks_needed(waiting),
+        }
+        .exceeds(share);
+        let mut victims = Vec::new();
+        for other in self.sequences().rev() {
+            if lack.places == 0 && lack.blocks == 0 {
+                break;
+            }
+            let Some(running) = other.running() else { continue };
+            let by_priority = waiting.precedence.priority < other.precedence.priority;
+            let by_share = claims_share
+                && waiting.precedence.priority == other.precedence.priority
+                && of(&holdings, other).exceeds(share)
+                && self.is_served_less(waiting, other);
+            if by_priority || by_share {
+                let blocks = books.pool.num_sole(&running.blocks);
+                lack.places = lack.places.saturating_sub(1);
+                lack.blocks = lack.blocks.saturating_sub(blocks + self.blocks_promised(other));
+                if let Some(holding) = holdings.get_mut(&other.request.tenant) {
+                    holding.places -= 1;
+                    holding.blocks -= running.blocks.len() as u32;
+                }
+                victims.push(other.id);
+            }
+        }
+        (lack.places == 0 && lack.blocks == 0).then_some(victims)
+    }
+
+    fn is_served_less(&self, waiting: &Sequence, other: &Sequence) -> bool {
+        let served = |sequence: &Sequence| self.share.served(&sequence.request.tenant);
+        let (ours, theirs) = (served(waiting), served(other));
+        waiting.request.tenant != other.request.tenant && (ours < theirs || ours == theirs && waiting.is_fresh())
+    }
+
+    /// An equal part of places and blocks for each tenant that is there, rounded up.
+    fn share_of_one(&self) -> Holding {
+        let tenants = self.share.num_active().max(1);
+        Holding {
+            places: self.limits.sequences_max.div_ceil(tenants),
+            blocks: self.block_counts().total.div_ceil(tenants),
+        }
+    }
+
+    /// By tenant; a block that several sequences share counts for each.
+    fn holdings(&self) -> BTreeMap<&TenantId, Holding> {
+        let mut holdings: BTreeMap<&TenantId, Holding> = BTreeMap::new();
+        for sequence in self.sequences() {
+            if let Some(running) = sequence.running() {
+                let holding = holdings.entry(&sequence.request.tenant).or_default();
+                holding.places += 1;
+                holding.blocks += running.blocks.len() as u32;
+            }
+        }
+        holdings
+    }
+}

@@ -1,0 +1,220 @@
+//! Which group a sequence goes to: where the least is to be computed before it and for it.
+//!
+//! The cost of a group is the prompt tokens that its prefix cache does not have, the tokens that its sequences still want
+//! computed, and those that they hold (each step reads them again), over the group's speed: the measure of Dynamo's KV
+//! router. A sequence that waits is not bound to its group: it moves where a group has ended or another has room.
+
+use kvasir_kv::{BlockHash, GroupId, Request, SequenceId};
+
+use crate::{Cluster, Effect, Now, SequenceError, group::Group, scheduler::Scheduler, sequence::Sequence};
+
+impl Cluster {
+    /// Takes a request, or refuses it at once with the numbers.
+    pub(crate) fn submit(&mut self, id: SequenceId, request: Request, deadline: Option<Now>) {
+        self.counters.submitted += 1;
+        if let Err(error) = self.admissible(id, &request) {
+            self.counters.failed += 1;
+            let full = matches!(
+                error,
+                SequenceError::QueueFull { .. } | SequenceError::QueueTokens { .. }
+            );
+            self.counters.rejected += u64::from(full);
+            self.effects.push(Effect::Failed { sequence: id, error });
+            return;
+        }
+        self.counters.prompt_tokens += request.prompt.len() as u64;
+        self.arrivals += 1;
+        let mut sequence = Sequence::new(id, request, self.arrivals, deadline, self.now);
+        let finished = sequence.finish_reason();
+        // While none serves, the first keeps it until one does.
+        let chain = self.chain_of(&mut sequence);
+        let home = self.choose_group(&sequence, &chain).unwrap_or_default();
+        let scheduler = &mut self.groups[home.0 as usize].scheduler;
+        self.counters.routed_by_prefix += u64::from(scheduler.cached_len(&chain) > 0);
+        scheduler.accept(sequence);
+        if let Some(reason) = finished {
+            scheduler.finish(id, reason, &mut self.effects);
+        }
+    }
+
+    fn admissible(&self, id: SequenceId, request: &Request) -> Result<(), SequenceError> {
+        let prompt_len = u32::try_from(request.prompt.len()).unwrap_or(u32::MAX);
+        let max_tokens = request.max_tokens;
+        let context_len = self.layout.shape().context_len;
+        if self.groups.iter().any(|group| group.scheduler.contains(id)) {
+            return Err(SequenceError::Duplicate(id));
+        }
+        if prompt_len == 0 || max_tokens == 0 {
+            return Err(SequenceError::Empty { prompt_len, max_tokens });
+        }
+        if prompt_len.saturating_add(max_tokens) > context_len {
+            return Err(SequenceError::TooLong {
+                prompt_len,
+                max_tokens,
+                context_len,
+            });
+        }
+        self.fits_some_group(request)?;
+        self.fits_queue(request)
+    }
+
+    /// Whether its worst case, alone, fits an empty pool. Unknown, hence not refused, while no group serves.
+    fn fits_some_group(&self, request: &Request) -> Result<(), SequenceError> {
+        let serving = self.groups.iter().filter(|group| group.serves());
+        let verdicts: Vec<_> = serving.map(|group| group.scheduler.fits_pool(request)).collect();
+        let roomiest = verdicts.iter().filter_map(|verdict| verdict.as_ref().err());
+        let roomiest = roomiest.max_by_key(|error| match error {
+            SequenceError::TooFewBlocks { num_blocks, .. } => *num_blocks,
+            _ => 0,
+        });
+        match roomiest {
+            Some(error) if verdicts.iter().all(Result::is_err) => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    fn fits_queue(&self, request: &Request) -> Result<(), SequenceError> {
+        let (mut waiting, mut waiting_tokens) = (0, 0);
+        for sequence in self.groups.iter().flat_map(|group| group.scheduler.waiting()) {
+            waiting += 1;
+            waiting_tokens += sequence.tokens.len() as u64;
+        }
+        let queue_max = self.config.queue_max;
+        if waiting >= queue_max {
+            return Err(SequenceError::QueueFull { waiting, queue_max });
+        }
+        let tokens = (request.prompt.len() + request.generated.len()) as u64;
+        let queue_tokens_max = self.config.queue_tokens_max;
+        if waiting > 0 && waiting_tokens + tokens > queue_tokens_max {
+            return Err(SequenceError::QueueTokens {
+                waiting_tokens,
+                tokens,
+                queue_tokens_max,
+            });
+        }
+        Ok(())
+    }
+
+    /// The hashes of the blocks that a sequence could start after; the same in every group.
+    fn chain_of(&self, sequence: &mut Sequence) -> Vec<BlockHash> {
+        let tenant = &sequence.request.tenant;
+        let root = self.groups.iter().find_map(|group| group.scheduler.prefix_root(tenant));
+        let block_size = self.config.cell.block_size();
+        root.map_or_else(Vec::new, |root| sequence.reusable_hashes(root, block_size).to_vec())
+    }
+
+    /// The cheapest of the groups that serve and could hold it.
+    fn choose_group(&self, sequence: &Sequence, chain: &[BlockHash]) -> Option<GroupId> {
+        let serving = self.groups.iter().filter(|group| group.serves());
+        let fitting = serving.filter(|group| group.scheduler.fits_pool(&sequence.request).is_ok());
+        let costs = fitting.map(|group| (group.id, cost(group, sequence, chain)));
+        costs.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(group, _)| group)
+    }
+
+    /// Sequences do not wait in a group that does not serve while another does.
+    pub(crate) fn leave_idle_groups(&mut self) {
+        if !self.groups.iter().any(Group::serves) {
+            return;
+        }
+        for index in 0..self.groups.len() {
+            if self.groups[index].serves() {
+                continue;
+            }
+            let waiting: Vec<SequenceId> = self.groups[index].scheduler.ids();
+            for id in waiting {
+                self.reroute(GroupId(index as u32), id);
+            }
+        }
+    }
+
+    /// The pool of a new epoch may be smaller than the one before.
+    pub(crate) fn move_misfits(&mut self, id: GroupId) {
+        for (sequence, error) in self.group(id).scheduler.misfits() {
+            if !self.reroute(id, sequence) {
+                let scheduler = &mut self.groups[id.0 as usize].scheduler;
+                scheduler.fail(sequence, error, &mut self.effects);
+            }
+        }
+    }
+
+    /// Hands a waiting sequence to the cheapest group that serves, if another could hold it.
+    fn reroute(&mut self, from: GroupId, id: SequenceId) -> bool {
+        let Some(chain) = self.chain_of_waiting(from, id) else {
+            return false;
+        };
+        let sequence = self.group(from).scheduler.get(id);
+        let target = sequence.and_then(|sequence| self.choose_group(sequence, &chain));
+        match target.filter(|target| *target != from) {
+            Some(target) => {
+                self.hand_over(id, from, target);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn chain_of_waiting(&mut self, group: GroupId, id: SequenceId) -> Option<Vec<BlockHash>> {
+        let tenant = &self.group(group).scheduler.get(id)?.request.tenant;
+        let root = self.groups.iter().find_map(|group| group.scheduler.prefix_root(tenant));
+        let block_size = self.config.cell.block_size();
+        let sequence = self.group_mut(group).scheduler.get_mut(id)?;
+        Some(root.map_or_else(Vec::new, |root| sequence.reusable_hashes(root, block_size).to_vec()))
+    }
+
+    fn hand_over(&mut self, id: SequenceId, from: GroupId, to: GroupId) {
+        let sequence = self.group_mut(from).scheduler.hand_over(id);
+        self.group_mut(to).scheduler.accept(sequence);
+        self.counters.sequences_rerouted += 1;
+    }
+
+    /// Where a group is crowded and another has room at once for the one who is next, it goes there.
+    pub(crate) fn even_out(&mut self) {
+        for index in 0..self.groups.len() {
+            let crowded = self.groups[index].id;
+            while let Some((id, target)) = self.relief(crowded) {
+                self.hand_over(id, crowded, target);
+                self.send_steps();
+            }
+        }
+    }
+
+    /// Who is to leave a crowded group, and for which.
+    fn relief(&mut self, crowded: GroupId) -> Option<(SequenceId, GroupId)> {
+        if self.groups.len() < 2 {
+            return None;
+        }
+        let next = self.group(crowded).scheduler.next_crowded_out()?;
+        let chain = self.chain_of_waiting(crowded, next)?;
+        let sequence = self.group(crowded).scheduler.get(next)?;
+        let mut others = self.groups.iter().filter(|group| group.id != crowded && group.serves());
+        let target = others.find(|group| group.scheduler.would_admit(sequence, &chain))?;
+        Some((next, target.id))
+    }
+}
+
+fn cost(group: &Group, sequence: &Sequence, chain: &[BlockHash]) -> f64 {
+    let uncached = sequence.tokens.len() as u64 - u64::from(group.scheduler.cached_len(chain));
+    (uncached + group.scheduler.load()) as f64 / group.speed().max(f64::MIN_POSITIVE)
+}
+
+impl Scheduler {
+    /// Tokens at the beginning of this history that the prefix cache has.
+    fn cached_len(&self, chain: &[BlockHash]) -> u32 {
+        let books = self.books.as_ref();
+        books.map_or(0, |books| books.pool.find(chain).num_blocks * self.limits.block_size)
+    }
+
+    /// Tokens that its sequences want computed, and those that they hold.
+    fn load(&self) -> u64 {
+        let tokens = |sequence: &Sequence| u64::from(sequence.wanted()) + u64::from(sequence.len_expected());
+        self.sequences().map(tokens).sum()
+    }
+
+    /// Nobody waits, and it would not have to.
+    fn would_admit(&self, sequence: &Sequence, chain: &[BlockHash]) -> bool {
+        let Some(books) = &self.books else { return false };
+        self.waiting().next().is_none()
+            && self.fits_pool(&sequence.request).is_ok()
+            && self.has_room_for(sequence, books.pool.find(chain))
+    }
+}
