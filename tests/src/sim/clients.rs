@@ -9,7 +9,7 @@ use super::{
     dice::Dice,
     oracle::{self, VOCAB},
     plant::Plant,
-    scenario::{GROUPS_MAX, MS, SECOND, Scenario},
+    scenario::{MS, SECOND, Scenario},
     world::{Happening, World},
 };
 
@@ -112,6 +112,11 @@ impl Client {
             request,
         }
     }
+
+    /// Of its prompt, and of its answer as far as it has it.
+    fn known_tokens(&self) -> u64 {
+        self.request.prompt.len() as u64 + u64::from(self.received)
+    }
 }
 
 fn client_of(sequence: SequenceId) -> usize {
@@ -196,18 +201,13 @@ impl World {
         }
     }
 
-    /// At a tick all are refused who have waited too long.
-    pub(super) fn check_waits(&mut self) {
+    /// Whether it waits for its first step for longer than the queue allows.
+    pub(super) fn waits_too_long(&self, sequence: SequenceId) -> bool {
+        // A coordinator that was stopped hears of it when it goes on.
         let awake_since = self.now - self.awake_for();
+        let waits_since = self.clients[client_of(sequence)].waits_since;
         let wait_max = self.scenario.config.queue_wait_max.as_micros() as u64;
-        let too_long = |since: u64| self.now - since.max(awake_since) >= wait_max;
-        let mut waiting = self.clients.iter().filter(|client| !client.ended);
-        if GROUPS_MAX > 1
-            && let Some(client) = waiting.find(|client| client.waits_since.is_some_and(too_long))
-        {
-            let what = format!("{} waits for longer than it may: {client:?}", client.request.id);
-            self.violation(what);
-        }
+        waits_since.is_some_and(|since| self.now - since.max(awake_since) >= wait_max)
     }
 
     pub(super) fn client_token(&mut self, sequence: SequenceId, index: u32, token: TokenId) {
@@ -267,11 +267,11 @@ impl World {
     pub(super) fn client_failed(&mut self, sequence: SequenceId, error: &SequenceError) {
         let now = self.now;
         let config = &self.scenario.config;
-        let live = self
-            .clients
-            .iter()
-            .filter(|client| client.submitted.is_some() && !client.ended)
-            .count();
+        let live = || {
+            let clients = self.clients.iter();
+            clients.filter(|client| client.submitted.is_some() && !client.ended)
+        };
+        let live_tokens: u64 = live().map(Client::known_tokens).sum();
         let client_index = client_of(sequence);
         let client = &self.clients[client_index];
         let total = client.request.total_len_max();
@@ -288,8 +288,25 @@ impl World {
                 let most = self.lives.serving().map(|life| life.num_blocks).max();
                 *needed_blocks == (total - 1).div_ceil(16) && needed_blocks > num_blocks && most == Some(*num_blocks)
             }
-            SequenceError::QueueFull { waiting, queue_max } => waiting >= queue_max && live as u32 > *waiting,
-            SequenceError::QueueTokens { .. } | SequenceError::QueueWait { .. } => false,
+            SequenceError::QueueFull { waiting, queue_max } => waiting >= queue_max && live().count() as u32 > *waiting,
+            SequenceError::QueueTokens {
+                waiting_tokens,
+                tokens,
+                queue_tokens_max,
+            } => {
+                *queue_tokens_max == config.queue_tokens_max
+                    && *tokens == client.known_tokens()
+                    && (1..=live_tokens - tokens).contains(waiting_tokens)
+                    && waiting_tokens + tokens > *queue_tokens_max
+            }
+            SequenceError::QueueWait {
+                waited_ms,
+                queue_wait_ms_max,
+            } => {
+                let waited = client.waits_since.map(|since| now - since);
+                *queue_wait_ms_max == config.queue_wait_max.as_millis() as u64
+                    && waited.is_some_and(|waited| (*queue_wait_ms_max..=waited / MS).contains(waited_ms))
+            }
             SequenceError::Unavailable { waited_ms, .. } => {
                 let waited = now - client.submitted.unwrap_or(now);
                 let long = self.not_serving_since.is_some()

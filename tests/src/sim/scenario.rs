@@ -11,7 +11,7 @@ pub(super) const MS: u64 = 1000;
 pub(super) const SECOND: u64 = 1000 * MS;
 pub(super) const NUMERICS: NumericsId = NumericsId([7; 16]);
 /// Groups of a cluster, where it has several.
-pub const GROUPS_MAX: u64 = 1;
+pub const GROUPS_MAX: u64 = 3;
 
 #[derive(Debug)]
 pub(super) struct Scenario {
@@ -70,6 +70,7 @@ impl Scenario {
         config.force_tcp = dice.chance(30);
         config.step_tokens_max = dice.pick(&[8, 16, 40, 100]);
         config.chunk_tokens_max = dice.pick(&[1, 5, 16, 64]);
+        config.mixed_prefill_tokens_max = dice.pick(&[1, 8, 32, 128]);
         config.sequences_max = dice.pick(&[1, 3, 8, 16]);
         config.queue_max = dice.pick(&[2, 8, 64, 64, 64, 64]);
         config.queue_tokens_max = dice.pick(&[60, 400, 1 << 20, 1 << 20, 1 << 20, 1 << 20]);

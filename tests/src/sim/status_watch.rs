@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use kvasir_coordinator::status::{ClusterStatus, GroupPhase, GroupStatus, SequenceStatus};
-use kvasir_kv::{GroupId, SequenceId};
+use kvasir_kv::{Epoch, GroupId, SequenceId};
 
 use super::lives::Lives;
 
@@ -17,11 +17,13 @@ pub(super) struct StatusWatch {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Place {
     group: GroupId,
+    /// `None` while its group does not serve.
+    epoch: Option<Epoch>,
     running: bool,
 }
 
 impl StatusWatch {
-    pub fn check(&mut self, status: &ClusterStatus, lives: &Lives) -> Result<(), String> {
+    pub fn check(&self, status: &ClusterStatus, lives: &Lives) -> Result<(), String> {
         let violations = status.counters.conservation_violations;
         if violations > 0 {
             return Err(format!("{violations} steps lost or doubled blocks"));
@@ -37,23 +39,45 @@ impl StatusWatch {
                 ));
             }
         }
-        self.check_order(&status.sequences, lives)?;
-        let places = status
-            .sequences
-            .iter()
-            .map(|sequence| (sequence.sequence, place(sequence)));
-        self.before = places.collect();
-        Ok(())
+        self.check_order(status, lives)
     }
 
-    /// `sequences`, oldest first.
-    fn check_order(&self, sequences: &[SequenceStatus], lives: &Lives) -> Result<(), String> {
+    /// At a tick whoever has waited too long in a group that serves is refused.
+    pub fn check_waits(
+        &self,
+        status: &ClusterStatus,
+        waits_too_long: impl Fn(SequenceId) -> bool,
+    ) -> Result<(), String> {
+        let sequences = status.sequences.iter().filter(|sequence| {
+            let serves = place(sequence, status).epoch.is_some();
+            serves && self.waited(sequence, status)
+        });
+        let late: Vec<_> = sequences
+            .map(|sequence| sequence.sequence)
+            .filter(|sequence| waits_too_long(*sequence))
+            .collect();
+        if late.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{late:?} wait for longer than they may"))
+        }
+    }
+
+    pub fn remember(&mut self, status: &ClusterStatus) {
+        let sequences = status.sequences.iter();
+        self.before = sequences
+            .map(|sequence| (sequence.sequence, place(sequence, status)))
+            .collect();
+    }
+
+    fn check_order(&self, status: &ClusterStatus, lives: &Lives) -> Result<(), String> {
+        let sequences = &status.sequences;
         for (index, newer) in sequences.iter().enumerate() {
             if !newer.running || self.before.get(&newer.sequence).is_some_and(|place| place.running) {
                 continue;
             }
             let mut passed = sequences[..index].iter().filter(|older| {
-                class(older) == class(newer) && self.waited(older) && !has_samples_in_flight(older, lives)
+                class(older) == class(newer) && self.waited(older, status) && !has_samples_in_flight(older, lives)
             });
             if let Some(older) = passed.next() {
                 return Err(format!(
@@ -65,9 +89,9 @@ impl StatusWatch {
         Ok(())
     }
 
-    /// Whether it has been waiting in its group all the time.
-    fn waited(&self, sequence: &SequenceStatus) -> bool {
-        !sequence.running && self.before.get(&sequence.sequence) == Some(&place(sequence))
+    /// Whether it waits in its group and did so before the event.
+    fn waited(&self, sequence: &SequenceStatus, status: &ClusterStatus) -> bool {
+        !sequence.running && self.before.get(&sequence.sequence) == Some(&place(sequence, status))
     }
 }
 
@@ -93,9 +117,11 @@ fn check_group(group: &GroupStatus, lives: &Lives) -> Result<(), String> {
     }
 }
 
-fn place(sequence: &SequenceStatus) -> Place {
+fn place(sequence: &SequenceStatus, status: &ClusterStatus) -> Place {
+    let group = &status.groups[sequence.group.0 as usize];
     Place {
         group: sequence.group,
+        epoch: (group.phase == GroupPhase::Running).then_some(group.epoch),
         running: sequence.running,
     }
 }

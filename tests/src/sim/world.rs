@@ -324,10 +324,19 @@ impl World {
         for effect in effects {
             self.carry_out(effect);
         }
+        self.check_status(is_tick);
+    }
+
+    fn check_status(&mut self, is_tick: bool) {
+        let status = self.cluster.status();
+        let mut checked = self.status.check(&status, &self.lives);
         if is_tick {
-            self.check_waits();
+            checked = checked.and(
+                self.status
+                    .check_waits(&status, |sequence| self.waits_too_long(sequence)),
+            );
         }
-        let checked = self.status.check(&self.cluster.status(), &self.lives);
+        self.status.remember(&status);
         self.insist(checked);
     }
 
