@@ -153,9 +153,11 @@ impl BlockWatch {
 
     fn write(&mut self, work: &SequenceWork, step: StepId, tenant: &TenantId) -> Result<(), String> {
         let end = work.start + work.num_tokens;
-        let table = &self.tables[&work.sequence];
+        let table = self.tables.get(&work.sequence).map(Vec::as_slice).unwrap_or_default();
         for index in work.start / self.block_size..end.div_ceil(self.block_size) {
-            let block = table[index as usize];
+            let Some(block) = table.get(index as usize) else {
+                return Err(format!("{} has no block for position {}", work.sequence, work.start));
+            };
             if self.full.contains_key(&block.id) || self.holders[&block.id].len() != 1 {
                 return Err(format!(
                     "{} writes to block {}, which is shared or full",

@@ -275,18 +275,20 @@ impl World {
         let client_index = client_of(sequence);
         let client = &self.clients[client_index];
         let total = client.request.total_len_max();
+        let needed_blocks = (total - 1).div_ceil(config.cell.block_size());
+        let unserved_since = self.lives.unserved_since(needed_blocks);
         let legal = match error {
             SequenceError::Numerical { index } => {
                 poison_index(&client.request.sampling) == Some(*index) && client.received == *index
             }
             SequenceError::TooLong { .. } => total > self.scenario.layout.shape().context_len,
             SequenceError::TooFewBlocks {
-                needed_blocks,
+                needed_blocks: needed,
                 num_blocks,
                 ..
             } => {
-                let most = self.lives.serving().map(|life| life.num_blocks).max();
-                *needed_blocks == (total - 1).div_ceil(16) && needed_blocks > num_blocks && most == Some(*num_blocks)
+                let mut serving = self.lives.serving().map(|life| life.num_blocks);
+                *needed == needed_blocks && unserved_since.is_some() && serving.any(|blocks| blocks == *num_blocks)
             }
             SequenceError::QueueFull { waiting, queue_max } => waiting >= queue_max && live().count() as u32 > *waiting,
             SequenceError::QueueTokens {
@@ -309,10 +311,9 @@ impl World {
             }
             SequenceError::Unavailable { waited_ms, .. } => {
                 let waited = now - client.submitted.unwrap_or(now);
-                let long = self.not_serving_since.is_some()
-                    && now - self.not_serving_since.unwrap_or(now) >= config.unavailable_wait_max.as_micros() as u64;
+                let wait_max = config.unavailable_wait_max.as_micros() as u64;
                 let overdue = client.deadline.is_some_and(|deadline| now >= deadline);
-                *waited_ms <= waited / MS && self.not_serving_since.is_some() && (long || overdue)
+                *waited_ms <= waited / MS && unserved_since.is_some_and(|since| overdue || now - since >= wait_max)
             }
             SequenceError::Duplicate(_) | SequenceError::Empty { .. } => false,
         };

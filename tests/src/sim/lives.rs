@@ -9,16 +9,20 @@ use kvasir_kv::{Epoch, EpochSpec, FromWorker, GroupId, Rank, SequenceId, StepPla
 
 use super::checks::PlanWatch;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Lives {
     living: BTreeMap<GroupId, Life>,
     /// Of each group, the last epoch that began.
     last: BTreeMap<GroupId, Epoch>,
     begun: BTreeSet<Epoch>,
+    /// The sizes of pools that served, and until when they did.
+    served: Vec<(u32, u64)>,
+    since: u64,
 }
 
 #[derive(Debug)]
 pub(super) struct Life {
+    nonce: u64,
     pub epoch: Epoch,
     pub num_blocks: u32,
     pub serves: bool,
@@ -28,6 +32,17 @@ pub(super) struct Life {
 }
 
 impl Lives {
+    /// Of a coordinator that begins now.
+    pub fn since(now: u64) -> Self {
+        Self {
+            living: BTreeMap::new(),
+            last: BTreeMap::new(),
+            begun: BTreeSet::new(),
+            served: Vec::new(),
+            since: now,
+        }
+    }
+
     /// The coordinator makes the worker behind a connection a rank.
     pub fn form(
         &mut self,
@@ -74,6 +89,7 @@ impl Lives {
         }
         let life = Life {
             epoch,
+            nonce: spec.nonce,
             num_blocks: spec.num_blocks,
             serves: false,
             plans: PlanWatch::new(spec),
@@ -92,9 +108,13 @@ impl Lives {
         Ok(())
     }
 
-    pub fn end(&mut self, group: GroupId, epoch: Epoch) -> Result<Life, String> {
+    pub fn end(&mut self, group: GroupId, epoch: Epoch, now: u64) -> Result<Life, String> {
         let ended = self.living.remove(&group).filter(|life| life.epoch == epoch);
-        ended.ok_or_else(|| format!("{epoch} of group {group} ends and did not live"))
+        let ended = ended.ok_or_else(|| format!("{epoch} of group {group} ends and did not live"))?;
+        if ended.serves {
+            self.served.push((ended.num_blocks, now));
+        }
+        Ok(ended)
     }
 
     pub fn get(&self, group: GroupId) -> Option<&Life> {
@@ -103,6 +123,15 @@ impl Lives {
 
     pub fn serving(&self) -> impl Iterator<Item = &Life> {
         self.living.values().filter(|life| life.serves)
+    }
+
+    /// Since when no group serves that has so many blocks; `None` while one does.
+    pub fn unserved_since(&self, num_blocks: u32) -> Option<u64> {
+        if self.serving().any(|life| life.num_blocks >= num_blocks) {
+            return None;
+        }
+        let roomy = self.served.iter().filter(|(blocks, _)| *blocks >= num_blocks);
+        Some(roomy.map(|(_, until)| *until).max().unwrap_or(self.since))
     }
 
     /// The group and rank of a connection.
@@ -120,9 +149,11 @@ impl Lives {
         }
     }
 
-    /// A rank has really done a step.
-    pub fn see(&mut self, rank: Rank, epoch: Epoch, steps_done: u64) {
-        for life in self.living.values_mut().filter(|life| life.epoch == epoch) {
+    /// A rank has really done a step. Processes that know nothing of the past may count epochs from the start again, so
+    /// that only the nonce tells one from another.
+    pub fn see(&mut self, rank: Rank, (epoch, nonce): (Epoch, u64), steps_done: u64) {
+        let mut living = self.living.values_mut();
+        if let Some(life) = living.find(|life| (life.epoch, life.nonce) == (epoch, nonce)) {
             life.plans.see(rank, steps_done);
         }
     }

@@ -461,7 +461,8 @@ impl World {
         part.books.commit(&committed);
         part.progress.steps_done += 1;
         let is_first = part.spec.rank == Rank(0);
-        self.lives.see(part.spec.rank, epoch, part.progress.steps_done);
+        let life = (epoch, part.spec.nonce);
+        self.lives.see(part.spec.rank, life, part.progress.steps_done);
         if is_first || self.plant != Some(Plant::EarlyAcknowledge) {
             let output = is_first.then_some(output);
             self.report(session, FromWorker::StepDone { epoch, step, output });

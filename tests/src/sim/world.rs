@@ -68,8 +68,6 @@ pub(super) struct World {
     pub meetings: BTreeMap<(Epoch, u64), Meeting>,
     pub clients: Vec<Client>,
     pub coordinator_life: u32,
-    /// `None` while a group serves.
-    pub not_serving_since: Option<u64>,
     pub report: Report,
     pub runs: u64,
     queue: BTreeMap<(u64, u64), Happening>,
@@ -113,7 +111,6 @@ impl World {
             meetings: BTreeMap::new(),
             clients,
             coordinator_life: 0,
-            not_serving_since: Some(0),
             report: Report::default(),
             runs: 0,
             queue: BTreeMap::new(),
@@ -121,7 +118,7 @@ impl World {
             inbox: Vec::new(),
             asleep: false,
             awake_since: 0,
-            lives: Lives::default(),
+            lives: Lives::since(0),
             status: StatusWatch::default(),
             forgery: Forgery::default(),
             violation: None,
@@ -170,7 +167,7 @@ impl World {
 
     /// Nobody waits, every group serves, and every block has come back.
     fn is_clean(&self) -> bool {
-        if self.not_serving_since.is_some() || self.clients.iter().any(|client| !client.ended) {
+        if self.clients.iter().any(|client| !client.ended) {
             return false;
         }
         let status = self.cluster.status();
@@ -213,9 +210,8 @@ impl World {
         self.inbox.clear();
         self.asleep = false;
         self.awake_since = self.now;
-        self.lives = Lives::default();
+        self.lives = Lives::since(self.now);
         self.status = StatusWatch::default();
-        self.not_serving_since = Some(self.now);
         for worker in 0..self.workers.len() {
             self.taint(worker, 0);
         }
@@ -364,7 +360,6 @@ impl World {
             Effect::EpochStarted { group, epoch, .. } => {
                 let started = self.lives.start(*group, *epoch);
                 self.insist(started);
-                self.not_serving_since = None;
             }
             Effect::EpochEnded {
                 group, epoch, reason, ..
@@ -384,7 +379,7 @@ impl World {
     }
 
     fn end_epoch(&mut self, group: GroupId, epoch: Epoch, reason: &str) {
-        match self.lives.end(group, epoch) {
+        match self.lives.end(group, epoch, self.now) {
             Ok(life) => {
                 let healthy = |worker: usize| self.workers[worker].tainted_until < self.now;
                 if life.workers().all(healthy) {
@@ -392,9 +387,6 @@ impl World {
                 }
             }
             Err(what) => self.violation(what),
-        }
-        if self.lives.serving().next().is_none() {
-            self.not_serving_since.get_or_insert(self.now);
         }
     }
 
