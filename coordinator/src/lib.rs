@@ -15,6 +15,8 @@ mod group;
 mod grpc;
 mod intake;
 mod loss;
+#[cfg(test)]
+mod plan_scenarios;
 mod planner;
 mod preemption;
 mod recovery;

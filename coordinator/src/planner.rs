@@ -11,16 +11,17 @@ use kvasir_kv::{BlockHash, BlockTable, PrefixHit, SequenceId, StepPlan, TenantId
 
 use crate::{
     detector::Steady,
-    preemption::Room,
+    preemption::{Room, Shares},
     scheduler::Scheduler,
     sequence::{Precedence, Running, Sequence, State},
 };
 
-/// Whose turn it is for what a step has left: lower priorities first, then the tenant that has been served least, then
-/// whoever came first.
+/// Whose turn it is for what a step has left: lower priorities first, then tenants that do not hold more than their share,
+/// then the one that has been served least, then whoever came first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Turn {
     priority: i32,
+    exceeds_share: bool,
     served: u64,
     precedence: Precedence,
 }
@@ -129,14 +130,19 @@ impl Scheduler {
             None => admits,
         };
         let candidates = self.sequences().filter(|sequence| !passed.contains(&sequence.id));
-        let turn = |sequence: &&Sequence| self.turn_of(sequence, charged);
+        let shares = self.shares();
+        let turn = |sequence: &&Sequence| self.turn_of(sequence, &shares, charged);
         candidates.filter(wants).min_by_key(turn).map(|sequence| sequence.id)
     }
 
-    fn turn_of(&self, sequence: &Sequence, charged: &BTreeMap<TenantId, u64>) -> Turn {
+    fn turn_of(&self, sequence: &Sequence, shares: &Shares, charged: &BTreeMap<TenantId, u64>) -> Turn {
         let tenant = &sequence.request.tenant;
         Turn {
             priority: sequence.precedence.priority,
+            exceeds_share: match sequence.running() {
+                Some(_) => shares.is_exceeded_by(tenant),
+                None => !shares.has_room_for(tenant, 0),
+            },
             served: self.share.served(tenant) + charged.get(tenant).copied().unwrap_or(0),
             precedence: sequence.precedence,
         }
@@ -145,7 +151,8 @@ impl Scheduler {
     /// Who did not find room when the last step was composed, if it could wait elsewhere as well.
     pub(super) fn next_crowded_out(&self) -> Option<SequenceId> {
         let waiting = self.waiting().filter(|_| self.crowded);
-        let next = waiting.min_by_key(|sequence| self.turn_of(sequence, &BTreeMap::new()))?;
+        let shares = self.shares();
+        let next = waiting.min_by_key(|sequence| self.turn_of(sequence, &shares, &BTreeMap::new()))?;
         next.is_portable().then_some(next.id)
     }
 

@@ -2,8 +2,8 @@
 //! tokens, after what the prefix cache still has of it.
 //!
 //! Two reasons. *Blocks run out*: the last in precedence gives way, so that the first always gets on. *Somebody waits who
-//! must not*: a sequence of a lower priority value, or one of a tenant that has less than its share while another has
-//! more. The share is the same part of places and of blocks for each tenant that is there.
+//! must not*: a sequence of a lower priority value, or one of a tenant that would stay within its share while another has
+//! more than its own. The share is the same part of places and of blocks for each tenant that is there.
 //!
 //! There is no livelock. By priority only later ones give way. For a tenant's share, whoever gives way belongs to a tenant
 //! that was served more, and the other way round only after the first one was served more by at least one new token; a
@@ -23,7 +23,7 @@ pub(super) enum Room {
     Wait,
 }
 
-/// What running sequences hold: of all, or of one tenant.
+/// What running sequences hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Holding {
     places: u32,
@@ -33,6 +33,40 @@ struct Holding {
 impl Holding {
     fn exceeds(self, share: Self) -> bool {
         self.places > share.places || self.blocks > share.blocks
+    }
+}
+
+/// What each tenant holds, and what it may hold before others come first.
+#[derive(Debug)]
+pub(super) struct Shares<'a> {
+    /// An equal part of places and blocks for each tenant that is there, rounded up.
+    of_each: Holding,
+    /// By tenant; a block that several sequences share counts for each.
+    held: BTreeMap<&'a TenantId, Holding>,
+}
+
+impl Shares<'_> {
+    fn held_by(&self, tenant: &TenantId) -> Holding {
+        self.held.get(tenant).copied().unwrap_or_default()
+    }
+
+    pub fn is_exceeded_by(&self, tenant: &TenantId) -> bool {
+        self.held_by(tenant).exceeds(self.of_each)
+    }
+
+    /// Whether one more sequence, of so many blocks, would leave the tenant within its share.
+    pub fn has_room_for(&self, tenant: &TenantId, blocks: u32) -> bool {
+        let mut holding = self.held_by(tenant);
+        holding.places += 1;
+        holding.blocks += blocks;
+        !holding.exceeds(self.of_each)
+    }
+
+    fn give_back(&mut self, tenant: &TenantId, blocks: u32) {
+        if let Some(holding) = self.held.get_mut(tenant) {
+            holding.places -= 1;
+            holding.blocks -= blocks;
+        }
     }
 }
 
@@ -123,18 +157,8 @@ impl Scheduler {
     fn who_gives_way(&self, id: SequenceId, mut lack: Lack) -> Option<Vec<SequenceId>> {
         let books = self.books.as_ref()?;
         let waiting = &self.sequences[&id];
-        let share = self.share_of_one();
-        let mut holdings = self.holdings();
-        let of = |holdings: &BTreeMap<&TenantId, Holding>, sequence: &Sequence| {
-            let holding = holdings.get(&sequence.request.tenant);
-            holding.copied().unwrap_or_default()
-        };
-        let own = of(&holdings, waiting);
-        let claims_share = !Holding {
-            places: own.places + 1,
-            blocks: own.blocks + self.blocks_needed(waiting),
-        }
-        .exceeds(share);
+        let mut shares = self.shares();
+        let claims_share = shares.has_room_for(&waiting.request.tenant, self.blocks_needed(waiting));
         let mut victims = Vec::new();
         for other in self.sequences().rev() {
             if lack.places == 0 && lack.blocks == 0 {
@@ -144,16 +168,13 @@ impl Scheduler {
             let by_priority = waiting.precedence.priority < other.precedence.priority;
             let by_share = claims_share
                 && waiting.precedence.priority == other.precedence.priority
-                && of(&holdings, other).exceeds(share)
+                && shares.is_exceeded_by(&other.request.tenant)
                 && self.is_served_less(waiting, other);
             if by_priority || by_share {
                 let blocks = books.pool.num_sole(&running.blocks);
                 lack.places = lack.places.saturating_sub(1);
                 lack.blocks = lack.blocks.saturating_sub(blocks + self.blocks_promised(other));
-                if let Some(holding) = holdings.get_mut(&other.request.tenant) {
-                    holding.places -= 1;
-                    holding.blocks -= running.blocks.len() as u32;
-                }
+                shares.give_back(&other.request.tenant, running.blocks.len() as u32);
                 victims.push(other.id);
             }
         }
@@ -166,25 +187,22 @@ impl Scheduler {
         waiting.request.tenant != other.request.tenant && (ours < theirs || ours == theirs && waiting.is_fresh())
     }
 
-    /// An equal part of places and blocks for each tenant that is there, rounded up.
-    fn share_of_one(&self) -> Holding {
+    pub(super) fn shares(&self) -> Shares<'_> {
         let tenants = self.share.num_active().max(1);
-        Holding {
-            places: self.limits.sequences_max.div_ceil(tenants),
-            blocks: self.block_counts().total.div_ceil(tenants),
-        }
-    }
-
-    /// By tenant; a block that several sequences share counts for each.
-    fn holdings(&self) -> BTreeMap<&TenantId, Holding> {
-        let mut holdings: BTreeMap<&TenantId, Holding> = BTreeMap::new();
+        let mut held: BTreeMap<&TenantId, Holding> = BTreeMap::new();
         for sequence in self.sequences() {
             if let Some(running) = sequence.running() {
-                let holding = holdings.entry(&sequence.request.tenant).or_default();
+                let holding = held.entry(&sequence.request.tenant).or_default();
                 holding.places += 1;
                 holding.blocks += running.blocks.len() as u32;
             }
         }
-        holdings
+        Shares {
+            of_each: Holding {
+                places: self.limits.sequences_max.div_ceil(tenants),
+                blocks: self.block_counts().total.div_ceil(tenants),
+            },
+            held,
+        }
     }
 }
