@@ -187,14 +187,11 @@ impl Cluster {
             });
         }
         match self.config.numerics_id {
-            Some(expected) if expected != info.numerics_id => {
-                let found = info.numerics_id;
-                return Err(JoinRefused::Numerics {
-                    worker,
-                    expected,
-                    found,
-                });
-            }
+            Some(expected) if expected != info.numerics_id => Err(JoinRefused::Numerics {
+                worker,
+                expected,
+                found: info.numerics_id,
+            }),
             _ => Ok(()),
         }
     }

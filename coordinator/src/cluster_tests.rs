@@ -3,227 +3,14 @@
 use std::time::Duration;
 
 use kvasir_kv::{
-    CellLayout, Epoch, FinishReason, FromWorker, GroupId, HeadLayout, KvDtype, LoadReport, ModelShape, NumericsId,
-    Progress, Rank, Request, RequestId, SampledToken, Sampling, SequenceId, StepId, StepOutput, StepPlan, StepTimes,
-    TenantId, ToWorker, TokenId, Transport, UnitBytes, UnitLayout, WorkerId, WorkerInfo,
+    Epoch, FinishReason, FromWorker, GroupId, KvDtype, NumericsId, Rank, RefusalKind, SampledToken, SequenceId, StepId,
+    StepOutput, StepPlan, StepTimes, ToWorker, TokenId, Transport,
 };
 
 use crate::{
-    Cluster, ClusterConfig, Effect, Event, LossCause, Now, SequenceError, SessionId, Usage, status::GroupPhase,
+    Effect, Event, LossCause, SequenceError, SessionId, Usage,
+    cluster_bench::{Bench, aborted, formed, info, lost, plans},
 };
-
-struct Bench {
-    cluster: Cluster,
-    now: Duration,
-}
-
-impl Bench {
-    fn new(workers_wanted: u32) -> Self {
-        Self::with(workers_wanted, |_| {})
-    }
-
-    fn with(workers_wanted: u32, change: impl FnOnce(&mut ClusterConfig)) -> Self {
-        let cell = CellLayout::new(1, 16, 16, KvDtype::F16).unwrap();
-        let mut config = ClusterConfig::new(workers_wanted, cell);
-        config.numerics_id = Some(NumericsId([1; 16]));
-        config.num_blocks_max = Some(8);
-        change(&mut config);
-        let shape = ModelShape {
-            num_layers: 1,
-            hidden_size: 96,
-            heads: HeadLayout::new(6, 3, 16).unwrap(),
-            intermediate_size: 256,
-            vocab_size: 256,
-            context_len: 100,
-        };
-        let bytes = UnitBytes {
-            attention: 1000,
-            ffn_per_column: 10,
-            vocab_per_row: 2,
-            embedding_per_row: 0,
-            replicated: 100,
-        };
-        Self {
-            cluster: Cluster::new(config, UnitLayout::new(shape, bytes)),
-            now: Duration::ZERO,
-        }
-    }
-
-    /// Two ranks, running.
-    fn running(workers: u64) -> Self {
-        let mut bench = Self::new(workers as u32);
-        let effects = (1..=workers)
-            .flat_map(|session| bench.join(session))
-            .collect::<Vec<_>>();
-        bench.connect(&effects);
-        assert_eq!(bench.cluster.status().groups[0].phase, GroupPhase::Running);
-        bench
-    }
-
-    fn on(&mut self, event: Event) -> Vec<Effect> {
-        self.cluster.on(event, Now(self.now))
-    }
-
-    fn join(&mut self, session: u64) -> Vec<Effect> {
-        let info = info(session);
-        let session = SessionId(session);
-        self.on(Event::WorkerJoined { session, info })
-    }
-
-    fn say(&mut self, session: u64, message: FromWorker) -> Vec<Effect> {
-        let session = SessionId(session);
-        self.on(Event::FromWorker { session, message })
-    }
-
-    /// Every rank that was told to form an epoch answers.
-    fn connect(&mut self, effects: &[Effect]) -> Vec<Effect> {
-        let formed: Vec<(u64, Epoch)> = effects.iter().filter_map(formed).collect();
-        for (session, epoch) in &formed {
-            let endpoint = format!("endpoint {session}");
-            self.say(
-                *session,
-                FromWorker::EndpointReady {
-                    epoch: *epoch,
-                    endpoint,
-                },
-            );
-        }
-        let ready = |(session, epoch): &(u64, Epoch)| {
-            let load = LoadReport::default();
-            self.say(*session, FromWorker::EpochReady { epoch: *epoch, load })
-        };
-        formed.iter().flat_map(ready).collect()
-    }
-
-    /// Time passes in ticks; the given sessions give signs of life.
-    fn pass(&mut self, ticks: u32, alive: &[u64]) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        for _ in 0..ticks {
-            self.now += Duration::from_millis(100);
-            for session in alive {
-                effects.extend(self.say(*session, FromWorker::Heartbeat(Progress::default())));
-            }
-            effects.extend(self.on(Event::Tick));
-        }
-        effects
-    }
-
-    /// Heartbeats of the first epoch: by session, the collectives entered.
-    fn progress(&mut self, entered: &[(u64, u64)]) {
-        for (session, collectives_entered) in entered {
-            let progress = Progress {
-                epoch: Epoch { term: 7, number: 1 },
-                steps_done: 0,
-                collectives_entered: *collectives_entered,
-            };
-            self.say(*session, FromWorker::Heartbeat(progress));
-        }
-    }
-
-    fn submit(&mut self, sequence: u64, prompt_len: u32, max_tokens: u32) -> Vec<Effect> {
-        let request = Request {
-            id: RequestId(format!("r{sequence}")),
-            prompt: vec![TokenId(1); prompt_len as usize],
-            generated: Vec::new(),
-            sampling: Sampling::default(),
-            max_tokens,
-            stop_tokens: Vec::new(),
-            tenant: TenantId::default(),
-            priority: 0,
-        };
-        let (sequence, deadline) = (SequenceId(sequence), None);
-        self.on(Event::Submit {
-            sequence,
-            request,
-            deadline,
-        })
-    }
-
-    /// All ranks have done a step; rank 0, session 1, brings `tokens`.
-    fn done(&mut self, plan: &StepPlan, ranks: u64) -> Vec<Effect> {
-        let sampled = plan.work.iter().filter(|work| work.samples).map(|work| SampledToken {
-            sequence: work.sequence,
-            token: TokenId(9),
-            logprob: 0.0,
-            top_logprobs: Vec::new(),
-        });
-        let output = StepOutput {
-            epoch: plan.epoch,
-            step: plan.step,
-            sampled: sampled.collect(),
-            poisoned: Vec::new(),
-            times: StepTimes::default(),
-        };
-        let message = |output| FromWorker::StepDone {
-            epoch: plan.epoch,
-            step: plan.step,
-            output,
-        };
-        let mut effects = self.say(1, message(Some(output)));
-        for session in 2..=ranks {
-            effects.extend(self.say(session, message(None)));
-        }
-        effects
-    }
-}
-
-fn info(worker: u64) -> WorkerInfo {
-    WorkerInfo {
-        id: WorkerId(format!("w{worker}")),
-        pid: 1,
-        address: "here".to_owned(),
-        host: "here".to_owned(),
-        numerics_id: NumericsId([1; 16]),
-        term_max: 6,
-        weight: 1.0,
-        threads: 1,
-        backend: "test".to_owned(),
-        kv_memory_bytes: 1 << 20,
-        block_size: 16,
-        kv_dtype: KvDtype::F16,
-    }
-}
-
-fn formed(effect: &Effect) -> Option<(u64, Epoch)> {
-    match effect {
-        Effect::Send {
-            session,
-            message: ToWorker::FormEpoch(spec),
-        } => Some((session.0, spec.epoch)),
-        _ => None,
-    }
-}
-
-fn aborted(effects: &[Effect]) -> Vec<u64> {
-    let abort = |effect: &Effect| match effect {
-        Effect::Send {
-            session,
-            message: ToWorker::AbortEpoch { .. },
-        } => Some(session.0),
-        _ => None,
-    };
-    effects.iter().filter_map(abort).collect()
-}
-
-/// The plans sent to session 1.
-fn plans(effects: &[Effect]) -> Vec<StepPlan> {
-    let plan = |effect: &Effect| match effect {
-        Effect::Send {
-            session: SessionId(1),
-            message: ToWorker::Step(plan),
-        } => Some(plan.clone()),
-        _ => None,
-    };
-    effects.iter().filter_map(plan).collect()
-}
-
-fn lost(effects: &[Effect]) -> Vec<(&str, LossCause)> {
-    let lost = |effect| match effect {
-        &Effect::RankLost { ref worker, how, .. } => Some((worker.0.as_str(), how)),
-        _ => None,
-    };
-    effects.iter().filter_map(lost).collect()
-}
 
 #[test]
 fn a_group_forms_when_all_are_there_above_every_term_that_they_know() {
@@ -246,24 +33,33 @@ fn a_group_forms_when_all_are_there_above_every_term_that_they_know() {
 }
 
 #[test]
-fn a_worker_of_other_numerics_or_block_size_is_refused_with_both_values() {
+fn a_worker_of_other_numerics_block_size_or_dtype_is_refused_with_both_values() {
     let mut bench = Bench::new(2);
-    let (mut other, mut coarse) = (info(1), info(2));
+    let (mut other, mut coarse, mut wide) = (info(1), info(2), info(3));
     other.numerics_id = NumericsId([2; 16]);
     coarse.block_size = 64;
-    for (session, info, values) in [
+    // Another dtype is another numerics too; the plainer reason is given.
+    (wide.kv_dtype, wide.numerics_id) = (KvDtype::F32, NumericsId([3; 16]));
+    for (session, info, refused_for, values) in [
         (
             1,
             other,
+            RefusalKind::Numerics,
             [NumericsId([1; 16]).to_string(), NumericsId([2; 16]).to_string()],
         ),
-        (2, coarse, ["16 tokens".to_owned(), "64".to_owned()]),
+        (
+            2,
+            coarse,
+            RefusalKind::BlockSize,
+            ["16 tokens".to_owned(), "64".to_owned()],
+        ),
+        (3, wide, RefusalKind::KvDtype, ["f16".to_owned(), "f32".to_owned()]),
     ] {
         let session = SessionId(session);
         let effects = bench.on(Event::WorkerJoined { session, info });
         let [
             Effect::Send {
-                message: ToWorker::Refuse { reason, .. },
+                message: ToWorker::Refuse { kind, reason },
                 ..
             },
             Effect::CloseSession { .. },
@@ -271,6 +67,7 @@ fn a_worker_of_other_numerics_or_block_size_is_refused_with_both_values() {
         else {
             panic!("{effects:?}");
         };
+        assert_eq!(*kind, refused_for);
         assert!(values.iter().all(|value| reason.contains(value)), "{reason}");
     }
     assert!(bench.cluster.status().workers.is_empty());

@@ -27,7 +27,8 @@ pub struct ClusterConfig {
     pub step_tokens_max: u32,
     /// Tokens that one sequence may add to a step: a long prompt is computed in chunks.
     pub chunk_tokens_max: u32,
-    /// Tokens of prompts, all sequences together, in a step in which others decode: so long do these wait for theirs.
+    /// Tokens of prompts, all sequences together, in a step in which others decode, or twice as many as those decode if
+    /// that is more: so long do they wait for theirs.
     pub mixed_prefill_tokens_max: u32,
     /// Sequences of a group that hold blocks at a time; at most `step_tokens_max`, so that each may decode in every step.
     pub sequences_max: u32,
@@ -68,7 +69,7 @@ impl ClusterConfig {
             nonce_seed: 0,
             step_tokens_max: 512,
             chunk_tokens_max: 256,
-            mixed_prefill_tokens_max: 128,
+            mixed_prefill_tokens_max: 64,
             sequences_max: 64,
             queue_max: 256,
             queue_tokens_max: 1 << 20,

@@ -3,6 +3,8 @@
 mod answer_text;
 pub mod cluster;
 #[cfg(test)]
+mod cluster_bench;
+#[cfg(test)]
 mod cluster_tests;
 pub mod config;
 mod detector;
@@ -21,6 +23,8 @@ mod planner;
 mod preemption;
 mod recovery;
 mod router;
+#[cfg(test)]
+mod router_tests;
 mod running_requests;
 mod scheduler;
 mod sequence;

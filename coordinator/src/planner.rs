@@ -41,6 +41,8 @@ pub(super) struct Draft {
     prefill_left: u32,
     /// Somebody waits for blocks that are in flight: they must not go to those after it.
     short: bool,
+    /// The one who is next does not get in.
+    crowded: bool,
 }
 
 impl Draft {
@@ -70,11 +72,13 @@ impl Scheduler {
         }
         let mut draft = Draft::default();
         self.grant_ones(&mut draft);
-        let left = self.limits.step_tokens_max - draft.grants.len() as u32;
-        draft.prefill_left = match draft.grants.is_empty() {
-            true => left,
-            false => left.min(self.limits.mixed_prefill_tokens_max),
+        let num_ones = draft.grants.len() as u32;
+        // A step of many such is long anyway: prompts beside them may make it three times as long.
+        let beside = match num_ones {
+            0 => u32::MAX,
+            _ => self.limits.mixed_prefill_tokens_max.max(2 * num_ones),
         };
+        draft.prefill_left = beside.min(self.limits.step_tokens_max - num_ones);
         self.grant_many(&mut draft);
         if draft.grants.is_empty() {
             return None;
@@ -97,15 +101,14 @@ impl Scheduler {
     fn grant_many(&mut self, draft: &mut Draft) {
         let mut charged = BTreeMap::new();
         let mut passed = Vec::new();
-        self.crowded = false;
         while draft.prefill_left > 0
             && let Some(id) = self.next_turn(draft, &passed, &charged)
         {
             passed.push(id);
             let sequence = &self.sequences[&id];
             if sequence.running().is_none() {
-                self.crowded = !self.admit(id, draft);
-                if self.crowded {
+                draft.crowded = !self.admit(id, draft);
+                if draft.crowded {
                     continue;
                 }
             }
@@ -124,7 +127,7 @@ impl Scheduler {
 
     /// Whose turn is next, of those that have not had theirs.
     fn next_turn(&self, draft: &Draft, passed: &[SequenceId], charged: &BTreeMap<TenantId, u64>) -> Option<SequenceId> {
-        let admits = !draft.short && !self.crowded;
+        let admits = !draft.short && !draft.crowded;
         let wants = |sequence: &&Sequence| match sequence.running() {
             Some(_) => sequence.wanted() > 0 && !draft.has(sequence.id),
             None => admits,
@@ -148,11 +151,12 @@ impl Scheduler {
         }
     }
 
-    /// Who did not find room when the last step was composed, if it could wait elsewhere as well.
-    pub(super) fn next_crowded_out(&self) -> Option<SequenceId> {
-        let waiting = self.waiting().filter(|_| self.crowded);
+    /// Who is admitted next, if it could wait elsewhere as well.
+    pub(super) fn next_waiting(&self) -> Option<SequenceId> {
         let shares = self.shares();
-        let next = waiting.min_by_key(|sequence| self.turn_of(sequence, &shares, &BTreeMap::new()))?;
+        let next = self
+            .waiting()
+            .min_by_key(|sequence| self.turn_of(sequence, &shares, &BTreeMap::new()))?;
         next.is_portable().then_some(next.id)
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The cost of a group is the prompt tokens that its prefix cache does not have, the tokens that its sequences still want
 //! computed, and those that they hold (each step reads them again), over the group's speed: the measure of Dynamo's KV
-//! router. A sequence that waits is not bound to its group: it moves where a group has ended or another has room.
+//! router. It goes to a group where it would have to wait only if it
+//! would everywhere. A sequence that waits is not bound to its group: it moves where a group has ended or another has room.
 
 use kvasir_kv::{BlockHash, GroupId, Request, SequenceId};
 
@@ -103,12 +104,16 @@ impl Cluster {
         root.map_or_else(Vec::new, |root| sequence.reusable_hashes(root, block_size).to_vec())
     }
 
-    /// The cheapest of the groups that serve and could hold it.
+    /// The cheapest of the groups that serve and could hold it; of those where it would not have to wait, if there are any.
     fn choose_group(&self, sequence: &Sequence, chain: &[BlockHash]) -> Option<GroupId> {
         let serving = self.groups.iter().filter(|group| group.serves());
         let fitting = serving.filter(|group| group.scheduler.fits_pool(&sequence.request).is_ok());
-        let costs = fitting.map(|group| (group.id, cost(group, sequence, chain)));
-        costs.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(group, _)| group)
+        let costs = fitting.map(|group| {
+            let waits = !group.scheduler.would_admit(sequence, chain);
+            (group.id, waits, cost(group, sequence, chain))
+        });
+        let cheapest = costs.min_by(|a, b| a.1.cmp(&b.1).then(a.2.total_cmp(&b.2)));
+        cheapest.map(|(group, ..)| group)
     }
 
     /// Sequences do not wait in a group that does not serve while another does.
@@ -167,7 +172,7 @@ impl Cluster {
         self.counters.sequences_rerouted += 1;
     }
 
-    /// Where a group is crowded and another has room at once for the one who is next, it goes there.
+    /// Where a group has no room for the one who is next and another has it at once, it goes there.
     pub(crate) fn even_out(&mut self) {
         for index in 0..self.groups.len() {
             let crowded = self.groups[index].id;
@@ -183,9 +188,13 @@ impl Cluster {
         if self.groups.len() < 2 {
             return None;
         }
-        let next = self.group(crowded).scheduler.next_crowded_out()?;
+        let next = self.group(crowded).scheduler.next_waiting()?;
         let chain = self.chain_of_waiting(crowded, next)?;
-        let sequence = self.group(crowded).scheduler.get(next)?;
+        let scheduler = &self.group(crowded).scheduler;
+        let sequence = scheduler.get(next)?;
+        if scheduler.has_room(sequence, &chain) {
+            return None;
+        }
         let mut others = self.groups.iter().filter(|group| group.id != crowded && group.serves());
         let target = others.find(|group| group.scheduler.would_admit(sequence, &chain))?;
         Some((next, target.id))
@@ -212,9 +221,11 @@ impl Scheduler {
 
     /// Nobody waits, and it would not have to.
     fn would_admit(&self, sequence: &Sequence, chain: &[BlockHash]) -> bool {
-        let Some(books) = &self.books else { return false };
-        self.waiting().next().is_none()
-            && self.fits_pool(&sequence.request).is_ok()
-            && self.has_room_for(sequence, books.pool.find(chain))
+        self.waiting().next().is_none() && self.fits_pool(&sequence.request).is_ok() && self.has_room(sequence, chain)
+    }
+
+    fn has_room(&self, sequence: &Sequence, chain: &[BlockHash]) -> bool {
+        let books = self.books.as_ref();
+        books.is_some_and(|books| self.has_room_for(sequence, books.pool.find(chain)))
     }
 }

@@ -30,8 +30,6 @@ pub(crate) struct Scheduler {
     pub(super) share: FairShare,
     /// `None` between epochs.
     pub(super) books: Option<StepBooks>,
-    /// The one who is next did not get in when the last step was composed.
-    pub(super) crowded: bool,
     /// What cells are computed with; `None` without a prefix cache, or before it is known.
     numerics_id: Option<NumericsId>,
     /// Sequences that a loss had interrupted and that have gone on or ended, with the positions computed again for it.
@@ -72,7 +70,6 @@ impl Scheduler {
             order: BTreeMap::new(),
             share: FairShare::default(),
             books: None,
-            crowded: false,
             numerics_id: None,
             went_on: Vec::new(),
             counters: Counters::default(),
@@ -166,7 +163,6 @@ impl Scheduler {
     /// Returns whom it interrupted.
     pub fn end_epoch(&mut self) -> Option<Vec<SequenceId>> {
         self.books.take()?;
-        self.crowded = false;
         let mut interrupted = Vec::new();
         for sequence in self.sequences.values_mut() {
             let held = std::mem::replace(&mut sequence.state, State::Waiting);

@@ -81,7 +81,7 @@ impl CoordinatorConfig {
             sequences_max: 64,
             step_tokens_max: 512,
             chunk_tokens_max: 256,
-            mixed_prefill_tokens_max: 128,
+            mixed_prefill_tokens_max: 64,
         }
     }
 }

@@ -1,0 +1,228 @@
+//! Several groups by hand: who goes where, and what happens to those who wait when a group ends or is full.
+
+use kvasir_kv::{FinishReason, GroupId, SequenceId, TokenId};
+
+use crate::{
+    Effect, Event, SequenceError, SessionId,
+    cluster_bench::{Bench, formed, plans_to},
+    status::GroupPhase,
+};
+
+fn prompt(salt: u32, len: u32) -> Vec<TokenId> {
+    (0..len).map(|position| TokenId(salt + position)).collect()
+}
+
+/// Group 0 of worker 1, group 1 of workers 2 and 3; both serve.
+fn two_groups() -> Bench {
+    two_groups_with(|_| {})
+}
+
+fn two_groups_with(change: impl FnOnce(&mut crate::ClusterConfig)) -> Bench {
+    let mut bench = Bench::with(1, |config| {
+        config.group_sizes = vec![1, 2];
+        config.look_ahead = 0;
+        change(config);
+    });
+    for session in 1..=3 {
+        let effects = bench.join(session);
+        bench.connect(&effects);
+    }
+    let phases: Vec<_> = bench.cluster.status().groups.iter().map(|group| group.phase).collect();
+    assert_eq!(phases, [GroupPhase::Running; 2]);
+    bench
+}
+
+/// Groups of a request's sequence.
+fn home(bench: &Bench, sequence: u64) -> (GroupId, bool) {
+    let status = bench.cluster.status();
+    let found = status
+        .sequences
+        .iter()
+        .find(|found| found.sequence == SequenceId(sequence));
+    found.map(|found| (found.group, found.running)).unwrap()
+}
+
+fn failure(effects: &[Effect]) -> &SequenceError {
+    let failed = effects.iter().find_map(|effect| match effect {
+        Effect::Failed { error, .. } => Some(error),
+        _ => None,
+    });
+    failed.unwrap_or_else(|| panic!("{effects:?}"))
+}
+
+#[test]
+fn groups_of_different_sizes_form_in_turn_and_no_two_epochs_are_alike() {
+    let bench = two_groups();
+    let status = bench.cluster.status();
+    let sizes: Vec<_> = status.groups.iter().map(|group| group.ranks.len()).collect();
+    assert_eq!(sizes, [1, 2]);
+    assert_ne!(status.groups[0].epoch, status.groups[1].epoch);
+}
+
+#[test]
+fn a_request_goes_where_its_beginning_is_cached_unless_too_much_is_to_be_done_there() {
+    let mut bench = two_groups();
+    // The second group is twice as fast, so it is chosen first.
+    let plan = plans_to(2, &bench.submit_prompt(1, prompt(1, 40), 1)).remove(0);
+    assert_eq!(home(&bench, 1), (GroupId(1), true));
+    bench.done_by(&plan, &[2, 3]);
+    // Now it is busier than the other by more than its speed, for whoever has nothing cached there.
+    let plan = plans_to(2, &bench.submit_prompt(2, prompt(500, 40), 1)).remove(0);
+    bench.submit_prompt(3, prompt(700, 20), 2);
+    assert_eq!(home(&bench, 3), (GroupId(0), true));
+    bench.done_by(&plan, &[2, 3]);
+
+    let hit = bench.submit_prompt(4, prompt(1, 40), 1);
+
+    assert_eq!(home(&bench, 4), (GroupId(1), true));
+    assert_eq!(
+        plans_to(2, &hit)[0].work[0].start,
+        32,
+        "it starts after two cached blocks"
+    );
+    assert_eq!(bench.cluster.status().counters.routed_by_prefix, 1);
+}
+
+#[test]
+fn what_a_lost_group_computed_goes_on_in_the_other_at_once() {
+    let mut bench = two_groups();
+    let sent = bench.submit_prompt(1, prompt(1, 20), 9);
+    let plan = plans_to(2, &sent).remove(0);
+    bench.done_by(&plan, &[2, 3]);
+
+    let effects = bench.on(Event::WorkerGone { session: SessionId(3) });
+
+    let moved = plans_to(1, &effects).remove(0);
+    assert_eq!(moved.admitted[0].tokens.len(), 21, "with the token that the client has");
+    assert_eq!((moved.work[0].start, moved.work[0].num_tokens), (0, 21));
+    assert_eq!(home(&bench, 1), (GroupId(0), true));
+    let effects = bench.done_by(&moved, &[1]);
+    let recovered = effects.iter().any(|effect| {
+        matches!(
+            effect,
+            Effect::Recovered {
+                group: GroupId(1),
+                sequences: 1,
+                tokens_recomputed: 20,
+                ..
+            }
+        )
+    });
+    assert!(recovered, "{effects:?}");
+    let counters = bench.cluster.status().counters;
+    assert_eq!((counters.sequences_rerouted, counters.recoveries), (1, 1));
+}
+
+#[test]
+fn a_group_that_re_forms_is_given_its_own_workers_first() {
+    let mut bench = two_groups();
+    bench.on(Event::WorkerGone { session: SessionId(1) });
+    let spare = bench.join(4);
+    assert_eq!(
+        spare
+            .iter()
+            .filter_map(formed)
+            .map(|(session, _)| session)
+            .collect::<Vec<_>>(),
+        [4]
+    );
+    let effects = bench.on(Event::WorkerGone { session: SessionId(2) });
+    let formed: Vec<u64> = effects.iter().filter_map(formed).map(|(session, _)| session).collect();
+    assert_eq!(formed, [3], "the other group's worker stays where it is");
+}
+
+#[test]
+fn whoever_is_crowded_out_goes_where_there_is_room() {
+    let mut bench = two_groups_with(|config| config.sequences_max = 1);
+    let first = plans_to(2, &bench.submit_prompt(1, prompt(1, 10), 3)).remove(0);
+    let second = plans_to(1, &bench.submit_prompt(2, prompt(100, 30), 2)).remove(0);
+    bench.submit_prompt(3, prompt(200, 5), 3);
+    assert_eq!(home(&bench, 3), (GroupId(1), false));
+
+    // The smaller group is done first, and takes over who waits for the other.
+    let last = plans_to(1, &bench.done_by(&second, &[1])).remove(0);
+    let effects = bench.done_by(&last, &[1]);
+
+    assert_eq!(home(&bench, 3), (GroupId(0), true), "{effects:?}");
+    assert_eq!(bench.cluster.status().counters.sequences_rerouted, 1);
+    bench.done_by(&first, &[2, 3]);
+}
+
+#[test]
+fn a_request_too_large_for_every_group_is_refused_with_the_roomiest() {
+    // The worker of group 0 holds all heads, and has room for fewer blocks than the two of group 1.
+    let mut bench = Bench::with(1, |config| {
+        config.group_sizes = vec![1, 3];
+        config.num_blocks_max = None;
+    });
+    for session in 1..=4 {
+        let mut info = crate::cluster_bench::info(session);
+        info.kv_memory_bytes = 3 * bench.cluster.config().cell.cell_bytes() as u64;
+        let session = SessionId(session);
+        let effects = bench.on(Event::WorkerJoined { session, info });
+        bench.connect(&effects);
+    }
+    let blocks: Vec<u32> = bench
+        .cluster
+        .status()
+        .groups
+        .iter()
+        .map(|group| group.blocks.total)
+        .collect();
+    assert_eq!(blocks, [1, 3]);
+
+    let effects = bench.submit(1, 60, 30);
+    let expected = SequenceError::TooFewBlocks {
+        needed_blocks: 6,
+        num_blocks: 3,
+        block_size: 16,
+    };
+    assert_eq!(*failure(&effects), expected);
+
+    // What fits one of them goes there, however busy it is.
+    bench.submit(2, 40, 2);
+    assert_eq!(home(&bench, 2).0, GroupId(1));
+    bench.submit(3, 40, 2);
+    assert_eq!(home(&bench, 3).0, GroupId(1));
+}
+
+#[test]
+fn the_queue_is_bounded_by_tokens_but_never_refuses_the_first() {
+    let mut bench = Bench::with(1, |config| config.queue_tokens_max = 50);
+    let submitted = bench.submit(1, 60, 2);
+    assert!(submitted.is_empty(), "{submitted:?}");
+    let effects = bench.submit(2, 5, 2);
+    let expected = SequenceError::QueueTokens {
+        waiting_tokens: 60,
+        tokens: 5,
+        queue_tokens_max: 50,
+    };
+    assert_eq!(*failure(&effects), expected);
+    assert_eq!(bench.cluster.status().counters.rejected, 1);
+}
+
+#[test]
+fn whoever_waits_too_long_for_a_first_step_is_refused_but_not_who_had_one() {
+    let mut bench = Bench::with(1, |config| {
+        config.sequences_max = 1;
+        config.queue_wait_max = std::time::Duration::from_secs(1);
+    });
+    let effects = bench.join(1);
+    bench.connect(&effects);
+    bench.submit(1, 10, 50);
+    bench.submit(2, 10, 5);
+    assert!(bench.pass(9, &[1]).is_empty());
+    let effects = bench.pass(2, &[1]);
+    let expected = SequenceError::QueueWait {
+        waited_ms: 1000,
+        queue_wait_ms_max: 1000,
+    };
+    assert_eq!(*failure(&effects), expected);
+    assert!(home(&bench, 1).1, "the one that runs goes on");
+    let effects = bench.on(Event::Cancel {
+        sequence: SequenceId(1),
+        reason: FinishReason::Cancelled,
+    });
+    assert!(matches!(effects[0], Effect::Finished { .. }));
+    assert_eq!(bench.cluster.status().counters.cancelled, 1);
+}
