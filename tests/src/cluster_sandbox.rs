@@ -13,13 +13,13 @@ use std::{
 };
 
 use kvasir_kv::TokenId;
-use kvasir_proto::v1::{self, generate_response::Event, inference_client::InferenceClient};
+use kvasir_proto::v1::{self, generate_request::Prompt, generate_response::Event, inference_client::InferenceClient};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tonic::{Status, transport::Channel};
 
-use crate::rank_group::Answer;
+use crate::rank_group::{Answer, Generation};
 
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 const WAIT_DEADLINE: Duration = Duration::from_secs(30);
@@ -216,6 +216,19 @@ impl ClusterSandbox {
         }
     }
 
+    /// As `wait_for`, for a test that goes on with something else meanwhile.
+    pub async fn until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + WAIT_DEADLINE;
+        loop {
+            let status = self.status();
+            if wanted(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "waited in vain for {what}: {status:#}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     pub async fn inference(&self) -> InferenceClient<Channel> {
         let client = InferenceClient::connect(self.endpoint.clone()).await;
         client.expect("the cluster accepts connections")
@@ -240,6 +253,27 @@ impl Drop for ClusterSandbox {
                 signal(pid, Signal::KILL);
             }
         }
+    }
+}
+
+/// The same question over gRPC.
+pub fn request_of(generation: &Generation) -> v1::GenerateRequest {
+    let sampling = &generation.sampling;
+    v1::GenerateRequest {
+        prompt: Some(Prompt::TokenIds(v1::TokenIds {
+            ids: generation.prompt.iter().map(|token| token.0).collect(),
+        })),
+        sampling: Some(v1::SamplingParams {
+            temperature: Some(sampling.temperature),
+            top_k: Some(sampling.top_k),
+            top_p: Some(sampling.top_p),
+            seed: Some(sampling.seed),
+            choice: sampling.choice,
+            top_logprobs: sampling.top_logprobs,
+        }),
+        max_tokens: Some(generation.max_tokens as u32),
+        ignore_eos: true,
+        ..Default::default()
     }
 }
 

@@ -29,4 +29,5 @@ fn cached_model() -> PathBuf {
 }
 pub mod parity;
 pub mod rank_group;
+pub mod story;
 pub mod whole_logits;

@@ -6,39 +6,22 @@
 
 use std::time::{Duration, Instant};
 
-use kvasir_proto::v1::{self, generate_request::Prompt, generate_response::Event};
+use kvasir_proto::v1::generate_response::Event;
 use kvasir_tests::{
     cluster_sandbox::{ClusterSandbox, GrpcAnswer, freeze, kill, resume},
-    parity,
+    story,
 };
 use serde_json::Value;
 
-const PROMPT: &str = "Once upon a time, in a small village by the sea,";
-const TOKENS: u32 = 64;
-/// Of the undisturbed answer: tokens and logprob bits, checked in.
-const DIGEST: &str = "f03a16f946693de5f1da74a55c252c45";
 /// Deaths of each kind.
 const DEATHS: u64 = 8;
-
-fn request() -> v1::GenerateRequest {
-    v1::GenerateRequest {
-        prompt: Some(Prompt::Text(PROMPT.to_owned())),
-        sampling: Some(v1::SamplingParams {
-            top_logprobs: 2,
-            ..Default::default()
-        }),
-        max_tokens: Some(TOKENS),
-        ignore_eos: true,
-        ..Default::default()
-    }
-}
 
 /// Streams the answer and strikes once `at` tokens have come. Returns it with the longest wait between two tokens.
 async fn answer_with_a_death(sandbox: &ClusterSandbox, at: usize, strike: impl Fn()) -> (GrpcAnswer, Duration) {
     let mut stream = sandbox
         .inference()
         .await
-        .generate(request())
+        .generate(story::request())
         .await
         .unwrap()
         .into_inner();
@@ -93,10 +76,9 @@ async fn die(seed: u64, name: &str, strike: fn(u32)) -> (ClusterSandbox, Value, 
 
     let (answer, stall) = answer_with_a_death(&sandbox, at, || strike(victim)).await;
 
-    assert_eq!(
-        parity::digest(&answer.to_parity()),
-        DIGEST,
-        "{name} of worker {worker} at token {at}, seed {seed}"
+    story::assert_undisturbed(
+        &answer,
+        &format!("{name} of worker {worker} at token {at}, seed {seed}"),
     );
     let after = sandbox.wait_for("the loss to be recovered", |status| {
         status["counters"]["recoveries"] == 1
@@ -159,8 +141,8 @@ async fn a_frozen_worker_changes_no_bit_of_the_answer_and_its_return_changes_not
                 .iter()
                 .any(|spare| spare["pid"] == u64::from(victim))
         });
-        let again = sandbox.generate(request()).await.unwrap();
-        assert_eq!(parity::digest(&again.to_parity()), DIGEST);
+        let again = sandbox.generate(story::request()).await.unwrap();
+        story::assert_undisturbed(&again, "after its return");
         assert_eq!((epoch(&back), kv_heads(&back)), (epoch(&after), kv_heads(&after)));
         assert_eq!(epoch(&sandbox.status()), epoch(&after), "its return started no epoch");
     }
