@@ -1,6 +1,6 @@
 //! The whole cluster in virtual time: hundreds of seeds without a broken promise, and planted bugs that are found.
 
-use kvasir_tests::sim::{GROUPS_MAX, Plant, Report, run};
+use kvasir_tests::sim::{Plant, Report, run};
 
 const SEEDS: u64 = 500;
 /// Seeds within which each planted bug must be found.
@@ -51,20 +51,18 @@ fn no_answer_changes_and_nothing_hangs_whatever_the_weather() {
             total.stale_steps > 50 && counters.messages_stale > 50 && counters.tokens_discarded > 50,
             "{total:?}"
         );
-        if GROUPS_MAX > 1 {
-            assert!(
-                counters.sequences_rerouted > SEEDS / 5 && counters.routed_by_prefix > SEEDS / 5,
-                "{total:?}"
-            );
-            assert!(
-                counters.preemptions_for_others > SEEDS / 5 && counters.chunks > SEEDS,
-                "{total:?}"
-            );
-            assert!(
-                counters.cancelled > SEEDS / 5 && counters.rejected > SEEDS / 5,
-                "{total:?}"
-            );
-        }
+        assert!(
+            counters.sequences_rerouted > SEEDS / 5 && counters.routed_by_prefix > SEEDS / 5,
+            "{total:?}"
+        );
+        assert!(
+            counters.preemptions_for_others > SEEDS / 5 && counters.chunks > SEEDS,
+            "{total:?}"
+        );
+        assert!(
+            counters.cancelled > SEEDS / 5 && counters.rejected > SEEDS / 5,
+            "{total:?}"
+        );
     }
 }
 
@@ -120,16 +118,12 @@ fn a_block_that_is_shared_before_it_is_full_is_found() {
 
 #[test]
 fn a_block_of_another_tenant_that_is_shared_is_found() {
-    if GROUPS_MAX > 1 {
-        assert_found(Plant::TenantShared, "is shared with tenant");
-    }
+    assert_found(Plant::TenantShared, "is shared with tenant");
 }
 
 #[test]
 fn a_sequence_with_two_homes_is_found() {
-    if GROUPS_MAX > 1 {
-        assert_found(Plant::TwoHomes, "is held by two groups");
-    }
+    assert_found(Plant::TwoHomes, "is held by two groups");
 }
 
 #[test]

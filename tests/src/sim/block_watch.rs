@@ -1,14 +1,12 @@
 //! A second opinion on blocks: who holds which, who may write to it, and what may be shared.
 //!
 //! A block has one holder until it is full. Then it may be named by others, if every rank has done the step that filled
-//! it, and nobody writes to it again; whoever names it is of the tenant that filled it. It is given away only when all have let go and the ranks have done the last step
-//! that names it.
+//! it, and nobody writes to it again; whoever names it is of the tenant that filled it. It is given away only when all
+//! have let go and the ranks have done the last step that names it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kvasir_kv::{BlockId, BlockTag, SequenceId, SequenceWork, StepId, StepPlan, TaggedBlock, TenantId};
-
-use super::scenario::GROUPS_MAX;
 
 #[derive(Debug, Default)]
 pub(super) struct BlockWatch {
@@ -126,7 +124,7 @@ impl BlockWatch {
                 block.id, block.tag
             ));
         }
-        if GROUPS_MAX > 1 && full.tenant != *tenant {
+        if full.tenant != *tenant {
             return Err(format!(
                 "block {} of tenant '{}' is shared with tenant '{tenant}'",
                 block.id, full.tenant

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use kvasir_coordinator::ClusterConfig;
 use kvasir_kv::{Epoch, EpochSpec, FromWorker, Rank, SequenceId, StepId, StepPlan, TenantId};
 
-use super::{block_watch::BlockWatch, scenario::GROUPS_MAX};
+use super::block_watch::BlockWatch;
 
 #[derive(Debug)]
 pub(super) struct PlanWatch {
@@ -105,7 +105,7 @@ impl PlanWatch {
             return Err(format!("step {step} looks ahead beyond {}", config.look_ahead));
         }
         let tokens_out: u32 = self.out.iter().map(|plan| plan.num_tokens).sum();
-        if GROUPS_MAX > 1 && tokens_out >= config.look_ahead_tokens_max {
+        if tokens_out >= config.look_ahead_tokens_max {
             return Err(format!(
                 "step {step} is sent while {tokens_out} tokens are out, of {}",
                 config.look_ahead_tokens_max

@@ -28,7 +28,6 @@ use std::{
 
 pub use plant::Plant;
 pub use report::Report;
-pub use scenario::GROUPS_MAX;
 
 /// A seed whose run broke a promise.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -11,7 +11,7 @@ pub(super) const MS: u64 = 1000;
 pub(super) const SECOND: u64 = 1000 * MS;
 pub(super) const NUMERICS: NumericsId = NumericsId([7; 16]);
 /// Groups of a cluster, where it has several.
-pub const GROUPS_MAX: u64 = 3;
+const GROUPS_MAX: u64 = 3;
 
 #[derive(Debug)]
 pub(super) struct Scenario {
@@ -113,7 +113,7 @@ impl Scenario {
 
 /// One group in half of the clusters, otherwise several small ones.
 fn draw_group_sizes(dice: &mut Dice) -> Vec<u32> {
-    if GROUPS_MAX == 1 || dice.chance(50) {
+    if dice.chance(50) {
         return vec![dice.between_u32(1, 5)];
     }
     let num_groups = dice.between(2, GROUPS_MAX);

@@ -1,5 +1,5 @@
 //! A second opinion on the status after every event: it agrees with what was sent, no block is unaccounted for, and
-//! nobody is passed over by a newer sequence of the same tenant and priority.
+//! nobody is passed over by a sequence of a higher priority value, or by a newer one of the same tenant and priority.
 
 use std::collections::BTreeMap;
 
@@ -72,17 +72,17 @@ impl StatusWatch {
 
     fn check_order(&self, status: &ClusterStatus, lives: &Lives) -> Result<(), String> {
         let sequences = &status.sequences;
-        for (index, newer) in sequences.iter().enumerate() {
-            if !newer.running || self.before.get(&newer.sequence).is_some_and(|place| place.running) {
+        for (index, admitted) in sequences.iter().enumerate() {
+            if !admitted.running || self.before.get(&admitted.sequence).is_some_and(|place| place.running) {
                 continue;
             }
-            let mut passed = sequences[..index].iter().filter(|older| {
-                class(older) == class(newer) && self.waited(older, status) && !has_samples_in_flight(older, lives)
+            let mut passed = sequences[..index].iter().filter(|waiting| {
+                comes_first(waiting, admitted) && self.waited(waiting, status) && !has_samples_in_flight(waiting, lives)
             });
-            if let Some(older) = passed.next() {
+            if let Some(waiting) = passed.next() {
                 return Err(format!(
-                    "{} is admitted to group {} and passes over {}, which is older",
-                    newer.sequence, newer.group, older.sequence
+                    "{} is admitted to group {} and passes over {}, which comes first",
+                    admitted.sequence, admitted.group, waiting.sequence
                 ));
             }
         }
@@ -126,8 +126,11 @@ fn place(sequence: &SequenceStatus, status: &ClusterStatus) -> Place {
     }
 }
 
-fn class(sequence: &SequenceStatus) -> (GroupId, &str, i32) {
-    (sequence.group, &sequence.tenant.0, sequence.priority)
+/// Of the same group; `first` is older if they are of the same priority.
+fn comes_first(first: &SequenceStatus, second: &SequenceStatus) -> bool {
+    let is_urgent = first.priority < second.priority;
+    let is_older = first.priority == second.priority && first.tenant == second.tenant;
+    first.group == second.group && (is_urgent || is_older)
 }
 
 fn is_held(sequence: &SequenceStatus, lives: &Lives) -> bool {
