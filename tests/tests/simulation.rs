@@ -84,6 +84,30 @@ fn a_rank_that_waited_for_a_stalled_one_is_not_blamed_when_that_one_comes() {
     assert_clean(1_008_574);
 }
 
+/// Preempted in one group, it was admitted to another before the ranks of the first had been told to forget it.
+#[test]
+fn a_sequence_moves_only_when_its_ranks_have_been_told_to_forget_it() {
+    assert_clean(1289);
+}
+
+/// Admitted and preempted while one step was composed, it had had its turn; a newer one of its tenant got the room left.
+#[test]
+fn whoever_gave_way_is_not_passed_over_in_the_same_step() {
+    assert_clean(1823);
+}
+
+/// A new one at equal service preempted an older one, which was then first again: neither ever got on.
+#[test]
+fn whoever_takes_room_from_another_gets_it() {
+    assert_clean(1762);
+}
+
+/// Its deadline passed in the tick in which its group ended: it was told that no group can serve, while others did.
+#[test]
+fn the_end_of_one_group_is_no_outage() {
+    assert_clean(15_726);
+}
+
 #[test]
 fn a_seed_replays_exactly() {
     for seed in 0..10 {
