@@ -108,6 +108,12 @@ fn the_end_of_one_group_is_no_outage() {
     assert_clean(15_726);
 }
 
+/// It hung while it waited for a stopped rank; until that one came, nobody could tell.
+#[test]
+fn a_rank_that_hangs_behind_another_is_noticed_after_that_one() {
+    assert_clean(128_496);
+}
+
 #[test]
 fn a_seed_replays_exactly() {
     for seed in 0..10 {
