@@ -391,6 +391,42 @@ fn the_oldest_cached_leaf_is_evicted_first() {
 }
 
 #[test]
+fn a_cancelled_sequence_gives_its_blocks_back_once_the_steps_that_name_it_are_done() {
+    let stage = Stage::new(8, |config| config.look_ahead = 1);
+    insta::assert_snapshot!(stage.play(
+        "
+        arrive a 20+9
+        plan
+        plan
+        cancel a
+        plan
+        done
+        plan
+        done
+        arrive b 20+1
+        step
+        "
+    ), @r"
+    arrive a 20+9
+    plan
+        0: a[0..20)* +0,1  | 6 free
+    plan
+        1: a[20..21)*  | 6 free
+    cancel a
+    plan
+        no plan  | 6 free, 2 in flight
+    done
+    plan
+        no plan  | 6 free, 2 in flight
+    done
+    arrive b 20+1
+    step
+        2: b[0..20)* +2,3  forget a  | 6 free
+        b is done
+    ");
+}
+
+#[test]
 fn a_lower_priority_value_goes_first_and_takes_a_place() {
     let stage = Stage::new(20, |config| config.sequences_max = 2);
     insta::assert_snapshot!(stage.play(
