@@ -96,6 +96,12 @@ fn whoever_gave_way_is_not_passed_over_in_the_same_step() {
     assert_clean(1823);
 }
 
+/// Admitted and preempted while one step was composed, it counted as one that had run, and waited without end.
+#[test]
+fn whoever_never_ran_waits_no_longer_than_the_queue_allows() {
+    assert_clean(20_516);
+}
+
 /// A new one at equal service preempted an older one, which was then first again: neither ever got on.
 #[test]
 fn whoever_takes_room_from_another_gets_it() {
