@@ -25,6 +25,7 @@ const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Metadata that the server's own errors carry.
 const ERROR_NAME: &str = "kvasir-error";
+const RETRY_AFTER: &str = "retry-after-ms";
 
 pub async fn connect(endpoint: &str) -> Result<Channel> {
     let url = parse_endpoint(endpoint)?;
@@ -62,7 +63,10 @@ pub async fn generate(
     };
     let (mut attempts, mut known) = (0, answer.token_ids.len());
     loop {
-        let Some(descriptor) = answer.descriptor.clone().filter(|_| resume && is_resumable(&broken)) else {
+        // An answer that has begun waits for room, a new one does not.
+        let begun = attempts > 0 || !answer.token_ids.is_empty();
+        let goes_on = is_resumable(&broken) || begun && retry_after(&broken).is_some();
+        let Some(descriptor) = answer.descriptor.clone().filter(|_| resume && goes_on) else {
             return Err(refused(&broken));
         };
         if answer.token_ids.len() > known {
@@ -71,7 +75,8 @@ pub async fn generate(
         if attempts == RESUMES_MAX {
             return Err(refused(&broken)).with_context(|| format!("gave up after {RESUMES_MAX} attempts to resume"));
         }
-        tokio::time::sleep(PAUSE_MAX.min(PAUSE_FIRST * 2u32.pow(attempts.min(10)))).await;
+        let pause = PAUSE_MAX.min(PAUSE_FIRST * 2u32.pow(attempts.min(10)));
+        tokio::time::sleep(retry_after(&broken).unwrap_or(pause)).await;
         attempts += 1;
         answer.resumes += 1;
         // The endpoint may still be down: that is what the attempts are for.
@@ -129,6 +134,12 @@ fn is_resumable(status: &Status) -> bool {
     }
 }
 
+/// When the server says that it is worth trying again.
+fn retry_after(status: &Status) -> Option<Duration> {
+    let hint = status.metadata().get(RETRY_AFTER)?.to_str().ok()?;
+    hint.parse().ok().map(Duration::from_millis)
+}
+
 /// A status as one line for people.
 pub fn refused(status: &Status) -> anyhow::Error {
     let name = match status.code() {
@@ -140,7 +151,10 @@ pub fn refused(status: &Status) -> anyhow::Error {
         Code::AlreadyExists => "refused",
         _ => return anyhow!("{:?}: {}", status.code(), status.message()),
     };
-    anyhow!("{name}: {}", status.message())
+    match retry_after(status) {
+        Some(wait) => anyhow!("{name}: {}; try again in {:.1} s", status.message(), wait.as_secs_f64()),
+        None => anyhow!("{name}: {}", status.message()),
+    }
 }
 
 /// The message that says what is wrong, without the layers around it.

@@ -4,6 +4,7 @@
 
 mod answer;
 mod ask;
+mod bench;
 mod chat;
 mod client;
 mod coordinator;
@@ -44,13 +45,14 @@ enum Command {
     Chat(chat::ChatArgs),
     Status(status::StatusArgs),
     Plan(plan::PlanArgs),
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let quiet = matches!(
         cli.command,
-        Command::Generate(_) | Command::Chat(_) | Command::Status(_)
+        Command::Generate(_) | Command::Chat(_) | Command::Status(_) | Command::Bench(_)
     );
     // `up` tells people what happens in its own words.
     let default = if quiet || matches!(cli.command, Command::Up(_)) {
@@ -82,6 +84,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Chat(args) => chat::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Plan(args) => plan::run(&args),
+            Command::Bench(args) => bench::run(args).await,
         }
     })?;
     Ok(ExitCode::SUCCESS)

@@ -1,0 +1,110 @@
+//! `kvasir bench serve` against a cluster of real processes: it counts what it sent, and equal seeds get equal answers.
+
+#![allow(clippy::unwrap_used)]
+
+use kvasir_tests::cluster_sandbox::{ClusterSandbox, kvasir};
+use serde_json::Value;
+
+fn bench(cluster: &ClusterSandbox, flags: &[&str]) -> Value {
+    let output = cluster.kvasir(&[&["bench", "serve", "--json"], flags].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn number(report: &Value, pointer: &str) -> f64 {
+    let value = report.pointer(pointer).and_then(Value::as_f64);
+    value.unwrap_or_else(|| panic!("no number at {pointer}: {report:#}"))
+}
+
+#[test]
+fn equal_seeds_get_equal_answers_from_the_cache_and_without_it() {
+    let cluster = ClusterSandbox::start(&kvasir_tests::default_model(), 2, &[]);
+    let sizes = ["--prefix-tokens", "70", "--prompt-tokens", "80", "--max-tokens", "4"];
+    let measured = |flags: &[&str]| bench(&cluster, &[&sizes[..], &["--requests", "6"], flags].concat());
+
+    let first = measured(&["--seed", "1", "--concurrency", "3"]);
+    let second = measured(&["--seed", "1", "--concurrency", "3"]);
+    let other = measured(&["--seed", "2", "--rate", "100"]);
+
+    for report in [&first, &second, &other] {
+        for (counter, count) in [("finished", 6), ("refused", 0), ("failed", 0), ("cancelled", 0)] {
+            assert_eq!(report[counter], count, "{report:#}");
+        }
+        assert_eq!(report["input_tokens"], 6 * 80, "{report:#}");
+        assert_eq!(report["output_tokens"], 6 * 4, "{report:#}");
+        assert!(number(report, "/ttft_ms/p50") > 0.0, "{report:#}");
+        assert!(number(report, "/itl_ms/p50") > 0.0, "{report:#}");
+        assert!(
+            number(report, "/e2e_ms/p50") > number(report, "/ttft_ms/p50"),
+            "{report:#}"
+        );
+    }
+    assert_eq!(number(&second, "/cached_tokens"), 6.0 * 64.0, "{second:#}");
+    assert_eq!(first["digest"], second["digest"]);
+    assert_ne!(first["digest"], other["digest"]);
+}
+
+#[test]
+fn load_in_the_background_is_counted_apart_and_ends_with_the_measurement() {
+    let cluster = ClusterSandbox::start(&kvasir_tests::default_model(), 2, &[]);
+    // Without end, and so cancelled; and short, so that many finish.
+    let long = "tenant=a,concurrency=2,prompt-tokens=8,max-tokens=4000";
+    let short = "tenant=c,prompt-tokens=4..8,max-tokens=1,priority=-1";
+    let sizes = [
+        "--requests",
+        "3",
+        "--prompt-tokens",
+        "8",
+        "--max-tokens",
+        "8",
+        "--tenant",
+        "b",
+    ];
+    let loads = ["--background", long, "--background", short, "--warmup", "0.2"];
+
+    let report = bench(&cluster, &[&sizes[..], &loads[..]].concat());
+
+    assert_eq!(report["finished"], 3, "{report:#}");
+    assert_eq!(report["output_tokens"], 3 * 8, "{report:#}");
+    assert_eq!(report["background"][0]["tenant"], "a", "{report:#}");
+    assert_eq!(report["background"][0]["finished"], 0, "{report:#}");
+    assert!(number(&report, "/background/0/output_tokens") > 0.0, "{report:#}");
+    assert!(number(&report, "/background/1/finished") > 0.0, "{report:#}");
+    cluster.wait_for("an idle cluster", |status| {
+        status["sequences"].as_array().is_some_and(Vec::is_empty)
+    });
+}
+
+#[test]
+fn what_cannot_be_measured_is_one_clear_error() {
+    let refused = |flags: &[&str], code: i32, fragment: &str| {
+        let output = kvasir([&["bench", "serve"], flags].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert!(stderr.contains(fragment), "`{fragment}` is not in: {stderr}");
+    };
+    refused(
+        &["--prompt-tokens", "64...256"],
+        2,
+        "`64...256` is not a number of tokens",
+    );
+    refused(&["--background", "tennant=a"], 2, "`tennant` is not one of tenant, ");
+    refused(&["--rate", "5", "--concurrency", "2"], 2, "cannot be used with");
+    refused(&["--duration", "5"], 2, "--rate");
+    refused(&["--endpoint", "127.0.0.1:1"], 1, "cannot reach http://127.0.0.1:1");
+}
+
+#[test]
+fn a_report_without_an_answer_is_a_failure() {
+    let cluster = ClusterSandbox::start(&kvasir_tests::default_model(), 1, &[]);
+    let too_long = ["bench", "serve", "--requests", "2", "--prompt-tokens", "9000"];
+    let output = cluster.kvasir(&too_long);
+    let (out, error) = (output.stdout, String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.starts_with("error: no request finished: "), "{error}");
+    let table = String::from_utf8(out).unwrap();
+    assert!(
+        table.starts_with("0 finished, 0 refused, 2 failed, 0 cancelled"),
+        "{table}"
+    );
+}
