@@ -38,16 +38,29 @@ fn no_answer_changes_and_nothing_hangs_whatever_the_weather() {
     if seeds.len() as u64 > SEEDS {
         // The weather must be bad enough to mean something.
         assert!(total.kills > SEEDS / 2 && total.pauses > SEEDS / 5, "{total:?}");
+        let counters = total.counters;
         assert!(
-            total.recoveries > SEEDS / 2 && total.preemptions > SEEDS / 5,
+            counters.recoveries > SEEDS / 2 && counters.preemptions > SEEDS / 5,
             "{total:?}"
         );
         assert!(
-            total.prefix_hits_tokens > 10 * SEEDS && total.blocks_shared > SEEDS / 2 && total.evictions > SEEDS,
+            counters.prefix_hits_tokens > 10 * SEEDS && total.blocks_shared > SEEDS / 2 && counters.evictions > SEEDS,
             "{total:?}"
         );
         assert!(
-            total.stale_steps > 50 && total.messages_stale > 50 && total.tokens_discarded > 50,
+            total.stale_steps > 50 && counters.messages_stale > 50 && counters.tokens_discarded > 50,
+            "{total:?}"
+        );
+        assert!(
+            counters.sequences_rerouted > SEEDS / 5 && counters.routed_by_prefix > SEEDS / 5,
+            "{total:?}"
+        );
+        assert!(
+            counters.preemptions_for_others > SEEDS / 5 && counters.chunks > SEEDS,
+            "{total:?}"
+        );
+        assert!(
+            counters.cancelled > SEEDS / 5 && counters.rejected > SEEDS / 5,
             "{total:?}"
         );
     }
@@ -69,6 +82,42 @@ fn a_first_step_that_stood_still_does_not_hide_a_dead_rank() {
 #[test]
 fn a_rank_that_waited_for_a_stalled_one_is_not_blamed_when_that_one_comes() {
     assert_clean(1_008_574);
+}
+
+/// Preempted in one group, it was admitted to another before the ranks of the first had been told to forget it.
+#[test]
+fn a_sequence_moves_only_when_its_ranks_have_been_told_to_forget_it() {
+    assert_clean(1289);
+}
+
+/// Admitted and preempted while one step was composed, it had had its turn; a newer one of its tenant got the room left.
+#[test]
+fn whoever_gave_way_is_not_passed_over_in_the_same_step() {
+    assert_clean(1823);
+}
+
+/// Admitted and preempted while one step was composed, it counted as one that had run, and waited without end.
+#[test]
+fn whoever_never_ran_waits_no_longer_than_the_queue_allows() {
+    assert_clean(20_516);
+}
+
+/// A new one at equal service preempted an older one, which was then first again: neither ever got on.
+#[test]
+fn whoever_takes_room_from_another_gets_it() {
+    assert_clean(1762);
+}
+
+/// Its deadline passed in the tick in which its group ended: it was told that no group can serve, while others did.
+#[test]
+fn the_end_of_one_group_is_no_outage() {
+    assert_clean(15_726);
+}
+
+/// It hung while it waited for a stopped rank; until that one came, nobody could tell.
+#[test]
+fn a_rank_that_hangs_behind_another_is_noticed_after_that_one() {
+    assert_clean(128_496);
 }
 
 #[test]
@@ -101,6 +150,16 @@ fn a_block_released_twice_is_found() {
 #[test]
 fn a_block_that_is_shared_before_it_is_full_is_found() {
     assert_found(Plant::BlockSharedEarly, "starts after block");
+}
+
+#[test]
+fn a_block_of_another_tenant_that_is_shared_is_found() {
+    assert_found(Plant::TenantShared, "is shared with tenant");
+}
+
+#[test]
+fn a_sequence_with_two_homes_is_found() {
+    assert_found(Plant::TwoHomes, "is held by two groups");
 }
 
 #[test]

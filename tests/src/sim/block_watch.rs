@@ -1,12 +1,12 @@
 //! A second opinion on blocks: who holds which, who may write to it, and what may be shared.
 //!
 //! A block has one holder until it is full. Then it may be named by others, if every rank has done the step that filled
-//! it, and nobody writes to it again. It is given away only when all have let go and the ranks have done the last step
-//! that names it.
+//! it, and nobody writes to it again; whoever names it is of the tenant that filled it. It is given away only when all
+//! have let go and the ranks have done the last step that names it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvasir_kv::{BlockId, BlockTag, SequenceId, SequenceWork, StepId, StepPlan, TaggedBlock};
+use kvasir_kv::{BlockId, BlockTag, SequenceId, SequenceWork, StepId, StepPlan, TaggedBlock, TenantId};
 
 #[derive(Debug, Default)]
 pub(super) struct BlockWatch {
@@ -15,12 +15,20 @@ pub(super) struct BlockWatch {
     /// Each sequence's blocks, in token order.
     tables: BTreeMap<SequenceId, Vec<TaggedBlock>>,
     holders: BTreeMap<BlockId, BTreeSet<SequenceId>>,
-    /// The step that wrote the last position of a full block.
-    full: BTreeMap<BlockId, (BlockTag, StepId)>,
+    full: BTreeMap<BlockId, FullBlock>,
     /// The last step that names a block, of those who have let go.
     released: BTreeMap<BlockId, StepId>,
     /// Blocks named by a sequence that did not fill them.
     pub shared: u64,
+}
+
+#[derive(Debug)]
+struct FullBlock {
+    tag: BlockTag,
+    /// The step that wrote its last position.
+    step: StepId,
+    /// For whom it was filled.
+    tenant: TenantId,
 }
 
 impl BlockWatch {
@@ -68,22 +76,28 @@ impl BlockWatch {
     }
 
     /// `acknowledged` steps were done by every rank.
-    pub fn take(&mut self, plan: &StepPlan, acknowledged: u64) -> Result<(), String> {
+    pub fn take(
+        &mut self,
+        plan: &StepPlan,
+        acknowledged: u64,
+        tenant_of: impl Fn(SequenceId) -> TenantId,
+    ) -> Result<(), String> {
         for work in &plan.work {
+            let tenant = tenant_of(work.sequence);
             let num_shared = self.num_shared(plan, work);
             for (index, block) in work.new_blocks.iter().enumerate() {
                 if block.id.0 >= self.num_blocks {
                     return Err(format!("block {} of {}", block.id, self.num_blocks));
                 }
                 if index < num_shared {
-                    self.share(*block, acknowledged)?;
+                    self.share(*block, &tenant, acknowledged)?;
                 } else {
                     self.give(*block, work.sequence, acknowledged)?;
                 }
                 self.holders.entry(block.id).or_default().insert(work.sequence);
                 self.tables.entry(work.sequence).or_default().push(*block);
             }
-            self.write(work, plan.step)?;
+            self.write(work, plan.step, &tenant)?;
         }
         Ok(())
     }
@@ -98,16 +112,25 @@ impl BlockWatch {
         }
     }
 
-    fn share(&mut self, block: TaggedBlock, acknowledged: u64) -> Result<(), String> {
+    fn share(&mut self, block: TaggedBlock, tenant: &TenantId, acknowledged: u64) -> Result<(), String> {
         self.shared += 1;
-        match self.full.get(&block.id) {
-            Some((tag, step)) if *tag == block.tag && step.0 < acknowledged => Ok(()),
-            Some((tag, step)) => Err(format!(
+        let Some(full) = self.full.get(&block.id) else {
+            return Err(format!("block {} is shared before it is full", block.id));
+        };
+        let (tag, step) = (full.tag, full.step);
+        if tag != block.tag || step.0 >= acknowledged {
+            return Err(format!(
                 "block {} with tag {} is shared before it is full everywhere: tag {tag}, step {step}, {acknowledged} done",
                 block.id, block.tag
-            )),
-            None => Err(format!("block {} is shared before it is full", block.id)),
+            ));
         }
+        if full.tenant != *tenant {
+            return Err(format!(
+                "block {} of tenant '{}' is shared with tenant '{tenant}'",
+                block.id, full.tenant
+            ));
+        }
+        Ok(())
     }
 
     fn give(&mut self, block: TaggedBlock, to: SequenceId, acknowledged: u64) -> Result<(), String> {
@@ -126,11 +149,13 @@ impl BlockWatch {
         Ok(())
     }
 
-    fn write(&mut self, work: &SequenceWork, step: StepId) -> Result<(), String> {
+    fn write(&mut self, work: &SequenceWork, step: StepId, tenant: &TenantId) -> Result<(), String> {
         let end = work.start + work.num_tokens;
-        let table = &self.tables[&work.sequence];
+        let table = self.tables.get(&work.sequence).map(Vec::as_slice).unwrap_or_default();
         for index in work.start / self.block_size..end.div_ceil(self.block_size) {
-            let block = table[index as usize];
+            let Some(block) = table.get(index as usize) else {
+                return Err(format!("{} has no block for position {}", work.sequence, work.start));
+            };
             if self.full.contains_key(&block.id) || self.holders[&block.id].len() != 1 {
                 return Err(format!(
                     "{} writes to block {}, which is shared or full",
@@ -138,7 +163,8 @@ impl BlockWatch {
                 ));
             }
             if end >= (index + 1) * self.block_size {
-                self.full.insert(block.id, (block.tag, step));
+                let (tag, tenant) = (block.tag, tenant.clone());
+                self.full.insert(block.id, FullBlock { tag, step, tenant });
             }
         }
         Ok(())

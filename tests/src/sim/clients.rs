@@ -8,6 +8,7 @@ use kvasir_kv::{FinishReason, Request, RequestId, Sampling, SequenceId, StepPlan
 use super::{
     dice::Dice,
     oracle::{self, VOCAB},
+    plant::Plant,
     scenario::{MS, SECOND, Scenario},
     world::{Happening, World},
 };
@@ -25,6 +26,8 @@ pub(super) struct Client {
     /// Tokens of the answer that it has.
     received: u32,
     submitted: Option<u64>,
+    /// Since when this coordinator has it and has sent no step of it.
+    waits_since: Option<u64>,
     deadline: Option<u64>,
     cancelled: bool,
     stop_at: Option<u32>,
@@ -42,7 +45,14 @@ fn draw_token(dice: &mut Dice) -> TokenId {
     TokenId(dice.between(0, VOCAB - 1) as u32)
 }
 
-/// What many prompts begin with.
+fn draw_tenant(dice: &mut Dice, scenario: &Scenario) -> TenantId {
+    match dice.between(1, scenario.num_tenants) {
+        1 => TenantId::default(),
+        number => TenantId(format!("tenant-{number}")),
+    }
+}
+
+/// What many prompts begin with, whoever asks.
 pub(super) fn draw_documents(dice: &mut Dice, scenario: &Scenario) -> Vec<Vec<TokenId>> {
     let mut document = || (0..scenario.prompt_len_max).map(|_| draw_token(dice)).collect();
     (0..3).map(|_| document()).collect()
@@ -80,8 +90,8 @@ impl Client {
             } else {
                 Vec::new()
             },
-            tenant: TenantId::default(),
-            priority: 0,
+            tenant: draw_tenant(dice, scenario),
+            priority: if dice.chance(75) { 0 } else { dice.pick(&[-1, 1, 5]) },
         };
         let expected = oracle::answer(&request);
         if !poisoned && dice.chance(15) {
@@ -93,6 +103,7 @@ impl Client {
             received: request.generated.len() as u32,
             expected,
             submitted: None,
+            waits_since: None,
             deadline: None,
             cancelled: false,
             stop_at: dice.chance(10).then(|| dice.between_u32(0, 10)),
@@ -101,13 +112,22 @@ impl Client {
             request,
         }
     }
+
+    /// Of its prompt, and of its answer as far as it has it.
+    fn known_tokens(&self) -> u64 {
+        self.request.prompt.len() as u64 + u64::from(self.received)
+    }
+}
+
+fn client_of(sequence: SequenceId) -> usize {
+    (sequence.0 % IDS_PER_LIFE) as usize
+}
+
+pub(super) fn tenant_of(clients: &[Client], sequence: SequenceId) -> TenantId {
+    clients[client_of(sequence)].request.tenant.clone()
 }
 
 impl World {
-    fn client_of(&self, sequence: SequenceId) -> usize {
-        (sequence.0 % IDS_PER_LIFE) as usize
-    }
-
     fn sequence_of(&self, client: usize) -> SequenceId {
         SequenceId(u64::from(self.coordinator_life) * IDS_PER_LIFE + client as u64)
     }
@@ -120,10 +140,15 @@ impl World {
         let sequence = self.sequence_of(client);
         let submitted = &mut self.clients[client];
         submitted.submitted = Some(self.now);
+        submitted.waits_since = Some(self.now);
         submitted.deadline = deadline;
+        let mut request = submitted.request.clone();
+        if self.plant == Some(Plant::TenantShared) {
+            request.tenant = TenantId::default();
+        }
         let event = Event::Submit {
             sequence,
-            request: submitted.request.clone(),
+            request,
             deadline: deadline.map(|deadline| Now(Duration::from_micros(deadline))),
         };
         self.coordinate(event);
@@ -153,6 +178,7 @@ impl World {
         for index in 0..self.clients.len() {
             let client = &mut self.clients[index];
             if client.submitted.is_some() && !client.ended {
+                client.waits_since = None;
                 client.request.generated = client.expected[..client.received as usize].to_vec();
                 // A stop that the dead coordinator was told of is not remembered; it is found again.
                 client.stopped = None;
@@ -163,19 +189,30 @@ impl World {
         }
     }
 
-    /// Nobody samples after the last token, so nobody computes it.
-    pub(super) fn check_ends(&mut self, plan: &StepPlan) {
+    /// Who is in a plan waits no more. Nobody samples after the last token, so nobody computes it.
+    pub(super) fn check_work(&mut self, plan: &StepPlan) {
         for work in &plan.work {
-            let total = self.clients[self.client_of(work.sequence)].request.total_len_max();
+            let client = &mut self.clients[client_of(work.sequence)];
+            client.waits_since = None;
+            let total = client.request.total_len_max();
             if work.start + work.num_tokens >= total {
                 self.violation(format!("{} is computed up to its end, {total}", work.sequence));
             }
         }
     }
 
+    /// Whether it waits for its first step for longer than the queue allows.
+    pub(super) fn waits_too_long(&self, sequence: SequenceId) -> bool {
+        // A coordinator that was stopped hears of it when it goes on.
+        let awake_since = self.now - self.awake_for();
+        let waits_since = self.clients[client_of(sequence)].waits_since;
+        let wait_max = self.scenario.config.queue_wait_max.as_micros() as u64;
+        waits_since.is_some_and(|since| self.now - since.max(awake_since) >= wait_max)
+    }
+
     pub(super) fn client_token(&mut self, sequence: SequenceId, index: u32, token: TokenId) {
         let life = self.coordinator_life;
-        let client_index = self.client_of(sequence);
+        let client_index = client_of(sequence);
         let client = &mut self.clients[client_index];
         let (received, ended) = (client.received, client.ended);
         let expected = client.expected.get(index as usize).copied();
@@ -198,7 +235,7 @@ impl World {
 
     pub(super) fn client_finished(&mut self, sequence: SequenceId, reason: FinishReason, usage: Usage) {
         let now = self.now;
-        let client_index = self.client_of(sequence);
+        let client_index = client_of(sequence);
         let client = &mut self.clients[client_index];
         if std::mem::replace(&mut client.ended, true) {
             return self.violation(format!("{sequence} ends twice"));
@@ -230,32 +267,53 @@ impl World {
     pub(super) fn client_failed(&mut self, sequence: SequenceId, error: &SequenceError) {
         let now = self.now;
         let config = &self.scenario.config;
-        let live = self
-            .clients
-            .iter()
-            .filter(|client| client.submitted.is_some() && !client.ended)
-            .count();
-        let client_index = self.client_of(sequence);
+        let live = || {
+            let clients = self.clients.iter();
+            clients.filter(|client| client.submitted.is_some() && !client.ended)
+        };
+        let live_tokens: u64 = live().map(Client::known_tokens).sum();
+        let client_index = client_of(sequence);
         let client = &self.clients[client_index];
         let total = client.request.total_len_max();
+        let needed_blocks = (total - 1).div_ceil(config.cell.block_size());
+        let unserved_since = self.lives.unserved_since(needed_blocks);
         let legal = match error {
             SequenceError::Numerical { index } => {
                 poison_index(&client.request.sampling) == Some(*index) && client.received == *index
             }
             SequenceError::TooLong { .. } => total > self.scenario.layout.shape().context_len,
             SequenceError::TooFewBlocks {
-                needed_blocks,
+                needed_blocks: needed,
                 num_blocks,
                 ..
-            } => *needed_blocks == (total - 1).div_ceil(16) && needed_blocks > num_blocks,
-            SequenceError::QueueFull { waiting, queue_max } => waiting >= queue_max && live as u32 > *waiting,
-            SequenceError::QueueTokens { .. } | SequenceError::QueueWait { .. } => false,
+            } => {
+                let mut serving = self.lives.serving().map(|life| life.num_blocks);
+                *needed == needed_blocks && unserved_since.is_some() && serving.any(|blocks| blocks == *num_blocks)
+            }
+            SequenceError::QueueFull { waiting, queue_max } => waiting >= queue_max && live().count() as u32 > *waiting,
+            SequenceError::QueueTokens {
+                waiting_tokens,
+                tokens,
+                queue_tokens_max,
+            } => {
+                *queue_tokens_max == config.queue_tokens_max
+                    && *tokens == client.known_tokens()
+                    && (1..=live_tokens - tokens).contains(waiting_tokens)
+                    && waiting_tokens + tokens > *queue_tokens_max
+            }
+            SequenceError::QueueWait {
+                waited_ms,
+                queue_wait_ms_max,
+            } => {
+                let waited = client.waits_since.map(|since| now - since);
+                *queue_wait_ms_max == config.queue_wait_max.as_millis() as u64
+                    && waited.is_some_and(|waited| (*queue_wait_ms_max..=waited / MS).contains(waited_ms))
+            }
             SequenceError::Unavailable { waited_ms, .. } => {
                 let waited = now - client.submitted.unwrap_or(now);
-                let long = self.not_serving_since.is_some()
-                    && now - self.not_serving_since.unwrap_or(now) >= config.unavailable_wait_max.as_micros() as u64;
+                let wait_max = config.unavailable_wait_max.as_micros() as u64;
                 let overdue = client.deadline.is_some_and(|deadline| now >= deadline);
-                *waited_ms <= waited / MS && self.not_serving_since.is_some() && (long || overdue)
+                *waited_ms <= waited / MS && unserved_since.is_some_and(|since| overdue || now - since >= wait_max)
             }
             SequenceError::Duplicate(_) | SequenceError::Empty { .. } => false,
         };
@@ -264,6 +322,5 @@ impl World {
             self.violation(what);
         }
         self.clients[client_index].ended = true;
-        self.report.failed += 1;
     }
 }

@@ -10,11 +10,15 @@ mod checks;
 mod clients;
 mod dice;
 mod faults;
+mod forgery;
+mod lives;
 mod network;
 mod oracle;
 mod plant;
 mod rank;
+mod report;
 mod scenario;
+mod status_watch;
 mod world;
 
 use std::{
@@ -23,7 +27,7 @@ use std::{
 };
 
 pub use plant::Plant;
-pub use world::Report;
+pub use report::Report;
 
 /// A seed whose run broke a promise.
 #[derive(Clone, PartialEq, Eq, Debug)]

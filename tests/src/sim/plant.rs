@@ -15,16 +15,22 @@ pub enum Plant {
     EarlyAcknowledge,
     /// A plan starts a sequence after a block that is not full, as a block made findable too early would.
     BlockSharedEarly,
+    /// Requests reach the coordinator without their tenants, so that a plan shares what another tenant filled.
+    TenantShared,
+    /// A sequence that one group holds is admitted to another one as well.
+    TwoHomes,
 }
 
 impl Plant {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::EpochCheckSkipped,
         Self::BlockReleasedTwice,
         Self::WakeUpLost,
         Self::WriteLost,
         Self::EarlyAcknowledge,
         Self::BlockSharedEarly,
+        Self::TenantShared,
+        Self::TwoHomes,
     ];
 
     pub fn name(self) -> &'static str {
@@ -35,6 +41,8 @@ impl Plant {
             Self::WriteLost => "write-lost",
             Self::EarlyAcknowledge => "early-acknowledge",
             Self::BlockSharedEarly => "block-shared-early",
+            Self::TenantShared => "tenant-shared",
+            Self::TwoHomes => "two-homes",
         }
     }
 

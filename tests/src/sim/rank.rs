@@ -56,7 +56,7 @@ struct Part {
     spec: EpochSpec,
     books: RankBooks,
     connected: bool,
-    /// When it got the last plan or came to its present place.
+    /// When it got the last plan, came to its present place, or could have left it.
     moved_at: u64,
     progress: Progress,
     run: Option<Run>,
@@ -69,6 +69,7 @@ struct Run {
     step: StepId,
     input: StepInput,
     section: u32,
+    /// In a collective that not all have entered.
     waiting: bool,
 }
 
@@ -137,12 +138,23 @@ impl SimWorker {
         self.part.as_ref().map(|part| part.spec.epoch)
     }
 
-    /// Since when it hangs with a step to do, if it does.
+    /// Since when it hangs with a step to do, if it does. While it waits for others, they are the ones to be noticed.
     pub fn waits_since(&self) -> Option<u64> {
         // A stopped process cannot have heard that it was given up.
         let part = self.part.as_ref().filter(|part| part.connected && !self.paused)?;
+        if part.run.as_ref().is_some_and(|run| run.waiting) {
+            return None;
+        }
         let has_work = part.run.is_some() || self.queue.iter().any(|plan| plan.epoch == part.spec.epoch);
         has_work.then_some(part.moved_at.max(self.hung_at))
+    }
+
+    /// All have entered the collective in which it waits.
+    fn release(&mut self, id: u64, now: u64) {
+        if let Some(run) = self.run(id) {
+            run.waiting = false;
+            self.part.as_mut().expect("it has a run").moved_at = now;
+        }
     }
 
     fn run(&mut self, id: u64) -> Option<&mut Run> {
@@ -205,6 +217,10 @@ impl World {
                 "{} is told to form {} after {}",
                 worker.id, spec.epoch, worker.epoch_max
             );
+            return self.violation(what);
+        }
+        if let Some(epoch) = worker.epoch() {
+            let what = format!("{} is told to form {} while it is in {epoch}", worker.id, spec.epoch);
             return self.violation(what);
         }
         worker.epoch_max = spec.epoch;
@@ -377,6 +393,7 @@ impl World {
         if meeting.entered.iter().all(|entered| *entered >= here) {
             let outcome = reduce(&std::mem::take(&mut meeting.digests));
             for (w, life, id) in std::mem::take(&mut meeting.waiting) {
+                self.workers[w].release(id, self.now);
                 // A rank that is not scheduled at once leaves late.
                 let late = if self.dice.chance(15) {
                     self.scenario.section_max
@@ -398,7 +415,6 @@ impl World {
 
     fn collective_done(&mut self, w: usize, id: u64, outcome: &[u64]) {
         let Some(run) = self.workers[w].run(id) else { return };
-        run.waiting = false;
         run.section += 1;
         if run.section < SECTIONS {
             self.begin_section(w);
@@ -457,9 +473,8 @@ impl World {
         part.books.commit(&committed);
         part.progress.steps_done += 1;
         let is_first = part.spec.rank == Rank(0);
-        if let Some(watch) = self.watch.as_mut() {
-            watch.see(part.spec.rank, epoch, part.progress.steps_done);
-        }
+        let life = (epoch, part.spec.nonce);
+        self.lives.see(part.spec.rank, life, part.progress.steps_done);
         if is_first || self.plant != Some(Plant::EarlyAcknowledge) {
             let output = is_first.then_some(output);
             self.report(session, FromWorker::StepDone { epoch, step, output });

@@ -10,6 +10,8 @@ use super::dice::Dice;
 pub(super) const MS: u64 = 1000;
 pub(super) const SECOND: u64 = 1000 * MS;
 pub(super) const NUMERICS: NumericsId = NumericsId([7; 16]);
+/// Groups of a cluster, where it has several.
+const GROUPS_MAX: u64 = 3;
 
 #[derive(Debug)]
 pub(super) struct Scenario {
@@ -18,6 +20,7 @@ pub(super) struct Scenario {
     pub num_workers: u32,
     pub num_hosts: u64,
     pub num_requests: u32,
+    pub num_tenants: u64,
     /// Requests come within this, in a burst or spread out.
     pub submit_within: u64,
     pub num_faults: u32,
@@ -58,16 +61,22 @@ impl Scenario {
             embedding_per_row: 0,
             replicated: 100,
         };
-        let ranks = dice.between_u32(1, 5);
+        let group_sizes = draw_group_sizes(dice);
+        let ranks: u32 = group_sizes.iter().sum();
         let spares = if dice.chance(40) { dice.between_u32(1, 2) } else { 0 };
         let mut config = ClusterConfig::new(ranks, cell);
+        config.group_sizes = group_sizes;
         config.numerics_id = dice.chance(50).then_some(NUMERICS);
         config.force_tcp = dice.chance(30);
         config.step_tokens_max = dice.pick(&[8, 16, 40, 100]);
         config.chunk_tokens_max = dice.pick(&[1, 5, 16, 64]);
+        config.mixed_prefill_tokens_max = dice.pick(&[1, 8, 32, 128]);
         config.sequences_max = dice.pick(&[1, 3, 8, 16]);
         config.queue_max = dice.pick(&[2, 8, 64, 64, 64, 64]);
+        config.queue_tokens_max = dice.pick(&[60, 400, 1 << 20, 1 << 20, 1 << 20, 1 << 20]);
+        config.queue_wait_max = Duration::from_millis(dice.pick(&[200, 2000, 300_000, 300_000, 300_000, 300_000]));
         config.look_ahead = dice.pick(&[0, 1, 1, 1, 2, 3]);
+        config.look_ahead_tokens_max = dice.pick(&[1, 8, 64, 1000]);
         config.endpoint_deadline = Duration::from_secs(3);
         config.ready_deadline = Duration::from_secs(5);
         config.unavailable_wait_max = Duration::from_secs(dice.pick(&[3, 60, 60]));
@@ -75,13 +84,14 @@ impl Scenario {
         let pool = dice.pick(&[7, 9, 12, 20, 80]);
         config.num_blocks_max = dice.chance(50).then_some(pool);
         // Two cells a worker: one alone cannot hold the three heads.
-        let tiny = ranks > 1 && dice.chance(5);
+        let tiny = config.group_sizes.len() == 1 && ranks > 1 && dice.chance(5);
         let calm_after = dice.between(3, 12) * SECOND;
         let quiet = dice.chance(15);
         Self {
             num_workers: ranks + spares,
             num_hosts: dice.pick(&[1, 1, 2]),
             num_requests: dice.pick(&[5, 20, 60]),
+            num_tenants: dice.between(1, 4),
             submit_within: dice.pick(&[SECOND / 2, 3 * SECOND, calm_after]),
             num_faults: if quiet { 0 } else { dice.between_u32(1, 8) },
             coordinator_dies: !quiet && dice.chance(15),
@@ -99,4 +109,13 @@ impl Scenario {
             layout: UnitLayout::new(shape, bytes),
         }
     }
+}
+
+/// One group in half of the clusters, otherwise several small ones.
+fn draw_group_sizes(dice: &mut Dice) -> Vec<u32> {
+    if dice.chance(50) {
+        return vec![dice.between_u32(1, 5)];
+    }
+    let num_groups = dice.between(2, GROUPS_MAX);
+    (0..num_groups).map(|_| dice.between_u32(1, 3)).collect()
 }

@@ -3,66 +3,26 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kvasir_coordinator::{Cluster, Effect, Event, Now, SessionId};
-use kvasir_kv::{Epoch, EpochSpec, FromWorker, NumericsId, Rank, StepPlan, ToWorker, WorkerId};
+use kvasir_kv::{Epoch, EpochSpec, FromWorker, GroupId, NumericsId, Rank, StepPlan, ToWorker, WorkerId};
 
 use super::{
-    checks::PlanWatch,
     clients::{self, Client},
     dice::Dice,
     faults::Fault,
+    forgery::Forgery,
+    lives::Lives,
     network::Network,
     plant::Plant,
     rank::{Inside, Meeting, SimWorker},
+    report::Report,
     scenario::{MS, SECOND, Scenario},
+    status_watch::StatusWatch,
 };
 
 /// Virtual time that a run may take once all is well again.
 const CALM_MAX: u64 = 240 * SECOND;
 /// How long nothing must be left over before the end.
 const QUIET: u64 = 3 * SECOND;
-
-/// What a run did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Report {
-    pub steps: u64,
-    pub tokens: u64,
-    pub kills: u64,
-    pub pauses: u64,
-    pub preemptions: u64,
-    pub ranks_lost: u64,
-    pub recoveries: u64,
-    pub epochs: u64,
-    pub tokens_recomputed: u64,
-    pub tokens_discarded: u64,
-    pub messages_stale: u64,
-    pub stale_steps: u64,
-    pub failed: u64,
-    pub prefix_hits_tokens: u64,
-    pub evictions: u64,
-    /// Blocks in plans that another sequence had filled.
-    pub blocks_shared: u64,
-}
-
-impl Report {
-    pub fn add(&mut self, other: &Self) {
-        self.steps += other.steps;
-        self.tokens += other.tokens;
-        self.kills += other.kills;
-        self.pauses += other.pauses;
-        self.preemptions += other.preemptions;
-        self.ranks_lost += other.ranks_lost;
-        self.recoveries += other.recoveries;
-        self.epochs += other.epochs;
-        self.tokens_recomputed += other.tokens_recomputed;
-        self.tokens_discarded += other.tokens_discarded;
-        self.messages_stale += other.messages_stale;
-        self.stale_steps += other.stale_steps;
-        self.failed += other.failed;
-        self.prefix_hits_tokens += other.prefix_hits_tokens;
-        self.evictions += other.evictions;
-        self.blocks_shared += other.blocks_shared;
-    }
-}
 
 #[derive(Clone, Debug)]
 pub(super) enum Happening {
@@ -108,7 +68,6 @@ pub(super) struct World {
     pub meetings: BTreeMap<(Epoch, u64), Meeting>,
     pub clients: Vec<Client>,
     pub coordinator_life: u32,
-    pub not_serving_since: Option<u64>,
     pub report: Report,
     pub runs: u64,
     queue: BTreeMap<(u64, u64), Happening>,
@@ -118,12 +77,9 @@ pub(super) struct World {
     inbox: Vec<Event>,
     asleep: bool,
     awake_since: u64,
-    pub watch: Option<PlanWatch>,
-    /// Ranks of the current epoch, as far as the coordinator knows.
-    ranks: BTreeMap<SessionId, Rank>,
-    epoch: Epoch,
-    planted: bool,
-    forged: Option<StepPlan>,
+    pub lives: Lives,
+    status: StatusWatch,
+    pub forgery: Forgery,
     violation: Option<String>,
     tracing: bool,
 }
@@ -155,7 +111,6 @@ impl World {
             meetings: BTreeMap::new(),
             clients,
             coordinator_life: 0,
-            not_serving_since: Some(0),
             report: Report::default(),
             runs: 0,
             queue: BTreeMap::new(),
@@ -163,11 +118,9 @@ impl World {
             inbox: Vec::new(),
             asleep: false,
             awake_since: 0,
-            watch: None,
-            ranks: BTreeMap::new(),
-            epoch: Epoch::default(),
-            planted: false,
-            forged: None,
+            lives: Lives::since(0),
+            status: StatusWatch::default(),
+            forgery: Forgery::default(),
             violation: None,
             tracing,
         }
@@ -212,28 +165,18 @@ impl World {
         self.schedule(0, Happening::Tick);
     }
 
-    /// Nobody waits, a group serves, and every block has come back.
+    /// Nobody waits, every group serves, and every block has come back.
     fn is_clean(&self) -> bool {
-        if self.not_serving_since.is_some() || self.clients.iter().any(|client| !client.ended) {
+        if self.clients.iter().any(|client| !client.ended) {
             return false;
         }
         let status = self.cluster.status();
-        let blocks = status.groups[0].blocks;
-        blocks.total > 0 && blocks.available() == blocks.total && status.sequences.is_empty()
+        let mut blocks = status.groups.iter().map(|group| group.blocks);
+        blocks.all(|blocks| blocks.total > 0 && blocks.available() == blocks.total) && status.sequences.is_empty()
     }
 
     fn count(&mut self) {
-        let counters = self.cluster.status().counters;
-        self.report.steps += counters.steps;
-        self.report.preemptions += counters.preemptions;
-        self.report.ranks_lost += counters.ranks_lost;
-        self.report.recoveries += counters.recoveries;
-        self.report.epochs += counters.epochs;
-        self.report.tokens_recomputed += counters.tokens_recomputed;
-        self.report.tokens_discarded += counters.tokens_discarded;
-        self.report.messages_stale += counters.messages_stale;
-        self.report.prefix_hits_tokens += counters.prefix_hits_tokens;
-        self.report.evictions += counters.evictions;
+        self.report.counters.add(&self.cluster.status().counters);
     }
 
     pub(super) fn pause_coordinator(&mut self, duration: u64) {
@@ -267,10 +210,8 @@ impl World {
         self.inbox.clear();
         self.asleep = false;
         self.awake_since = self.now;
-        self.watch = None;
-        self.ranks.clear();
-        self.epoch = Epoch::default();
-        self.not_serving_since = Some(self.now);
+        self.lives = Lives::since(self.now);
+        self.status = StatusWatch::default();
         for worker in 0..self.workers.len() {
             self.taint(worker, 0);
         }
@@ -287,20 +228,16 @@ impl World {
         self.violation.get_or_insert(what);
     }
 
+    fn insist(&mut self, promise: Result<(), String>) {
+        if let Err(what) = promise {
+            self.violation(what);
+        }
+    }
+
     pub(super) fn trace(&self, what: impl Fn() -> String) {
         if self.tracing {
             eprintln!("{:>9.3} ms  {}", self.now as f64 / MS as f64, what());
         }
-    }
-
-    /// A planted bug that strikes once: whether it is now.
-    pub(super) fn take_plant(&mut self, percent: u64) -> bool {
-        if !self.planted && self.dice.chance(percent) {
-            self.planted = true;
-            self.trace(|| "the planted bug strikes".to_owned());
-            return true;
-        }
-        false
     }
 
     fn happen(&mut self, happening: Happening) {
@@ -375,21 +312,28 @@ impl World {
             self.inbox.push(event);
             return;
         }
-        self.hear(&event);
+        if let Event::FromWorker { session, message } = &event {
+            self.lives.hear(*session, message);
+        }
+        let is_tick = event == Event::Tick;
         let effects = self.cluster.on(event, Now(Duration::from_micros(self.now)));
         for effect in effects {
             self.carry_out(effect);
         }
+        self.check_status(is_tick);
     }
 
-    fn hear(&mut self, event: &Event) {
-        let Event::FromWorker { session, message } = event else {
-            return;
-        };
-        let rank = self.ranks.get(session).copied();
-        if let (Some(watch), Some(Rank(rank))) = (self.watch.as_mut(), rank) {
-            watch.hear(rank as usize, message);
+    fn check_status(&mut self, is_tick: bool) {
+        let status = self.cluster.status();
+        let mut checked = self.status.check(&status, &self.lives);
+        if is_tick {
+            checked = checked.and(
+                self.status
+                    .check_waits(&status, |sequence| self.waits_too_long(sequence)),
+            );
         }
+        self.status.remember(&status);
+        self.insist(checked);
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -413,19 +357,13 @@ impl World {
     fn note(&mut self, fact: &Effect) {
         self.trace(|| format!("{fact:?}"));
         match fact {
-            Effect::EpochStarted { epoch, .. } => {
-                if *epoch <= self.epoch {
-                    self.violation(format!("epoch {epoch} starts after {}", self.epoch));
-                }
-                self.epoch = *epoch;
-                self.not_serving_since = None;
+            Effect::EpochStarted { group, epoch, .. } => {
+                let started = self.lives.start(*group, *epoch);
+                self.insist(started);
             }
-            Effect::EpochEnded { epoch, reason, .. } => {
-                self.not_serving_since.get_or_insert(self.now);
-                if self.workers.iter().all(|worker| worker.tainted_until < self.now) {
-                    self.violation(format!("epoch {epoch} ends although nothing is wrong: {reason}"));
-                }
-            }
+            Effect::EpochEnded {
+                group, epoch, reason, ..
+            } => self.end_epoch(*group, *epoch, reason),
             Effect::RankLost {
                 worker, how, reason, ..
             } => {
@@ -440,48 +378,48 @@ impl World {
         }
     }
 
+    fn end_epoch(&mut self, group: GroupId, epoch: Epoch, reason: &str) {
+        match self.lives.end(group, epoch, self.now) {
+            Ok(life) => {
+                let healthy = |worker: usize| self.workers[worker].tainted_until < self.now;
+                if life.workers().all(healthy) {
+                    self.violation(format!("epoch {epoch} ends although nothing is wrong: {reason}"));
+                }
+            }
+            Err(what) => self.violation(what),
+        }
+    }
+
     fn send(&mut self, session: SessionId, mut message: ToWorker) {
         match &mut message {
-            ToWorker::FormEpoch(spec) => {
-                let spec = spec.clone();
-                self.note_rank(session, &spec);
-            }
-            ToWorker::Step(plan) => {
-                let is_first = self.ranks.get(&session) == Some(&Rank(0));
-                if let Some(watch) = self.watch.as_mut().filter(|_| is_first)
-                    && let Err(what) = watch.check(plan, &self.scenario.config)
-                {
-                    self.violation(what);
-                }
-                if let Some(watch) = self.watch.as_mut().filter(|_| is_first) {
-                    self.report.blocks_shared += std::mem::take(&mut watch.blocks.shared);
-                }
-                if is_first {
-                    self.check_ends(plan);
-                }
-                if matches!(self.plant, Some(Plant::BlockReleasedTwice | Plant::BlockSharedEarly)) {
-                    self.forge(plan, is_first);
-                }
-            }
+            ToWorker::FormEpoch(spec) => self.note_rank(session, spec),
+            ToWorker::Step(plan) => self.note_step(session, plan),
             _ => {}
         }
         self.send_down(session, Some(message));
     }
 
     fn note_rank(&mut self, session: SessionId, spec: &EpochSpec) {
-        if spec.rank == Rank(0) {
-            self.ranks.clear();
-            self.watch = Some(PlanWatch::new(spec));
+        let worker = self.worker_of(session).expect("every session has a worker");
+        let formed = self.lives.form(session, worker, spec, &self.scenario.config);
+        self.insist(formed);
+    }
+
+    fn note_step(&mut self, session: SessionId, plan: &mut StepPlan) {
+        let Some((group, rank)) = self.lives.place_of(session) else {
+            return self.violation(format!("session {session} is sent step {} and is no rank", plan.step));
+        };
+        self.forge_before_check(group, rank, plan);
+        if rank == Rank(0) {
+            let clients = &self.clients;
+            let tenant_of = |sequence| clients::tenant_of(clients, sequence);
+            match self.lives.check(group, plan, &self.scenario.config, tenant_of) {
+                Ok(blocks_shared) => self.report.blocks_shared += blocks_shared,
+                Err(what) => self.violation(what),
+            }
+            self.check_work(plan);
         }
-        let worker = self.worker_of(session);
-        if self.ranks.keys().any(|other| self.worker_of(*other) == worker) {
-            self.violation(format!("one worker is two ranks of {}", spec.epoch));
-        }
-        self.ranks.insert(session, spec.rank);
-        // The first epoch waits until all are there.
-        if spec.epoch.number == 1 && spec.shares.len() != self.scenario.config.workers_wanted() as usize {
-            self.violation(format!("the first epoch has {} ranks", spec.shares.len()));
-        }
+        self.forge_after_check(group, rank, plan);
     }
 
     /// The coordinator was awake for so long.
@@ -491,35 +429,5 @@ impl World {
 
     pub(super) fn counts_on(&self, worker: &WorkerId) -> bool {
         self.cluster.status().workers.iter().any(|live| live.worker == *worker)
-    }
-
-    /// Every rank is told that a sequence's new block is one that another sequence holds, or that a sequence starts
-    /// after a block that is not full.
-    fn forge(&mut self, plan: &mut StepPlan, is_first: bool) {
-        let Some(watch) = self.watch.as_ref() else { return };
-        if is_first && !self.planted {
-            let mut forged = plan.clone();
-            if self.plant == Some(Plant::BlockSharedEarly) {
-                let Some((index, part)) = watch.blocks.block_to_share_early(plan) else {
-                    return;
-                };
-                let work = &mut forged.work[index];
-                work.start = self.scenario.config.cell.block_size();
-                work.num_tokens -= work.start;
-                work.new_blocks[0] = part;
-            } else {
-                let Some((index, place, stolen)) = watch.blocks.block_to_steal(plan) else {
-                    return;
-                };
-                forged.work[index].new_blocks[place] = stolen;
-            }
-            self.forged = Some(forged);
-            self.planted = true;
-        }
-        if let Some(forged) = &self.forged
-            && (forged.epoch, forged.step) == (plan.epoch, plan.step)
-        {
-            *plan = forged.clone();
-        }
     }
 }
