@@ -47,6 +47,8 @@ impl Cluster {
             self.end_epoch(id, &[], None, "all ranks stand still at the same place".to_owned());
         }
         self.give_up(losses);
+        // Whoever can go on elsewhere has not waited in vain.
+        self.leave_idle_groups();
         for index in 0..self.groups.len() {
             let outage = self.outage(&self.groups[index]);
             let scheduler = &mut self.groups[index].scheduler;

@@ -16,13 +16,15 @@ use crate::{
     preemption::{Room, Shares},
     scheduler::Scheduler,
     sequence::{Precedence, Running, Sequence, State},
+    step_books::StepBooks,
 };
 
-/// Whose turn it is for what a step has left: lower priorities first, then tenants that do not hold more than their share,
-/// then the one that has been served least, then whoever came first.
+/// Whose turn it is for what a step has left: lower priorities first, then the tenant for whom others made room, then those
+/// that do not hold more than their share, then the one that has been served least, then whoever came first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Turn {
     priority: i32,
+    has_no_claim: bool,
     exceeds_share: bool,
     served: u64,
     precedence: Precedence,
@@ -56,9 +58,10 @@ impl Draft {
         self.grants.push(Grant { sequence, num_tokens });
     }
 
-    /// Whoever is preempted gets nothing after all.
+    /// Whoever is preempted gets nothing after all, and has its turn again, lest those after it get in before it.
     pub fn withdraw(&mut self, sequence: SequenceId) {
         self.grants.retain(|grant| grant.sequence != sequence);
+        self.passed.remove(&sequence);
     }
 
     fn has(&self, sequence: SequenceId) -> bool {
@@ -172,11 +175,9 @@ impl Scheduler {
             && theirs(&turn)
         {
             draft.passed.insert(id);
-            if self.sequences[&id].running().is_none() {
-                draft.crowded = !self.admit(id, draft);
-                if draft.crowded {
-                    continue;
-                }
+            if self.sequences[&id].running().is_none() && !self.admit(id, draft) {
+                draft.crowded = true;
+                continue;
             }
             let sequence = &self.sequences[&id];
             let tenant = sequence.request.tenant.clone();
@@ -210,6 +211,7 @@ impl Scheduler {
         let tenant = &sequence.request.tenant;
         Turn {
             priority: sequence.precedence.priority,
+            has_no_claim: self.claimant.as_ref() != Some(tenant),
             exceeds_share: match sequence.running() {
                 Some(_) => shares.is_exceeded_by(tenant),
                 None => !shares.has_room_for(tenant, 0),
@@ -225,7 +227,8 @@ impl Scheduler {
         let next = self
             .waiting()
             .min_by_key(|sequence| self.turn_of(sequence, &shares, &BTreeMap::new()))?;
-        next.is_portable().then_some(next.id)
+        let forgotten = |books: &StepBooks| !books.retired.contains(&next.id);
+        (next.is_portable() && self.books.as_ref().is_none_or(forgotten)).then_some(next.id)
     }
 
     /// Allocates the blocks for a running sequence's next tokens and grants them. False if it has to wait.
@@ -292,7 +295,6 @@ impl Scheduler {
 
     /// A waiting sequence runs, with the blocks of `chain` computed already.
     fn start_from(&mut self, id: SequenceId, chain: &[BlockHash]) {
-        let caches = self.limits.prefix_cache;
         let books = self.books.as_mut().expect("plans are made only in an epoch");
         let sequence = self.sequences.get_mut(&id).expect("waiting sequences are live");
         let mut blocks = BlockTable::default();
@@ -300,13 +302,19 @@ impl Scheduler {
             blocks.append(books.pool.share(*hash).expect("it was found a moment ago"));
         }
         let computed = blocks.len() as u32 * self.limits.block_size;
-        if caches {
+        sequence.state = State::Running(Running::after(blocks, computed));
+        self.claimant.take_if(|claimant| *claimant == sequence.request.tenant);
+    }
+
+    /// The first plan of a sequence is made: what it starts from counts as found.
+    fn note_admitted(&mut self, id: SequenceId, computed: u32) {
+        let sequence = self.sequences.get_mut(&id).expect("granted sequences are live");
+        if self.limits.prefix_cache {
             self.counters.prefix_queries_tokens += sequence.tokens.len() as u64;
             self.counters.prefix_hits_tokens += u64::from(computed);
         }
         let cached = computed.min(sequence.prompt_len());
         sequence.cached.get_or_insert(cached);
-        sequence.state = State::Running(Running::after(blocks, computed));
     }
 
     /// Writes the plan down: from here on it counts as sent.
@@ -330,9 +338,13 @@ impl Scheduler {
             // What is computed again is nobody's gain.
             let first_time = grant.num_tokens - scheduled.recomputed;
             self.share.charge(&sequence.request.tenant, first_time);
-            plan.admitted.extend(scheduled.admitted);
+            if let Some(admitted) = scheduled.admitted {
+                plan.admitted.push(admitted);
+                self.note_admitted(grant.sequence, scheduled.work.start);
+            }
             plan.work.push(scheduled.work);
         }
+        let books = self.books.as_mut().expect("plans are made only in an epoch");
         books.note_sent(&plan, steady);
         plan
     }

@@ -7,7 +7,8 @@
 //!
 //! There is no livelock. By priority only later ones give way. For a tenant's share, whoever gives way belongs to a tenant
 //! that was served more, and the other way round only after the first one was served more by at least one new token; a
-//! sequence that has never run is let in at equal service, which it can be only once.
+//! sequence that has never run is let in at equal service, which it can be only once. Whoever made others give way is next,
+//! so that they do not take the room back before it has come free.
 
 use std::collections::BTreeMap;
 
@@ -104,10 +105,13 @@ impl Scheduler {
 
     fn preempt(&mut self, id: SequenceId, draft: &mut Draft) {
         draft.withdraw(id);
-        self.release(id);
         let sequence = self.sequences.get_mut(&id).expect("preempted sequences are live");
-        sequence.preemptions += 1;
-        self.counters.preemptions += 1;
+        // Whoever came into this very draft has had nothing yet that could be taken.
+        if sequence.running().is_some_and(|running| running.last_named.is_some()) {
+            sequence.preemptions += 1;
+            self.counters.preemptions += 1;
+        }
+        self.release(id);
     }
 
     /// Whether a place is free, and all known tokens and one block more would fit beside what running sequences still
@@ -150,6 +154,7 @@ impl Scheduler {
         for victim in self.who_gives_way(id, lack).unwrap_or_default() {
             self.preempt(victim, draft);
             self.counters.preemptions_for_others += 1;
+            self.claimant = Some(self.sequences[&id].request.tenant.clone());
         }
     }
 
@@ -164,7 +169,9 @@ impl Scheduler {
             if lack.places == 0 && lack.blocks == 0 {
                 break;
             }
-            let Some(running) = other.running() else { continue };
+            let Some(running) = other.running().filter(|running| running.last_named.is_some()) else {
+                continue;
+            };
             let by_priority = waiting.precedence.priority < other.precedence.priority;
             let by_share = claims_share
                 && waiting.precedence.priority == other.precedence.priority

@@ -28,6 +28,8 @@ pub(crate) struct Scheduler {
     /// Who gives way first comes last.
     pub(super) order: BTreeMap<Precedence, SequenceId>,
     pub(super) share: FairShare,
+    /// Others made room for a sequence of it, and none of its own has moved in yet.
+    pub(super) claimant: Option<TenantId>,
     /// `None` between epochs.
     pub(super) books: Option<StepBooks>,
     /// What cells are computed with; `None` without a prefix cache, or before it is known.
@@ -69,6 +71,7 @@ impl Scheduler {
             sequences: BTreeMap::new(),
             order: BTreeMap::new(),
             share: FairShare::default(),
+            claimant: None,
             books: None,
             numerics_id: None,
             went_on: Vec::new(),
@@ -101,9 +104,13 @@ impl Scheduler {
     pub fn hand_over(&mut self, id: SequenceId) -> Sequence {
         let sequence = self.sequences.remove(&id).expect("it waits here");
         assert!(sequence.is_portable(), "what runs is not handed over");
+        self.forget(&sequence);
+        sequence
+    }
+
+    fn forget(&mut self, sequence: &Sequence) {
         self.order.remove(&sequence.precedence);
         self.share.leave(&sequence.request.tenant);
-        sequence
     }
 
     /// Ends a sequence early. Does nothing if it has ended.
@@ -163,6 +170,7 @@ impl Scheduler {
     /// Returns whom it interrupted.
     pub fn end_epoch(&mut self) -> Option<Vec<SequenceId>> {
         self.books.take()?;
+        self.claimant = None;
         let mut interrupted = Vec::new();
         for sequence in self.sequences.values_mut() {
             let held = std::mem::replace(&mut sequence.state, State::Waiting);
@@ -307,8 +315,7 @@ impl Scheduler {
         self.release(id);
         self.note_went_on(id);
         let sequence = self.sequences.remove(&id).expect("only live sequences end");
-        self.order.remove(&sequence.precedence);
-        self.share.leave(&sequence.request.tenant);
+        self.forget(&sequence);
         sequence
     }
 
