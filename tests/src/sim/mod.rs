@@ -8,7 +8,7 @@
 mod block_watch;
 mod checks;
 mod clients;
-mod dice;
+pub mod dice;
 mod faults;
 mod network;
 mod oracle;
