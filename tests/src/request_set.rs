@@ -8,6 +8,8 @@ use crate::sim::dice::Dice;
 
 const TENANTS: [&str; 4] = ["", "ada", "bob", "eve"];
 const SEED: u64 = 1138;
+/// At an end of blocks of 16 and 32.
+const ECHO_AT: usize = 32;
 
 #[derive(Clone, Copy, Debug)]
 pub struct RequestSet {
@@ -16,7 +18,7 @@ pub struct RequestSet {
     /// One that `parity::open_model` knows.
     pub model: &'static str,
     pub num_requests: usize,
-    /// Of the beginnings that requests share, by turns.
+    /// Of the beginnings that requests share, by turns; the first is no shorter than the second.
     pub prefix_lens: [usize; 4],
     pub suffix_len_max: usize,
     /// Shortest and longest answer, unless a stop token comes first.
@@ -69,7 +71,11 @@ const fn tiny(model: &'static str) -> RequestSet {
 impl RequestSet {
     pub fn requests(&self, vocab_size: u32) -> Vec<Request> {
         let mut dice = Dice::new(SEED);
-        let prefixes = self.prefix_lens.map(|len| tokens(&mut dice, len, vocab_size));
+        let mut prefixes = self.prefix_lens.map(|len| tokens(&mut dice, len, vocab_size));
+        // The second says after other words what the first says at once: the same blocks with another history.
+        let [first, second, ..] = &mut prefixes;
+        let echo_len = second.len() - ECHO_AT;
+        second[ECHO_AT..].copy_from_slice(&first[..echo_len]);
         let request = |index| self.request(index, &prefixes[index % prefixes.len()], &mut dice, vocab_size);
         (0..self.num_requests).map(request).collect()
     }
