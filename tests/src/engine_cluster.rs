@@ -19,7 +19,7 @@ use kvasir_coordinator::{
     Cluster, ClusterConfig, ClusterStatus, Effect, Event, Now, SequenceError, SessionId, Usage, status::GroupStatus,
 };
 use kvasir_kv::{
-    Epoch, FinishReason, FromWorker, NumericsId, Request, SampledToken, SequenceId, StepPlan, ToWorker, WorkerId,
+    Epoch, FinishReason, FromWorker, NumericsId, Rank, Request, SampledToken, SequenceId, StepPlan, ToWorker, WorkerId,
     WorkerInfo,
 };
 use kvasir_model::{BackendKind, Checkpoint, WeightMode, numerics_id};
@@ -29,7 +29,10 @@ use rand_chacha::{
     rand_core::{RngCore as _, SeedableRng as _},
 };
 
-use crate::rank_group::{Answer, GroupOptions, backend};
+use crate::{
+    rank_group::{Answer, GroupOptions, backend},
+    sim::checks::PlanWatch,
+};
 
 /// No step of these models takes nearly as long, on however busy a machine.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
@@ -77,6 +80,8 @@ pub struct EngineCluster {
     /// Answers that are here and not yet taken, by session.
     answers: Vec<VecDeque<FromWorker>>,
     random: ChaCha8Rng,
+    /// A second opinion on every plan.
+    watch: Option<PlanWatch>,
     is_serving: bool,
     served: BTreeMap<SequenceId, Served>,
     /// Tokens delivered, all sequences together.
@@ -119,6 +124,7 @@ impl EngineCluster {
             ranks,
             from_ranks,
             random: ChaCha8Rng::seed_from_u64(seed),
+            watch: None,
             is_serving: false,
             served: BTreeMap::new(),
             tokens: 0,
@@ -173,9 +179,7 @@ impl EngineCluster {
             self.answers[session].push_back(message);
         }
         let (session, message) = self.take_answer();
-        if let FromWorker::StepDone { .. } = message {
-            self.ranks[session].unacknowledged -= 1;
-        }
+        self.note_answer(session, &message);
         let session = SessionId(session as u64);
         self.on(Event::FromWorker { session, message });
     }
@@ -224,6 +228,15 @@ impl EngineCluster {
         (session, message)
     }
 
+    fn note_answer(&mut self, session: usize, message: &FromWorker) {
+        if let FromWorker::StepDone { epoch, step, .. } = message {
+            let watch = self.watch.as_mut().expect("an epoch was formed");
+            watch.hear(session, message);
+            watch.see(Rank(session as u32), *epoch, step.0 + 1);
+            self.ranks[session].unacknowledged -= 1;
+        }
+    }
+
     fn on(&mut self, event: Event) {
         self.now += TIME_PER_EVENT;
         for effect in self.cluster.on(event, Now(self.now)) {
@@ -252,20 +265,26 @@ impl EngineCluster {
     }
 
     fn send(&mut self, session: usize, message: ToWorker) {
-        if let ToWorker::Step(plan) = &message {
-            self.ranks[session].unacknowledged += 1;
-            if session == 0 {
-                self.note_plan(plan);
+        match &message {
+            ToWorker::FormEpoch(spec) => self.watch = Some(PlanWatch::new(spec)),
+            ToWorker::Step(plan) => {
+                self.ranks[session].unacknowledged += 1;
+                // All ranks get the same.
+                if session == 0 {
+                    self.note_plan(plan);
+                }
             }
+            _ => {}
         }
         let sent = self.ranks[session].inbox.send(message);
         sent.expect("a rank lives as long as its inbox");
     }
 
     fn note_plan(&mut self, plan: &StepPlan) {
-        let config = self.cluster.config();
-        assert!(plan.num_tokens() <= config.step_tokens_max, "{plan:?}");
-        let chunk_max = config.chunk_tokens_max;
+        let watch = self.watch.as_mut().expect("an epoch was formed");
+        if let Err(broken) = watch.check(plan, self.cluster.config()) {
+            panic!("{broken}: {plan:?}");
+        }
         for admitted in &plan.admitted {
             let served = self.served.get_mut(&admitted.sequence).expect("it was submitted");
             let told = admitted.tokens.len() - served.request.prompt.len();
@@ -274,7 +293,6 @@ impl EngineCluster {
             served.resumptions += u32::from(told > 0);
         }
         for work in &plan.work {
-            assert!(work.num_tokens <= chunk_max, "{plan:?}");
             let served = self.served.get_mut(&work.sequence).expect("it was submitted");
             let leaves_some = work.start + work.num_tokens < served.request.prompt.len() as u32;
             served.chunks += u32::from(leaves_some);

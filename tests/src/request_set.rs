@@ -40,7 +40,7 @@ pub const REAL: RequestSet = RequestSet {
     name: "smollm2-135m",
     model: "smollm2-135m",
     num_requests: 16,
-    prefix_lens: [80, 80, 40, 0],
+    prefix_lens: [80, 80, 48, 0],
     suffix_len_max: 24,
     answer_lens: [12, 60],
     tenants: false,
@@ -50,7 +50,7 @@ pub const THOUSAND: RequestSet = RequestSet {
     name: "a thousand",
     model: "Q4_1-9/3x32",
     num_requests: 1000,
-    prefix_lens: [90, 70, 40, 0],
+    prefix_lens: [90, 64, 48, 0],
     suffix_len_max: 30,
     answer_lens: [4, 24],
     tenants: true,
@@ -61,7 +61,7 @@ const fn tiny(model: &'static str) -> RequestSet {
         name: model,
         model,
         num_requests: 32,
-        prefix_lens: [130, 130, 70, 0],
+        prefix_lens: [128, 128, 70, 0],
         suffix_len_max: 40,
         answer_lens: [4, 48],
         tenants: false,
@@ -81,7 +81,13 @@ impl RequestSet {
     }
 
     fn request(&self, index: usize, prefix: &[TokenId], dice: &mut Dice, vocab_size: u32) -> Request {
-        let suffix_len = dice.between(1, self.suffix_len_max as u64) as usize;
+        // Some ask what others have asked, and their prompt ends where a block ends.
+        let is_bare = !prefix.is_empty() && dice.chance(20);
+        let suffix_len = if is_bare {
+            0
+        } else {
+            dice.between(1, self.suffix_len_max as u64) as usize
+        };
         let suffix = tokens(dice, suffix_len, vocab_size);
         let [shortest, longest] = self.answer_lens;
         let max_tokens = dice.between_u32(shortest, longest);

@@ -6,7 +6,7 @@
 //! or missing cell changes the answer. The answer is compared with one computed from the prompt alone.
 
 mod block_watch;
-mod checks;
+pub(crate) mod checks;
 mod clients;
 pub mod dice;
 mod faults;
