@@ -283,12 +283,17 @@ impl EngineCluster {
     fn note_plan(&mut self, plan: &StepPlan) {
         let watch = self.watch.as_mut().expect("an epoch was formed");
         if let Err(broken) = watch.check(plan, self.cluster.config()) {
-            panic!("{broken}: {plan:?}");
+            panic!("step {}: {broken}", plan.step);
         }
         for admitted in &plan.admitted {
             let served = self.served.get_mut(&admitted.sequence).expect("it was submitted");
             let told = admitted.tokens.len() - served.request.prompt.len();
-            assert_eq!(told, served.answer.tokens.len(), "{plan:?}");
+            let known = served.answer.tokens.len();
+            assert_eq!(
+                told, known,
+                "answer tokens in step {} of {}",
+                plan.step, admitted.sequence
+            );
             served.admissions += 1;
             served.resumptions += u32::from(told > 0);
         }
