@@ -271,12 +271,12 @@ impl Evidence {
 
 /// The tight clusters prove that everything happened; the drawn ones go where nobody has been.
 fn run_tight_and_drawn(cases: &[Case], num_drawn: usize) {
+    let mut dice = Dice::new(seed());
     for case in cases {
         let burst = Schedule::burst(&case.requests);
         case.run(case.tight(), &burst).assert_all_happened();
         case.run(case.fine(), &burst);
     }
-    let mut dice = Dice::new(seed());
     for case in cases.iter().cycle().take(num_drawn) {
         let options = case.draw(&mut dice);
         let live_max = dice.pick(&[1, 4, 12, 40]);
@@ -304,8 +304,8 @@ fn a_thousand_requests_get_their_solo_tokens_on_a_pool_that_is_too_small() {
     for ranks in 1..=4 {
         let config = ClusterConfig {
             num_blocks_max: Some(24),
-            step_tokens_max: 128,
-            chunk_tokens_max: 48,
+            step_tokens_max: dice.pick(&[48, 128]),
+            chunk_tokens_max: dice.pick(&[8, 24, 48]),
             sequences_max: 12,
             look_ahead: dice.between_u32(1, 3),
             ..case.config(ranks, 16)
