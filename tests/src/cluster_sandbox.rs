@@ -13,13 +13,13 @@ use std::{
 };
 
 use kvasir_kv::TokenId;
-use kvasir_proto::v1::{self, generate_response::Event, inference_client::InferenceClient};
+use kvasir_proto::v1::{self, generate_request::Prompt, generate_response::Event, inference_client::InferenceClient};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tonic::{Status, transport::Channel};
 
-use crate::rank_group::Answer;
+use crate::rank_group::{Answer, Generation};
 
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 const WAIT_DEADLINE: Duration = Duration::from_secs(30);
@@ -291,6 +291,27 @@ impl GrpcAnswer {
 
     pub fn reason(&self) -> v1::FinishReason {
         self.finished.as_ref().expect("the stream came to its end").reason()
+    }
+}
+
+/// Its end-of-text token does not end it.
+pub fn request(generation: &Generation) -> v1::GenerateRequest {
+    let sampling = &generation.sampling;
+    v1::GenerateRequest {
+        prompt: Some(Prompt::TokenIds(v1::TokenIds {
+            ids: generation.prompt.iter().map(|token| token.0).collect(),
+        })),
+        sampling: Some(v1::SamplingParams {
+            temperature: Some(sampling.temperature),
+            top_k: Some(sampling.top_k),
+            top_p: Some(sampling.top_p),
+            seed: Some(sampling.seed),
+            choice: sampling.choice,
+            top_logprobs: sampling.top_logprobs,
+        }),
+        max_tokens: Some(generation.max_tokens as u32),
+        ignore_eos: true,
+        ..Default::default()
     }
 }
 

@@ -2,32 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-use kvasir_proto::v1::{self, generate_request::Prompt};
 use kvasir_tests::{
-    cluster_sandbox::{ClusterSandbox, GrpcAnswer},
+    cluster_sandbox::{ClusterSandbox, GrpcAnswer, request},
     parity,
     rank_group::Generation,
 };
-
-fn request(generation: &Generation) -> v1::GenerateRequest {
-    let sampling = &generation.sampling;
-    v1::GenerateRequest {
-        prompt: Some(Prompt::TokenIds(v1::TokenIds {
-            ids: generation.prompt.iter().map(|token| token.0).collect(),
-        })),
-        sampling: Some(v1::SamplingParams {
-            temperature: Some(sampling.temperature),
-            top_k: Some(sampling.top_k),
-            top_p: Some(sampling.top_p),
-            seed: Some(sampling.seed),
-            choice: sampling.choice,
-            top_logprobs: sampling.top_logprobs,
-        }),
-        max_tokens: Some(generation.max_tokens as u32),
-        ignore_eos: true,
-        ..Default::default()
-    }
-}
 
 async fn ask_all(sandbox: &ClusterSandbox, generations: &[Generation]) -> Vec<GrpcAnswer> {
     let asked = generations
