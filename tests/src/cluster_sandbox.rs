@@ -327,7 +327,6 @@ impl GrpcAnswer {
         self.finished.as_ref().expect("the stream came to its end").reason()
     }
 }
-
 pub fn kill(pid: u32) {
     signal(pid, Signal::KILL);
 }

@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 
 pub mod cluster_sandbox;
+pub mod engine_cluster;
 pub mod gguf_writer;
 pub mod golden;
+pub mod request_set;
+pub mod schedule;
 pub mod sim;
+pub mod solo_answers;
 pub mod tiny_model;
 
 const DEFAULT_MODEL: &str = "kvasir/models/SmolLM2-135M-Instruct.Q4_1.gguf";

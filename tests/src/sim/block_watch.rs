@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kvasir_kv::{BlockId, BlockTag, SequenceId, SequenceWork, StepId, StepPlan, TaggedBlock, TenantId};
 
 #[derive(Debug, Default)]
-pub(super) struct BlockWatch {
+pub(crate) struct BlockWatch {
     num_blocks: u32,
     block_size: u32,
     /// Each sequence's blocks, in token order.

@@ -10,7 +10,7 @@ use kvasir_kv::{Epoch, EpochSpec, FromWorker, Rank, SequenceId, StepId, StepPlan
 use super::block_watch::BlockWatch;
 
 #[derive(Debug)]
-pub(super) struct PlanWatch {
+pub(crate) struct PlanWatch {
     epoch: Epoch,
     pub blocks: BlockWatch,
     next_step: u64,

@@ -1,4 +1,4 @@
-//! The one source of chance of a run.
+//! The one source of chance of a run, drawn from a seed.
 
 use rand_chacha::{
     ChaCha8Rng,
@@ -6,7 +6,7 @@ use rand_chacha::{
 };
 
 #[derive(Debug)]
-pub(super) struct Dice(ChaCha8Rng);
+pub struct Dice(ChaCha8Rng);
 
 impl Dice {
     pub fn new(seed: u64) -> Self {

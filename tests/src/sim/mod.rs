@@ -6,9 +6,9 @@
 //! or missing cell changes the answer. The answer is compared with one computed from the prompt alone.
 
 mod block_watch;
-mod checks;
+pub(crate) mod checks;
 mod clients;
-mod dice;
+pub mod dice;
 mod faults;
 mod forgery;
 mod lives;
