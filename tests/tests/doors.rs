@@ -535,7 +535,8 @@ fn a_worker_that_does_not_fit_is_refused_with_the_reason() {
     let join = ["worker", "--model", text(&path), "--coordinator", cluster.endpoint()];
     let with = |flags: &[&str]| command_without_log(&[&join, flags].concat());
     assert_refused(&with(&["--block-size", "32"]), 1, &["32", "64"]);
-    assert_refused(&with(&["--kv-dtype", "f32"]), 1, &["numerics"]);
+    assert_refused(&with(&["--kv-dtype", "f32"]), 1, &["KV cells of f16", "f32"]);
+    assert_refused(&with(&["--backend", "candle"]), 1, &["numerics"]);
     assert_refused(&with(&["--weight", "0"]), 1, &["--weight 0"]);
     assert_refused(&with(&["--advertise", "10.0.0.1"]), 1, &["10.0.0.1", "--insecure"]);
 }
