@@ -60,7 +60,7 @@ pub struct ServingOptions {
     /// Most tokens of one prompt in a step: longer prompts are computed in chunks
     #[arg(long, default_value_t = 256, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub chunk_tokens: u32,
-    /// Most prompt tokens of a step in which other answers get their next token (or twice as many as those, if that is more)
+    /// Most prompt tokens of a step in which other answers get their next token (or as many as those, if that is more)
     #[arg(long, default_value_t = 64, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub mixed_tokens: u32,
     /// Longest time for a request that names none

@@ -27,8 +27,8 @@ pub struct ClusterConfig {
     pub step_tokens_max: u32,
     /// Tokens that one sequence may add to a step: a long prompt is computed in chunks.
     pub chunk_tokens_max: u32,
-    /// Tokens of prompts, all sequences together, in a step in which others decode, or twice as many as those decode if
-    /// that is more: so long do they wait for theirs.
+    /// Tokens of prompts, all sequences together, in a step in which others decode, or as many as those decode if that is
+    /// more: so long do they wait for theirs.
     pub mixed_prefill_tokens_max: u32,
     /// Sequences of a group that hold blocks at a time; at most `step_tokens_max`, so that each may decode in every step.
     pub sequences_max: u32,
@@ -75,7 +75,7 @@ impl ClusterConfig {
             queue_tokens_max: 1 << 20,
             queue_wait_max: Duration::from_secs(300),
             look_ahead: 1,
-            look_ahead_tokens_max: 64,
+            look_ahead_tokens_max: 32,
             tick_interval: Duration::from_millis(100),
             stall_min: Duration::from_secs(2),
             endpoint_deadline: Duration::from_secs(10),

@@ -490,15 +490,15 @@ fn a_tenant_with_many_requests_makes_way_for_one_with_few() {
     arrive b2 10+2 tenant=b
     arrive b3 10+2 tenant=b
     run 6
-        2: b1[0..10)* +4  b2[0..10)* +5  forget a4 a3  | waiting a3 a4 a5 b3  | 2 preempted  | 36 free
-        3: a1[11..12)*  a2[11..12)*  b1[10..11)*  b2[10..11)*  | waiting a3 a4 a5 b3  | 36 free
+        2: b1[0..10)* +4  forget a4  | waiting a4 a5 b2 b3  | 1 preempted  | 36 free
+        3: a1[11..12)*  a2[11..12)*  a3[11..12)*  b1[10..11)*  | waiting a4 a5 b2 b3  | 36 free
         b1 is done
+        4: a1[12..13)*  a2[12..13)*  a3[12..13)*  b2[0..10)* +5  forget b1  | waiting a4 a5 b3  | 36 free
+        5: a1[13..14)*  a2[13..14)*  a3[13..14)*  b2[10..11)*  | waiting a4 a5 b3  | 36 free
         b2 is done
-        4: a1[12..13)*  a2[12..13)*  b3[0..10)* +6  a3[0..12)* +7  forget b1 b2  | waiting a4 a5  | 36 free
-        5: a1[13..14)*  a2[13..14)*  a3[12..13)*  b3[10..11)*  | waiting a4 a5  | 36 free
+        6: a1[14..15)*  a2[14..15)*  a3[14..15)*  b3[0..10)* +6  forget b2  | waiting a4 a5  | 36 free
+        7: a1[15..16)*  a2[15..16)*  a3[15..16)*  b3[10..11)*  | waiting a4 a5  | 36 free
         b3 is done
-        6: a1[14..15)*  a2[14..15)*  a3[13..14)*  a4[0..12)* +8  forget b3  | waiting a5  | 36 free
-        7: a1[15..16)*  a2[15..16)*  a3[14..15)*  a4[12..13)*  | waiting a5  | 36 free
     ");
 }
 

@@ -67,10 +67,6 @@ impl Draft {
     fn has(&self, sequence: SequenceId) -> bool {
         self.grants.iter().any(|grant| grant.sequence == sequence)
     }
-
-    fn num_tokens(&self) -> u32 {
-        self.grants.iter().map(|grant| grant.num_tokens).sum()
-    }
 }
 
 /// Tenants that hold more than their share, and what it takes to go before them.
@@ -99,12 +95,13 @@ impl Scheduler {
         if draft.grants.is_empty() {
             self.grant_ones(&mut draft, None);
         }
-        let room = self.limits.step_tokens_max - draft.num_tokens();
-        draft.prefill_left = match aside {
-            Some(_) => draft.prefill_left.min(room),
-            None => self.prefill_beside(draft.grants.len() as u32).min(room),
-        };
-        self.grant_turns(&mut draft, |_| true);
+        // Where some stand aside, the step is for those who pass.
+        if aside.is_none() {
+            let num_ones = draft.grants.len() as u32;
+            let room = self.limits.step_tokens_max - num_ones;
+            draft.prefill_left = self.prefill_beside(num_ones).min(room);
+            self.grant_turns(&mut draft, |_| true);
+        }
         if draft.grants.is_empty() {
             return None;
         }
@@ -112,11 +109,11 @@ impl Scheduler {
     }
 
     /// Prompt tokens that go into a step in which so many want one token. A step of many such is long anyway: prompts may
-    /// make it three times as long.
+    /// make it twice as long.
     fn prefill_beside(&self, num_ones: u32) -> u32 {
         match num_ones {
             0 => self.limits.step_tokens_max,
-            _ => self.limits.mixed_prefill_tokens_max.max(2 * num_ones),
+            _ => self.limits.mixed_prefill_tokens_max.max(num_ones),
         }
     }
 

@@ -3,7 +3,8 @@
 //!
 //! Two reasons. *Blocks run out*: the last in precedence gives way, so that the first always gets on. *Somebody waits who
 //! must not*: a sequence of a lower priority value, or one of a tenant that would stay within its share while another has
-//! more than its own. The share is the same part of places and of blocks for each tenant that is there.
+//! more than its own. The share is the same part for each tenant that is there, of the places that are
+//! taken and of all blocks.
 //!
 //! There is no livelock. By priority only later ones give way. For a tenant's share, whoever gives way belongs to a tenant
 //! that was served more, and the other way round only after the first one was served more by at least one new token; a
@@ -40,7 +41,7 @@ impl Holding {
 /// What each tenant holds, and what it may hold before others come first.
 #[derive(Debug)]
 pub(super) struct Shares<'a> {
-    /// An equal part of places and blocks for each tenant that is there, rounded up.
+    /// An equal part for each tenant that is there, rounded up: of the places taken and one more, and of all blocks.
     of_each: Holding,
     /// By tenant; a block that several sequences share counts for each.
     held: BTreeMap<&'a TenantId, Holding>,
@@ -197,16 +198,19 @@ impl Scheduler {
     pub(super) fn shares(&self) -> Shares<'_> {
         let tenants = self.share.num_active().max(1);
         let mut held: BTreeMap<&TenantId, Holding> = BTreeMap::new();
+        let mut num_running = 0;
         for sequence in self.sequences() {
             if let Some(running) = sequence.running() {
                 let holding = held.entry(&sequence.request.tenant).or_default();
                 holding.places += 1;
                 holding.blocks += running.blocks.len() as u32;
+                num_running += 1;
             }
         }
+        let places = self.limits.sequences_max.min(num_running + 1);
         Shares {
             of_each: Holding {
-                places: self.limits.sequences_max.div_ceil(tenants),
+                places: places.div_ceil(tenants),
                 blocks: self.block_counts().total.div_ceil(tenants),
             },
             held,
