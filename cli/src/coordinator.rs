@@ -42,7 +42,7 @@ pub struct ServingOptions {
     /// Compute every prompt from its first token, also where another request had the same beginning
     #[arg(long)]
     pub no_prefix_cache: bool,
-    /// Most requests that wait; one more is refused and told when to come again
+    /// Most requests that wait for a place; one more is refused and told when to come again
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub queue: u32,
     /// Most tokens of the requests that wait

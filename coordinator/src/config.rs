@@ -32,7 +32,7 @@ pub struct ClusterConfig {
     pub mixed_prefill_tokens_max: u32,
     /// Sequences of a group that hold blocks at a time; at most `step_tokens_max`, so that each may decode in every step.
     pub sequences_max: u32,
-    /// Sequences that wait, in all groups together; one more is refused.
+    /// Sequences that wait, in all groups together, beyond those for whom a place is free; one more is refused.
     pub queue_max: u32,
     /// Tokens of the sequences that wait. Whoever comes first waits, however long it is.
     pub queue_tokens_max: u64,

@@ -427,6 +427,48 @@ fn a_cancelled_sequence_gives_its_blocks_back_once_the_steps_that_name_it_are_do
 }
 
 #[test]
+fn what_an_old_step_filled_says_nothing_of_the_blocks_that_came_after_a_preemption() {
+    let stage = Stage::new(8, |config| {
+        config.sequences_max = 1;
+        config.chunk_tokens_max = 16;
+        config.look_ahead = 3;
+        config.look_ahead_tokens_max = 100;
+    });
+    // Block 2 is written by the third plan, which is not done when the first comes back: nothing is to be cached of it.
+    insta::assert_snapshot!(stage.play(
+        "
+        arrive b 48+2
+        plan
+        arrive urgent 5+1 priority=-1
+        plan
+        cancel urgent
+        plan
+        done
+        cancel b
+        done
+        done
+        plan
+        "
+    ), @r"
+    arrive b 48+2
+    plan
+        0: b[0..16) +0  | 7 free
+    arrive urgent 5+1 priority=-1
+    plan
+        1: urgent[0..5)* +1  forget b  | waiting b  | 1 preempted  | 6 free, 1 in flight
+    cancel urgent
+    plan
+        2: b[0..16) +2  forget urgent  | 5 free, 2 in flight
+    done
+    cancel b
+    done
+    done
+    plan
+        no plan  | 8 free
+    ");
+}
+
+#[test]
 fn a_lower_priority_value_goes_first_and_takes_a_place() {
     let stage = Stage::new(20, |config| config.sequences_max = 2);
     insta::assert_snapshot!(stage.play(

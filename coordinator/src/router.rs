@@ -80,8 +80,11 @@ impl Cluster {
             waiting += 1;
             waiting_tokens += sequence.tokens.len() as u64;
         }
+        // Whoever takes a free place with the next step does not queue.
+        let serving = self.groups.iter().filter(|group| group.serves());
+        let free_places: u32 = serving.map(|group| group.scheduler.num_free_places()).sum();
         let queue_max = self.config.queue_max;
-        if waiting >= queue_max {
+        if waiting >= queue_max.saturating_add(free_places) {
             return Err(SequenceError::QueueFull { waiting, queue_max });
         }
         let tokens = (request.prompt.len() + request.generated.len()) as u64;

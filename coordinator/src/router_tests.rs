@@ -187,6 +187,27 @@ fn a_request_too_large_for_every_group_is_refused_with_the_roomiest() {
 }
 
 #[test]
+fn whoever_finds_a_free_place_does_not_queue() {
+    let mut bench = Bench::with(1, |config| {
+        config.sequences_max = 2;
+        config.queue_max = 1;
+        config.look_ahead = 0;
+    });
+    let effects = bench.join(1);
+    bench.connect(&effects);
+    // The first runs, the second runs with the next step, the third queues.
+    for sequence in 1..=3 {
+        bench.submit(sequence, 5, 2);
+        assert!(!home(&bench, sequence).1 || sequence == 1);
+    }
+    let full = SequenceError::QueueFull {
+        waiting: 2,
+        queue_max: 1,
+    };
+    assert_eq!(*failure(&bench.submit(4, 5, 2)), full);
+}
+
+#[test]
 fn the_queue_is_bounded_by_tokens_but_never_refuses_the_first() {
     let mut bench = Bench::with(1, |config| config.queue_tokens_max = 50);
     let submitted = bench.submit(1, 60, 2);

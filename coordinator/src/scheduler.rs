@@ -347,6 +347,10 @@ impl Scheduler {
         self.sequences().filter(|sequence| sequence.running().is_some()).count() as u32
     }
 
+    pub fn num_free_places(&self) -> u32 {
+        self.limits.sequences_max.saturating_sub(self.num_running())
+    }
+
     pub fn waiting(&self) -> impl Iterator<Item = &Sequence> {
         self.sequences().filter(|sequence| sequence.running().is_none())
     }
