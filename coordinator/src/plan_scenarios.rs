@@ -357,6 +357,19 @@ fn when_blocks_run_out_the_newest_gives_way_and_comes_back() {
 }
 
 #[test]
+fn what_is_computed_again_is_not_charged_to_its_tenant() {
+    let mut stage = Stage::new(4, |config| config.prefix_cache = false);
+    stage.arrive("a", "14+20", &[]);
+    stage.arrive("b", "14+20", &["tenant=x"]);
+    (0..22).for_each(|_| stage.step());
+    assert_eq!(stage.scheduler.counters.preemptions, 1);
+    assert_eq!(stage.scheduler.counters.tokens_recomputed, 32);
+    stage.arrive("c", "14+20", &["tenant=x"]);
+    // 33 of b's positions, the last token is never computed; where nobody is left, the next one starts from there.
+    assert_eq!(stage.scheduler.share.served(&TenantId("x".to_owned())), 33);
+}
+
+#[test]
 fn the_oldest_cached_leaf_is_evicted_first() {
     let stage = Stage::new(4, |_| {});
     insta::assert_snapshot!(stage.play(

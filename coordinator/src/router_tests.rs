@@ -60,26 +60,25 @@ fn groups_of_different_sizes_form_in_turn_and_no_two_epochs_are_alike() {
 }
 
 #[test]
-fn a_request_goes_where_its_beginning_is_cached_unless_too_much_is_to_be_done_there() {
+fn a_request_goes_where_its_beginning_is_cached_although_there_is_more_to_do() {
     let mut bench = two_groups();
     // The second group is twice as fast, so it is chosen first.
     let plan = plans_to(2, &bench.submit_prompt(1, prompt(1, 40), 1)).remove(0);
     assert_eq!(home(&bench, 1), (GroupId(1), true));
     bench.done_by(&plan, &[2, 3]);
-    // Now it is busier than the other by more than its speed, for whoever has nothing cached there.
-    let plan = plans_to(2, &bench.submit_prompt(2, prompt(500, 40), 1)).remove(0);
-    bench.submit_prompt(3, prompt(700, 20), 2);
+    bench.submit_prompt(2, prompt(500, 50), 2);
+    assert_eq!(home(&bench, 2), (GroupId(1), true));
+
+    // 40 tokens and 52 of the other request, for a group of two: 46. Where nothing is to be done: 40.
+    bench.submit_prompt(3, prompt(700, 40), 1);
     assert_eq!(home(&bench, 3), (GroupId(0), true));
-    bench.done_by(&plan, &[2, 3]);
-
-    let hit = bench.submit_prompt(4, prompt(1, 40), 1);
-
-    assert_eq!(home(&bench, 4), (GroupId(1), true));
-    assert_eq!(
-        plans_to(2, &hit)[0].work[0].start,
-        32,
-        "it starts after two cached blocks"
-    );
+    bench.on(Event::Cancel {
+        sequence: SequenceId(3),
+        reason: FinishReason::Cancelled,
+    });
+    // 8 tokens and the same 52: 30.
+    bench.submit_prompt(4, prompt(1, 40), 1);
+    assert_eq!(home(&bench, 4).0, GroupId(1));
     assert_eq!(bench.cluster.status().counters.routed_by_prefix, 1);
 }
 
@@ -114,21 +113,28 @@ fn what_a_lost_group_computed_goes_on_in_the_other_at_once() {
 }
 
 #[test]
-fn a_group_that_re_forms_is_given_its_own_workers_first() {
+fn a_group_that_re_forms_keeps_its_own_workers() {
     let mut bench = two_groups();
     bench.on(Event::WorkerGone { session: SessionId(1) });
-    let spare = bench.join(4);
-    assert_eq!(
-        spare
-            .iter()
-            .filter_map(formed)
-            .map(|(session, _)| session)
-            .collect::<Vec<_>>(),
-        [4]
-    );
+    assert_eq!(bench.cluster.status().groups[0].phase, GroupPhase::Waiting);
+
     let effects = bench.on(Event::WorkerGone { session: SessionId(2) });
+
     let formed: Vec<u64> = effects.iter().filter_map(formed).map(|(session, _)| session).collect();
-    assert_eq!(formed, [3], "the other group's worker stays where it is");
+    assert_eq!(formed, [3]);
+    let phases: Vec<_> = bench.cluster.status().groups.iter().map(|group| group.phase).collect();
+    assert_eq!(
+        phases,
+        [GroupPhase::Waiting, GroupPhase::Forming],
+        "the group without workers does not take it"
+    );
+    bench.connect(&effects);
+    bench.join(4);
+    assert_eq!(
+        bench.cluster.status().groups[0].phase,
+        GroupPhase::Forming,
+        "a new one is for whoever has none"
+    );
 }
 
 #[test]
