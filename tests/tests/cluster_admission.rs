@@ -189,8 +189,8 @@ fn resident(pid: u32) -> u64 {
 /// served.
 #[tokio::test]
 async fn an_overload_is_refused_in_bounded_memory_and_ends_in_normal_service() {
-    const SERVED: usize = 80;
-    let flags = ["--sequences", "4", "--queue", "4", "--kv-memory", "32MiB"];
+    const CLIENTS: usize = 40;
+    let flags = ["--sequences", "2", "--queue", "2", "--kv-memory", "32MiB"];
     let sandbox = ClusterSandbox::start(&kvasir_tests::default_model(), 2, &flags);
     story::assert_undisturbed(&sandbox.generate(story::request()).await.unwrap(), "before");
     let pids: Vec<u32> = sandbox.worker_pids().iter().copied().chain([sandbox.pid()]).collect();
@@ -202,13 +202,17 @@ async fn an_overload_is_refused_in_bounded_memory_and_ends_in_normal_service() {
         loop {
             match sandbox.generate(story::request()).await {
                 Ok(answer) => return (answer, refusals),
-                Err(refused) => assert_refused(&refused, &["requests wait, at most 4 may"]),
+                Err(refused) => assert_refused(&refused, &["requests wait, at most 2 may"]),
             }
             refusals += 1;
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    let served: Vec<_> = stream::iter(0..SERVED).map(client).buffer_unordered(80).collect().await;
+    let served: Vec<_> = stream::iter(0..CLIENTS)
+        .map(client)
+        .buffer_unordered(CLIENTS)
+        .collect()
+        .await;
 
     let refusals: u64 = served.iter().map(|(_, refusals)| *refusals).sum();
     for (answer, _) in &served {
