@@ -117,6 +117,7 @@ fn the_end_of_one_group_is_no_outage() {
 /// It hung while it waited for a stopped rank; until that one came, nobody could tell.
 #[test]
 fn a_rank_that_hangs_behind_another_is_noticed_after_that_one() {
+    assert_clean(3_036_091);
     assert_clean(128_496);
 }
 

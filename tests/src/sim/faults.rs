@@ -136,12 +136,21 @@ impl World {
         let Some(waiting_since) = self.workers[worker].waits_since() else {
             return;
         };
-        let hangs_for = (self.now - waiting_since).min(self.awake_for());
-        let quiet = self.link_is_quiet(worker);
+        // Whoever is heard to come late to where the others wait is given a window too; until then nobody is to blame.
+        let epoch = self.workers[worker].epoch();
+        let (mut due, mut quiet) = (waiting_since, self.link_is_quiet(worker));
+        for (index, other) in self.workers.iter().enumerate() {
+            if let Some(moved) = other.moved_in(epoch) {
+                due = due.max(moved);
+                quiet |= self.link_is_quiet(index);
+            }
+        }
+        let hangs_for = (self.now - due).min(self.awake_for());
         if !quiet && hangs_for > NOTICED {
             self.violation(format!(
-                "worker-{worker} hangs for {} ms and is still a rank",
-                hangs_for / MS
+                "worker-{worker} hangs for {} ms and is still a rank; usual steps take {:.0?} ms",
+                hangs_for / MS,
+                self.usual_steps_ms()
             ));
         }
     }
@@ -180,6 +189,7 @@ impl World {
 
     fn resume(&mut self, worker: usize) {
         self.workers[worker].paused = false;
+        self.workers[worker].resumed_at = self.now;
         for happening in std::mem::take(&mut self.workers[worker].deferred) {
             self.schedule(self.now, happening);
         }

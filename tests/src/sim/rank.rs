@@ -35,6 +35,7 @@ pub(super) struct SimWorker {
     /// Its rank thread stands still, its connection lives.
     pub hung: bool,
     pub hung_at: u64,
+    pub resumed_at: u64,
     pub died_at: u64,
     pub session: Option<SessionId>,
     pub refused: bool,
@@ -106,6 +107,7 @@ impl SimWorker {
             paused: false,
             hung: false,
             hung_at: 0,
+            resumed_at: 0,
             died_at: 0,
             session: None,
             refused: false,
@@ -147,6 +149,12 @@ impl SimWorker {
         }
         let has_work = part.run.is_some() || self.queue.iter().any(|plan| plan.epoch == part.spec.epoch);
         has_work.then_some(part.moved_at.max(self.hung_at))
+    }
+
+    /// When it moved last, as a rank of this epoch; a stopped process could not say so until it went on.
+    pub fn moved_in(&self, epoch: Option<Epoch>) -> Option<u64> {
+        let part = self.part.as_ref().filter(|part| Some(part.spec.epoch) == epoch)?;
+        Some(part.moved_at.max(self.resumed_at))
     }
 
     /// All have entered the collective in which it waits.

@@ -427,6 +427,12 @@ impl World {
         if self.asleep { 0 } else { self.now - self.awake_since }
     }
 
+    /// By group, as the coordinator measures them.
+    pub(super) fn usual_steps_ms(&self) -> Vec<f64> {
+        let status = self.cluster.status();
+        status.groups.iter().map(|group| group.usual_step_ms).collect()
+    }
+
     pub(super) fn counts_on(&self, worker: &WorkerId) -> bool {
         self.cluster.status().workers.iter().any(|live| live.worker == *worker)
     }
