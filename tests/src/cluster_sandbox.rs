@@ -207,11 +207,9 @@ impl ClusterSandbox {
     pub fn wait_for(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + WAIT_DEADLINE;
         loop {
-            let status = self.status();
-            if wanted(&status) {
+            if let Some(status) = self.status_if(what, &wanted, deadline) {
                 return status;
             }
-            assert!(Instant::now() < deadline, "waited in vain for {what}: {status:#}");
             std::thread::sleep(POLL);
         }
     }
@@ -220,13 +218,20 @@ impl ClusterSandbox {
     pub async fn until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + WAIT_DEADLINE;
         loop {
-            let status = self.status();
-            if wanted(&status) {
+            if let Some(status) = self.status_if(what, &wanted, deadline) {
                 return status;
             }
-            assert!(Instant::now() < deadline, "waited in vain for {what}: {status:#}");
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    fn status_if(&self, what: &str, wanted: impl Fn(&Value) -> bool, deadline: Instant) -> Option<Value> {
+        let status = self.status();
+        if wanted(&status) {
+            return Some(status);
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}: {status:#}");
+        None
     }
 
     pub async fn inference(&self) -> InferenceClient<Channel> {
