@@ -12,19 +12,13 @@ use owo_colors::OwoColorize;
 
 use crate::{
     answer::{Answer, Pace},
-    client,
+    client::{self, Server},
 };
 
 #[derive(Args, Clone, Debug)]
 pub struct AskOptions {
-    /// Where the coordinator listens
-    #[arg(
-        long,
-        env = "KVASIR_ENDPOINT",
-        default_value = "http://127.0.0.1:50051",
-        value_name = "URL"
-    )]
-    pub endpoint: String,
+    #[command(flatten)]
+    server: Server,
     /// Most tokens of the answer [default: what is left of the context]
     #[arg(long, value_name = "N")]
     pub max_tokens: Option<u32>,
@@ -103,7 +97,7 @@ impl AskOptions {
             self.show(text);
             title.update(pace);
         };
-        let answer = client::generate(&self.endpoint, self.request(prompt), !self.no_resume, show).await;
+        let answer = client::generate(&self.server.endpoint, self.request(prompt), !self.no_resume, show).await;
         if !self.json && shown {
             // Errors, too, begin on a line of their own.
             println!();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
 use kvasir_proto::v1::{
     self, admin_client::AdminClient, generate_request::Prompt, generate_response::Event,
     inference_client::InferenceClient,
@@ -25,7 +26,20 @@ const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Metadata that the server's own errors carry.
 const ERROR_NAME: &str = "kvasir-error";
-const RETRY_AFTER: &str = "retry-after-ms";
+pub const RETRY_AFTER: &str = "retry-after-ms";
+
+/// Where the cluster is, for every command that asks it.
+#[derive(Args, Clone, Debug)]
+pub struct Server {
+    /// Where the coordinator listens
+    #[arg(
+        long,
+        env = "KVASIR_ENDPOINT",
+        default_value = "http://127.0.0.1:50051",
+        value_name = "URL"
+    )]
+    pub endpoint: String,
+}
 
 pub async fn connect(endpoint: &str) -> Result<Channel> {
     let url = parse_endpoint(endpoint)?;
@@ -135,7 +149,7 @@ fn is_resumable(status: &Status) -> bool {
 }
 
 /// When the server says that it is worth trying again.
-fn retry_after(status: &Status) -> Option<Duration> {
+pub fn retry_after(status: &Status) -> Option<Duration> {
     let hint = status.metadata().get(RETRY_AFTER)?.to_str().ok()?;
     hint.parse().ok().map(Duration::from_millis)
 }

@@ -13,7 +13,7 @@ use kvasir_runtime::ByteSize;
 use owo_colors::{OwoColorize, Stream::Stdout};
 use serde::Serialize;
 
-use crate::client;
+use crate::client::{self, Server};
 
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 const CLEAR_SCREEN: &str = "\x1b[2J\x1b[H";
@@ -22,14 +22,8 @@ const CLEAR_SCREEN: &str = "\x1b[2J\x1b[H";
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  kvasir status --endpoint http://127.0.0.1:50051 --watch")]
 pub struct StatusArgs {
-    /// Where the coordinator listens
-    #[arg(
-        long,
-        env = "KVASIR_ENDPOINT",
-        default_value = "http://127.0.0.1:50051",
-        value_name = "URL"
-    )]
-    endpoint: String,
+    #[command(flatten)]
+    server: Server,
     /// Print one JSON object (with --watch, one a line)
     #[arg(long)]
     json: bool,
@@ -40,7 +34,7 @@ pub struct StatusArgs {
 
 pub async fn run(args: StatusArgs) -> Result<()> {
     loop {
-        let status = StatusJson::from(client::status(&args.endpoint).await?);
+        let status = StatusJson::from(client::status(&args.server.endpoint).await?);
         if args.watch && !args.json && stdout().is_terminal() {
             print!("{CLEAR_SCREEN}");
         }

@@ -47,6 +47,14 @@ impl Bench {
         }
     }
 
+    /// One worker, a group of its own, running.
+    pub fn alone_with(change: impl FnOnce(&mut ClusterConfig)) -> Self {
+        let mut bench = Self::with(1, change);
+        let effects = bench.join(1);
+        bench.connect(&effects);
+        bench
+    }
+
     /// Two ranks, running.
     pub fn running(workers: u64) -> Self {
         let mut bench = Self::new(workers as u32);

@@ -3,9 +3,9 @@
 //! It knows no prefill and no decode, only positions wanted. Sequences that want one come first; what is left of the
 //! step goes to those that want many and to those that wait, in the order of [`Turn`]. Only tenants that hold more than
 //! their share let a step pass when a tenant that does not, and that was served no more, has a prompt to be computed: its
-//! first token does not wait for their many. An admitted sequence starts from the
-//! longest chain of full blocks that the prefix cache has of it. While the one who is next finds no room, nobody else
-//! is admitted: room that comes free is not taken from under it.
+//! first token does not wait for their many. An admitted sequence starts from the longest chain of full blocks that the
+//! prefix cache has of it. While the one who is next finds no room, nobody else is admitted: room that comes free is not
+//! taken from under it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -196,11 +196,12 @@ impl Scheduler {
             Some(_) => sequence.wanted() > 1 && !draft.has(sequence.id),
             None => admits,
         };
-        let candidates = self.sequences().filter(|sequence| !draft.passed.contains(&sequence.id));
+        let left = self.sequences().filter(|sequence| !draft.passed.contains(&sequence.id));
+        let mut candidates = left.filter(wants).peekable();
+        // A step in which everybody decodes needs no shares.
+        candidates.peek()?;
         let shares = self.shares();
-        let turns = candidates
-            .filter(wants)
-            .map(|sequence| (sequence.id, self.turn_of(sequence, &shares, &draft.charged)));
+        let turns = candidates.map(|sequence| (sequence.id, self.turn_of(sequence, &shares, &draft.charged)));
         turns.min_by_key(|(_, turn)| *turn)
     }
 
@@ -267,7 +268,8 @@ impl Scheduler {
         if !self.has_room_for(&self.sequences[&id], hit) {
             self.claim_room(id, hit, draft);
             // Blocks that others held may be cached by now.
-            hit = self.find_prefix(id).1;
+            let books = self.books.as_ref().expect("plans are made only in an epoch");
+            hit = books.pool.find(&chain);
             if !self.has_room_for(&self.sequences[&id], hit) {
                 return false;
             }
@@ -278,7 +280,7 @@ impl Scheduler {
 
     /// The hashes of a waiting sequence's full blocks, and how many of them can be found. The last token is always
     /// computed: its logits are needed.
-    pub(super) fn find_prefix(&mut self, id: SequenceId) -> (Vec<BlockHash>, PrefixHit) {
+    fn find_prefix(&mut self, id: SequenceId) -> (Vec<BlockHash>, PrefixHit) {
         let tenant = &self.sequences[&id].request.tenant;
         let (Some(root), Some(books)) = (self.prefix_root(tenant), &self.books) else {
             return Default::default();

@@ -5,7 +5,7 @@
 //! router. It goes to a group where it would have to wait only if it
 //! would everywhere. A sequence that waits is not bound to its group: it moves where a group has ended or another has room.
 
-use kvasir_kv::{BlockHash, GroupId, Request, SequenceId};
+use kvasir_kv::{BlockHash, GroupId, Request, SequenceId, TenantId};
 
 use crate::{Cluster, Effect, Now, SequenceError, group::Group, scheduler::Scheduler, sequence::Sequence};
 
@@ -28,7 +28,8 @@ impl Cluster {
         let mut sequence = Sequence::new(id, request, self.arrivals, deadline, self.now);
         let finished = sequence.finish_reason();
         // While none serves, the first keeps it until one does.
-        let chain = self.chain_of(&mut sequence);
+        let root = self.prefix_root(&sequence.request.tenant);
+        let chain = chain_of(&mut sequence, root, self.config.cell.block_size());
         let home = self.choose_group(&sequence, &chain).unwrap_or_default();
         let scheduler = &mut self.groups[home.0 as usize].scheduler;
         self.counters.routed_by_prefix += u64::from(scheduler.cached_len(&chain) > 0);
@@ -99,12 +100,9 @@ impl Cluster {
         Ok(())
     }
 
-    /// The hashes of the blocks that a sequence could start after; the same in every group.
-    fn chain_of(&self, sequence: &mut Sequence) -> Vec<BlockHash> {
-        let tenant = &sequence.request.tenant;
-        let root = self.groups.iter().find_map(|group| group.scheduler.prefix_root(tenant));
-        let block_size = self.config.cell.block_size();
-        root.map_or_else(Vec::new, |root| sequence.reusable_hashes(root, block_size).to_vec())
+    /// What the histories of a tenant start from, in every group.
+    fn prefix_root(&self, tenant: &TenantId) -> Option<BlockHash> {
+        self.groups.iter().find_map(|group| group.scheduler.prefix_root(tenant))
     }
 
     /// The cheapest of the groups that serve and could hold it; of those where it would not have to wait, if there are any.
@@ -162,11 +160,10 @@ impl Cluster {
     }
 
     fn chain_of_waiting(&mut self, group: GroupId, id: SequenceId) -> Option<Vec<BlockHash>> {
-        let tenant = &self.group(group).scheduler.get(id)?.request.tenant;
-        let root = self.groups.iter().find_map(|group| group.scheduler.prefix_root(tenant));
+        let root = self.prefix_root(&self.group(group).scheduler.get(id)?.request.tenant);
         let block_size = self.config.cell.block_size();
         let sequence = self.group_mut(group).scheduler.get_mut(id)?;
-        Some(root.map_or_else(Vec::new, |root| sequence.reusable_hashes(root, block_size).to_vec()))
+        Some(chain_of(sequence, root, block_size))
     }
 
     fn hand_over(&mut self, id: SequenceId, from: GroupId, to: GroupId) {
@@ -202,6 +199,11 @@ impl Cluster {
         let target = others.find(|group| group.scheduler.would_admit(sequence, &chain))?;
         Some((next, target.id))
     }
+}
+
+/// The hashes of the blocks that a sequence could start after; none without a prefix cache.
+fn chain_of(sequence: &mut Sequence, root: Option<BlockHash>, block_size: u32) -> Vec<BlockHash> {
+    root.map_or_else(Vec::new, |root| sequence.reusable_hashes(root, block_size).to_vec())
 }
 
 fn cost(group: &Group, sequence: &Sequence, chain: &[BlockHash]) -> f64 {

@@ -194,13 +194,11 @@ fn a_request_too_large_for_every_group_is_refused_with_the_roomiest() {
 
 #[test]
 fn whoever_finds_a_free_place_does_not_queue() {
-    let mut bench = Bench::with(1, |config| {
+    let mut bench = Bench::alone_with(|config| {
         config.sequences_max = 2;
         config.queue_max = 1;
         config.look_ahead = 0;
     });
-    let effects = bench.join(1);
-    bench.connect(&effects);
     // The first runs, the second runs with the next step, the third queues.
     for sequence in 1..=3 {
         bench.submit(sequence, 5, 2);
@@ -230,12 +228,10 @@ fn the_queue_is_bounded_by_tokens_but_never_refuses_the_first() {
 
 #[test]
 fn whoever_waits_too_long_for_a_first_step_is_refused_but_not_who_had_one() {
-    let mut bench = Bench::with(1, |config| {
+    let mut bench = Bench::alone_with(|config| {
         config.sequences_max = 1;
         config.queue_wait_max = std::time::Duration::from_secs(1);
     });
-    let effects = bench.join(1);
-    bench.connect(&effects);
     bench.submit(1, 10, 50);
     bench.submit(2, 10, 5);
     assert!(bench.pass(9, &[1]).is_empty());

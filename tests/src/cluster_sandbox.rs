@@ -17,7 +17,7 @@ use kvasir_proto::v1::{self, generate_request::Prompt, generate_response::Event,
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
-use tonic::{Status, transport::Channel};
+use tonic::{Status, Streaming, transport::Channel};
 
 use crate::rank_group::{Answer, Generation};
 
@@ -239,8 +239,13 @@ impl ClusterSandbox {
         client.expect("the cluster accepts connections")
     }
 
+    /// For a test that reads the messages itself.
+    pub async fn open_stream(&self, request: v1::GenerateRequest) -> Result<Streaming<v1::GenerateResponse>, Status> {
+        Ok(self.inference().await.generate(request).await?.into_inner())
+    }
+
     pub async fn generate(&self, request: v1::GenerateRequest) -> Result<GrpcAnswer, Status> {
-        let mut stream = self.inference().await.generate(request).await?.into_inner();
+        let mut stream = self.open_stream(request).await?;
         let mut answer = GrpcAnswer::default();
         while let Some(response) = stream.message().await? {
             answer.add(response);

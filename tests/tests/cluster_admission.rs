@@ -57,13 +57,7 @@ fn assert_refused(status: &Status, fragments: &[&str]) {
 async fn full_house(flags: &[&str]) -> (ClusterSandbox, tonic::Streaming<v1::GenerateResponse>) {
     let flags = [&["--sequences", "1"], flags].concat();
     let sandbox = ClusterSandbox::start(&kvasir_tests::default_model(), 2, &flags);
-    let mut stream = sandbox
-        .inference()
-        .await
-        .generate(endless())
-        .await
-        .unwrap()
-        .into_inner();
+    let mut stream = sandbox.open_stream(endless()).await.unwrap();
     // The descriptor, then a token: it runs.
     for _ in 0..2 {
         stream.message().await.unwrap().unwrap();
@@ -94,13 +88,7 @@ async fn a_full_queue_refuses_with_a_hint_and_serves_whoever_waits() {
 #[tokio::test]
 async fn whoever_waits_too_long_is_refused_and_a_queue_is_bounded_by_tokens_too() {
     let (sandbox, _running) = full_house(&["--queue-wait", "0.2", "--queue-tokens", "20"]).await;
-    let mut patient = sandbox
-        .inference()
-        .await
-        .generate(story::request())
-        .await
-        .unwrap()
-        .into_inner();
+    let mut patient = sandbox.open_stream(story::request()).await.unwrap();
     patient.message().await.unwrap().unwrap();
     let wide = sandbox.generate(story::request()).await.unwrap_err();
     assert_refused(&wide, &["would exceed 20"]);

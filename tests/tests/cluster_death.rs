@@ -18,13 +18,7 @@ const DEATHS: u64 = 8;
 
 /// Streams the answer and strikes once `at` tokens have come. Returns it with the longest wait between two tokens.
 async fn answer_with_a_death(sandbox: &ClusterSandbox, at: usize, strike: impl Fn()) -> (GrpcAnswer, Duration) {
-    let mut stream = sandbox
-        .inference()
-        .await
-        .generate(story::request())
-        .await
-        .unwrap()
-        .into_inner();
+    let mut stream = sandbox.open_stream(story::request()).await.unwrap();
     let (mut answer, mut stall, mut last) = (GrpcAnswer::default(), Duration::ZERO, None::<Instant>);
     let mut struck = false;
     while let Some(response) = stream.message().await.unwrap() {

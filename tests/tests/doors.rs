@@ -500,7 +500,7 @@ async fn a_worker_killed_in_mid_answer_changes_nothing() {
         ..long_request()
     };
     let whole = cluster.generate(request.clone()).await.unwrap();
-    let mut stream = cluster.inference().await.generate(request).await.unwrap().into_inner();
+    let mut stream = cluster.open_stream(request).await.unwrap();
     let mut again = GrpcAnswer::default();
     let mut victim = Some(cluster.worker_pids()[0]);
     while let Some(response) = stream.message().await.unwrap() {

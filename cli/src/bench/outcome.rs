@@ -9,9 +9,6 @@ use tonic::{Code, Status, transport::Channel};
 
 use crate::{answer::Answer, client};
 
-/// Metadata: when a refused request is worth another try.
-const RETRY_AFTER: &str = "retry-after-ms";
-
 #[derive(Debug)]
 pub enum Outcome {
     Finished(Finished),
@@ -75,9 +72,9 @@ impl Outcome {
 impl From<&Status> for Outcome {
     fn from(status: &Status) -> Self {
         if status.code() == Code::ResourceExhausted {
-            let retry_after = status.metadata().get(RETRY_AFTER);
+            let retry_after = client::retry_after(status);
             return Self::Refused {
-                retry_after_ms: retry_after.and_then(|value| value.to_str().ok()?.parse().ok()),
+                retry_after_ms: retry_after.map(|wait| wait.as_millis() as u64),
             };
         }
         Self::Failed {
@@ -136,7 +133,7 @@ mod tests {
     #[test]
     fn no_room_is_refused_and_all_else_has_failed() {
         let mut full = Status::resource_exhausted("the queue is full");
-        full.metadata_mut().insert(RETRY_AFTER, 750.into());
+        full.metadata_mut().insert(client::RETRY_AFTER, 750.into());
         let refused = Outcome::from(&full);
         assert!(
             matches!(

@@ -18,6 +18,7 @@ use super::{
     token_range::TokenRange,
     workload::Workload,
 };
+use crate::client::Server;
 
 const SECONDS_MAX: f64 = 1e6;
 const RATE_MIN: f64 = 1e-3;
@@ -34,14 +35,8 @@ const RATE_MAX: f64 = 1e6;
                   tenant=a,concurrency=100,max-tokens=64"
 )]
 pub struct ServeArgs {
-    /// Where the coordinator listens
-    #[arg(
-        long,
-        env = "KVASIR_ENDPOINT",
-        default_value = "http://127.0.0.1:50051",
-        value_name = "URL"
-    )]
-    endpoint: String,
+    #[command(flatten)]
+    server: Server,
     /// How many requests
     #[arg(
         long,
@@ -121,7 +116,7 @@ pub async fn run(args: ServeArgs) -> Result<()> {
 async fn measure(args: &ServeArgs) -> Result<Report> {
     let load = args.load();
     let client = Client {
-        channels: Channels::connect(&args.endpoint, load.streams()).await?,
+        channels: Channels::connect(&args.server.endpoint, load.streams()).await?,
         workload: args.workload(),
     };
     let backgrounds = start_backgrounds(args).await?;
@@ -147,7 +142,7 @@ async fn start_backgrounds(args: &ServeArgs) -> Result<Vec<Background>> {
     let mut backgrounds = Vec::new();
     for (place, options) in (1..).zip(&args.background) {
         let client = Client {
-            channels: Channels::connect(&args.endpoint, usize::from(options.concurrency.get())).await?,
+            channels: Channels::connect(&args.server.endpoint, usize::from(options.concurrency.get())).await?,
             workload: Workload {
                 place,
                 prompt_tokens: options.prompt_tokens,
