@@ -1,7 +1,8 @@
 //! Cells: one block of one KV head of one layer class, the unit of ownership, accounting and transfer.
 //!
 //! `CellLayout` is the one place that decides where a cell's bytes lie. K is stored transposed, `[head_dim][block_size]`,
-//! so that a dot product over head_dim runs in lanes of positions; V is row-major, `[block_size][head_dim]`.
+//! so that a dot product over head_dim runs in lanes of positions; V is row-major, `[block_size][head_dim]`. Where a dtype
+//! has scales, they follow the quants of their plane.
 
 use std::ops::Range;
 
@@ -35,12 +36,17 @@ pub struct CellLayout {
 pub enum CellLayoutError {
     #[error("block size {block_size} must be 16, 32, 64, 128 or 256 tokens")]
     BlockSize { block_size: u32 },
+    #[error("KV dtype {dtype} stores 32 dimensions together, this model's heads have {head_dim}: use f16 or f32")]
+    HeadDim { dtype: KvDtype, head_dim: u32 },
 }
 
 impl CellLayout {
     pub fn new(num_layers: u32, head_dim: u32, block_size: u32, dtype: KvDtype) -> Result<Self, CellLayoutError> {
         if block_size < 16 || !ATTENTION_CHUNK.is_multiple_of(block_size) {
             return Err(CellLayoutError::BlockSize { block_size });
+        }
+        if !dtype.fits(head_dim as usize) {
+            return Err(CellLayoutError::HeadDim { dtype, head_dim });
         }
         Ok(Self {
             num_layers,
@@ -68,10 +74,10 @@ impl CellLayout {
 
     /// Bytes of K, or of V, of one layer of a cell.
     pub fn plane_bytes(&self) -> usize {
-        self.head_dim as usize * self.block_size as usize * self.dtype.size_bytes()
+        self.block_size as usize * self.dtype.row_bytes(self.head_dim as usize)
     }
 
-    /// Bytes of a cell: `2 * num_layers * block_size * head_dim * dtype`.
+    /// Bytes of a cell: `2 * num_layers * block_size * row_bytes(head_dim)`.
     pub fn cell_bytes(&self) -> usize {
         2 * self.num_layers as usize * self.plane_bytes()
     }
@@ -110,6 +116,17 @@ mod tests {
         assert_eq!(layout.layer_range(29).end, layout.cell_bytes());
         assert_eq!(layout.token_bytes(), 2 * 30 * 64 * 2);
         assert_eq!(layout.blocks_for(65), 2);
+    }
+
+    #[test]
+    fn q8_0_cells_take_34_bytes_for_32_dimensions_and_refuse_other_heads() {
+        let layout = CellLayout::new(30, 64, 64, KvDtype::Q8_0).unwrap();
+        assert_eq!(layout.token_bytes(), 2 * 30 * 68);
+        let error = CellLayout::new(30, 80, 64, KvDtype::Q8_0).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "KV dtype q8_0 stores 32 dimensions together, this model's heads have 80: use f16 or f32"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! An open GGUF file of a llama model, mapped and checked.
+//! An open model, mapped and checked: a GGUF file, or a folder of safetensors files.
 
 use std::{
     fmt,
@@ -7,44 +7,82 @@ use std::{
 };
 
 use crate::{
-    ChatTemplate, ChatTemplateError, CheckpointError, LlamaTensors, Metadata, ModelSpec, TensorView, Tokenizer,
-    cursor::Cursor, llama, mapped::MappedFile, metadata_entries::Entries, spec::TensorFacts,
+    Architecture, ChatTemplate, ChatTemplateError, CheckpointError, Metadata, ModelSpec, ModelTensors, TensorView,
+    Tokenizer, config_json,
+    gguf_file::GgufHeader,
+    gguf_spec,
+    mapped::MappedFile,
+    safetensors_folder::SafetensorsFolder,
+    spec::TensorFacts,
     tensor_directory::TensorDirectory,
+    tensors::{Naming, ROPE_DIVISORS, check_shape},
 };
-
-const ALIGNMENT_DEFAULT: u32 = 32;
-/// Shown when a file is not GGUF.
-const MAGIC: &[u8; 4] = b"GGUF";
 
 /// Can be shared between threads; holds the mapping, not a copy.
 pub struct Checkpoint {
     path: PathBuf,
-    file: MappedFile,
-    entries: Entries,
+    files: Vec<MappedFile>,
+    source: Source,
     directory: TensorDirectory,
     spec: ModelSpec,
-    tensors: LlamaTensors,
+    tensors: ModelTensors,
     content_hash: OnceLock<[u8; 32]>,
 }
 
+/// What there is besides the weights.
+enum Source {
+    Gguf(GgufHeader),
+    Folder(SafetensorsFolder),
+}
+
 impl Checkpoint {
-    /// Reads the header; the weights stay on disk until someone looks at them. The file must not be changed in place
-    /// while it is open; replacing it by rename is fine.
+    /// Reads the headers; the weights stay on disk until someone looks at them. The files must not be changed in place
+    /// while they are open; replacing them by rename is fine.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
-        let path = path.as_ref().to_path_buf();
-        let file = MappedFile::open(&path).map_err(|source| CheckpointError::Open {
-            path: path.clone(),
+        let path = path.as_ref();
+        if path.is_dir() {
+            Self::open_folder(path)
+        } else {
+            Self::open_gguf(path)
+        }
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, CheckpointError> {
+        let file = MappedFile::open(path).map_err(|source| CheckpointError::Open {
+            path: path.to_path_buf(),
             source,
         })?;
-        let (entries, directory) = parse_header(&file)?;
-        let metadata = Metadata::new(&file, &entries);
-        check_architecture(&metadata)?;
-        let spec = ModelSpec::parse(&metadata, &tensor_facts(&directory)?)?;
-        let tensors = LlamaTensors::new(&spec, &directory)?;
+        let (header, directory) = GgufHeader::parse(&file)?;
+        let files = vec![file];
+        let metadata = header.metadata(&files[0]);
+        let architecture = gguf_spec::architecture(&metadata)?;
+        let mut spec = gguf_spec::parse(&metadata, architecture, &tensor_facts(Naming::Gguf, &directory, None)?)?;
+        let tensors = ModelTensors::new(&spec, architecture, Naming::Gguf, &directory)?;
+        let own_divisors = read_rope_divisors(&spec, &directory, &files)?;
+        spec.rope_divisors = gguf_spec::rope_divisors(&metadata, &spec, own_divisors)?;
         Ok(Self {
-            path,
-            file,
-            entries,
+            path: path.to_path_buf(),
+            files,
+            source: Source::Gguf(header),
+            directory,
+            spec,
+            tensors,
+            content_hash: OnceLock::new(),
+        })
+    }
+
+    fn open_folder(path: &Path) -> Result<Self, CheckpointError> {
+        let (folder, files, directory) = SafetensorsFolder::open(path)?;
+        let architecture: &Architecture = config_json::architecture(&folder.config)?;
+        let naming = Naming::HuggingFace;
+        let facts = tensor_facts(naming, &directory, config_json::tied_head(&folder.config)?)?;
+        let mut spec = config_json::parse(&folder.config, architecture, &facts)?;
+        let tensors = ModelTensors::new(&spec, architecture, naming, &directory)?;
+        spec.rope_divisors = config_json::rope_divisors(&folder.config, &spec)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            files,
+            source: Source::Folder(folder),
             directory,
             spec,
             tensors,
@@ -61,37 +99,53 @@ impl Checkpoint {
     }
 
     /// The names of all tensors, by what they are for.
-    pub fn tensors(&self) -> &LlamaTensors {
+    pub fn tensors(&self) -> &ModelTensors {
         &self.tensors
     }
 
     /// Cannot fail for the names in `tensors`.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, CheckpointError> {
-        self.directory
-            .view(&self.file, name)
-            .ok_or_else(|| CheckpointError::NoSuchTensor {
-                tensor: name.to_owned(),
-            })
+        let view = self.directory.view(&self.files, name);
+        view.ok_or_else(|| no_such_tensor(name))
     }
 
-    pub fn metadata(&self) -> Metadata<'_> {
-        Metadata::new(&self.file, &self.entries)
+    /// Of a GGUF file; a folder has none.
+    pub fn metadata(&self) -> Option<Metadata<'_>> {
+        match &self.source {
+            Source::Gguf(header) => Some(header.metadata(&self.files[0])),
+            Source::Folder(_) => None,
+        }
     }
 
-    /// BLAKE3 of the whole file. The first call reads all of it (50 ms per 100 MB from the page cache).
+    /// BLAKE3 of everything that an answer can depend on: the whole GGUF file, or all files of a folder that are used.
+    /// The first call reads all of it (50 ms per 100 MB from the page cache).
     pub fn content_hash(&self) -> [u8; 32] {
-        *self.content_hash.get_or_init(|| blake3::hash(&self.file).into())
+        *self.content_hash.get_or_init(|| match &self.source {
+            Source::Gguf(_) => blake3::hash(&self.files[0]).into(),
+            Source::Folder(folder) => {
+                let mut hasher = blake3::Hasher::new_derive_key("kvasir safetensors folder");
+                folder.hash(&mut hasher);
+                for file in &self.files {
+                    hasher.update(&(file.len() as u64).to_le_bytes());
+                    hasher.update(file);
+                }
+                hasher.finalize().into()
+            }
+        })
     }
 
     /// Builds the tokenizer of the file; keep it, it takes tens of milliseconds.
     pub fn tokenizer(&self) -> Result<Tokenizer, CheckpointError> {
-        Tokenizer::from_metadata(&self.metadata(), &self.spec)
+        match &self.source {
+            Source::Gguf(header) => Tokenizer::from_metadata(&header.metadata(&self.files[0]), &self.spec),
+            Source::Folder(_) => Err(ChatTemplateError::Missing.into()),
+        }
     }
 
     /// Compiles the chat template of the file. Errors if it has none.
     pub fn chat_template(&self) -> Result<ChatTemplate, CheckpointError> {
-        let source = self
-            .metadata()
+        let metadata = self.metadata().ok_or(ChatTemplateError::Missing)?;
+        let source = metadata
             .str("tokenizer.chat_template")?
             .ok_or(ChatTemplateError::Missing)?;
         let token_text = |token| self.token_text(token);
@@ -103,8 +157,8 @@ impl Checkpoint {
     fn token_text(&self, token: kvasir_kv::TokenId) -> Result<String, CheckpointError> {
         let key = "tokenizer.ggml.tokens";
         let missing = || CheckpointError::MissingKey { key: key.to_owned() };
-        let bytes = self
-            .metadata()
+        let metadata = self.metadata().ok_or(ChatTemplateError::Missing)?;
+        let bytes = metadata
             .strings(key)?
             .and_then(|mut tokens| tokens.nth(token.0 as usize));
         Ok(String::from_utf8_lossy(bytes.ok_or_else(missing)?).into_owned())
@@ -120,68 +174,41 @@ impl fmt::Debug for Checkpoint {
     }
 }
 
-fn parse_header(file: &[u8]) -> Result<(Entries, TensorDirectory), CheckpointError> {
-    if !file.starts_with(MAGIC) {
-        let found = file[..file.len().min(4)].escape_ascii().to_string();
-        return Err(CheckpointError::NotGguf { found });
-    }
-    let mut cursor = Cursor::new(file);
-    cursor.skip(4, &|| "the magic".to_owned())?;
-    check_version(cursor.u32(&|| "the version".to_owned())?)?;
-    let num_tensors = cursor.count(TensorDirectory::ENTRY_BYTES_MIN, TensorDirectory::LEN_MAX, &|| {
-        "the tensor count".to_owned()
-    })?;
-    let num_entries = cursor.count(Entries::ENTRY_BYTES_MIN, Entries::LEN_MAX, &|| {
-        "the metadata count".to_owned()
-    })?;
-    let entries = Entries::parse(file, &mut cursor, num_entries)?;
-    let alignment = parse_alignment(&Metadata::new(file, &entries))?;
-    let directory = TensorDirectory::parse(file.len(), &mut cursor, num_tensors, alignment)?;
-    Ok((entries, directory))
-}
-
-fn check_version(version: u32) -> Result<(), CheckpointError> {
-    match version {
-        2 | 3 => Ok(()),
-        _ if matches!(version.swap_bytes(), 1..=3) => Err(CheckpointError::BigEndian),
-        _ => Err(CheckpointError::Version { version }),
-    }
-}
-
-fn parse_alignment(metadata: &Metadata<'_>) -> Result<u32, CheckpointError> {
-    let key = "general.alignment";
-    let alignment = metadata.u32(key)?.unwrap_or(ALIGNMENT_DEFAULT);
-    if !alignment.is_power_of_two() || alignment < 8 {
-        let expected = "a power of two, 8 or more".to_owned();
-        return Err(CheckpointError::BadValue {
-            key: key.to_owned(),
-            value: alignment.to_string(),
-            expected,
-        });
-    }
-    Ok(alignment)
-}
-
-fn check_architecture(metadata: &Metadata<'_>) -> Result<(), CheckpointError> {
-    let key = "general.architecture";
-    match metadata.str(key)? {
-        Some("llama") => Ok(()),
-        Some(name) => Err(CheckpointError::Architecture { name: name.to_owned() }),
-        None => Err(CheckpointError::MissingKey { key: key.to_owned() }),
-    }
-}
-
-fn tensor_facts(directory: &TensorDirectory) -> Result<TensorFacts, CheckpointError> {
-    let tensor = llama::TOKEN_EMBEDDING;
-    let (rows, cols) = directory
-        .shape(tensor)
-        .ok_or_else(|| CheckpointError::NoSuchTensor { tensor: tensor.into() })?;
+/// tied_head: what the checkpoint says of it, if it does.
+fn tensor_facts(
+    naming: Naming,
+    directory: &TensorDirectory,
+    tied_head: Option<bool>,
+) -> Result<TensorFacts, CheckpointError> {
+    let tensor = naming.token_embedding();
+    let (rows, cols) = directory.shape(&tensor).ok_or_else(|| no_such_tensor(&tensor))?;
     let vocab_size = u32::try_from(rows).map_err(|_| CheckpointError::Dimensions {
-        tensor: tensor.into(),
+        tensor,
         dimensions: vec![cols, rows],
     })?;
     Ok(TensorFacts {
         vocab_size,
-        tied_head: !directory.contains(llama::OUTPUT),
+        tied_head: tied_head.unwrap_or_else(|| !directory.contains(&naming.output())),
     })
+}
+
+/// Of a GGUF file that has a tensor of them.
+fn read_rope_divisors(
+    spec: &ModelSpec,
+    directory: &TensorDirectory,
+    files: &[MappedFile],
+) -> Result<Option<Vec<f32>>, CheckpointError> {
+    let Some(view) = directory.view(files, ROPE_DIVISORS) else {
+        return Ok(None);
+    };
+    check_shape(directory, ROPE_DIVISORS, 1, spec.rope_dim / 2)?;
+    let mut divisors = vec![0.0; view.cols];
+    view.dequantize_row(0, &mut divisors);
+    Ok(Some(divisors))
+}
+
+fn no_such_tensor(name: &str) -> CheckpointError {
+    CheckpointError::NoSuchTensor {
+        tensor: name.to_owned(),
+    }
 }

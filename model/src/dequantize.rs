@@ -1,61 +1,48 @@
 //! Stored weights as f32: the definition of what each `WeightType` means.
 //!
-//! Plain loops, for loading, tests and tools; the worker's kernels read the stored form. An f16 scale times a small
-//! integer is exact in f32, so `d * q + m` rounds once and means the same fused or not.
+//! Plain loops, for loading, tests and tools; the worker's kernels read the stored form.
 
-use half::f16;
+use std::ops::Range;
 
-use crate::WeightType;
+use half::{bf16, f16};
 
-/// Panics unless `bytes` holds exactly `out.len()` weights.
-pub fn dequantize(weight_type: WeightType, bytes: &[u8], out: &mut [f32]) {
+use crate::{
+    WeightType,
+    sub_block::{SUB_BLOCK_LEN, SubBlock},
+};
+
+/// All columns of a row. Panics unless `row` holds exactly `out.len()` weights.
+pub fn dequantize(weight_type: WeightType, row: &[u8], out: &mut [f32]) {
     assert_eq!(
-        bytes.len(),
+        row.len(),
         weight_type.row_bytes(out.len()),
         "{weight_type} bytes of {} weights",
         out.len()
     );
+    dequantize_columns(weight_type, row, 0..out.len(), out);
+}
+
+/// Some columns of a row. Panics if the range leaves the row, is not as long as `out`, or, of quantized weights, is not
+/// made of whole 32-column sub-blocks.
+pub fn dequantize_columns(weight_type: WeightType, row: &[u8], columns: Range<usize>, out: &mut [f32]) {
+    assert_eq!(columns.len(), out.len());
     match weight_type {
-        WeightType::F32 => dequantize_f32(bytes, out),
-        WeightType::F16 => dequantize_f16(bytes, out),
-        WeightType::Q8_0 => dequantize_q8_0(bytes, out),
-        WeightType::Q4_1 => dequantize_q4_1(bytes, out),
-    }
-}
-
-fn dequantize_f32(bytes: &[u8], out: &mut [f32]) {
-    let (words, _) = bytes.as_chunks::<4>();
-    for (word, value) in words.iter().zip(out) {
-        *value = f32::from_le_bytes(*word);
-    }
-}
-
-fn dequantize_f16(bytes: &[u8], out: &mut [f32]) {
-    let (words, _) = bytes.as_chunks::<2>();
-    for (word, value) in words.iter().zip(out) {
-        *value = f16::from_le_bytes(*word).to_f32();
-    }
-}
-
-fn dequantize_q8_0(bytes: &[u8], out: &mut [f32]) {
-    let (blocks, _) = bytes.as_chunks::<34>();
-    for (block, values) in blocks.iter().zip(out.chunks_exact_mut(32)) {
-        let d = f16::from_le_bytes([block[0], block[1]]).to_f32();
-        for (q, value) in block[2..].iter().zip(values) {
-            *value = d * f32::from(*q as i8);
+        WeightType::F32 => each::<4>(row, columns, out, f32::from_le_bytes),
+        WeightType::F16 => each::<2>(row, columns, out, |word| f16::from_le_bytes(word).to_f32()),
+        WeightType::BF16 => each::<2>(row, columns, out, |word| bf16::from_le_bytes(word).to_f32()),
+        _ => {
+            let whole = columns.start.is_multiple_of(SUB_BLOCK_LEN) && columns.end.is_multiple_of(SUB_BLOCK_LEN);
+            assert!(whole, "columns {columns:?} are not multiples of 32");
+            let first = columns.start / SUB_BLOCK_LEN;
+            for (index, out) in (first..).zip(out.chunks_exact_mut(SUB_BLOCK_LEN)) {
+                SubBlock::read(weight_type, row, index).dequantize(weight_type, out);
+            }
         }
     }
 }
 
-fn dequantize_q4_1(bytes: &[u8], out: &mut [f32]) {
-    let (blocks, _) = bytes.as_chunks::<20>();
-    for (block, values) in blocks.iter().zip(out.chunks_exact_mut(32)) {
-        let d = f16::from_le_bytes([block[0], block[1]]).to_f32();
-        let m = f16::from_le_bytes([block[2], block[3]]).to_f32();
-        let (low, high) = values.split_at_mut(16);
-        for (j, byte) in block[4..].iter().enumerate() {
-            low[j] = d * f32::from(byte & 15) + m;
-            high[j] = d * f32::from(byte >> 4) + m;
-        }
+fn each<const BYTES: usize>(row: &[u8], columns: Range<usize>, out: &mut [f32], read: impl Fn([u8; BYTES]) -> f32) {
+    for (word, out) in row.as_chunks().0[columns].iter().zip(out) {
+        *out = read(*word);
     }
 }

@@ -69,12 +69,16 @@ pub enum CheckpointError {
         what: &'static str,
         supported: &'static str,
     },
-    #[error("architecture {name:?} is not supported yet; supported: llama")]
-    Architecture { name: String },
+    #[error("architecture {name:?} is not supported yet; supported: {supported}")]
+    Architecture { name: String, supported: String },
     #[error("heads of the model: {source}")]
     Heads { source: HeadLayoutError },
-    #[error("{what} is {value}, expected a multiple of 32")]
-    Width { what: &'static str, value: u32 },
+    #[error("{what} ({key}) is {value}, expected a multiple of 32")]
+    Width {
+        what: &'static str,
+        key: String,
+        value: u32,
+    },
     #[error("tensor {tensor:?} is there twice")]
     DuplicateTensor { tensor: String },
     #[error("tensor {tensor:?} has dimensions {dimensions:?}; supported: one or two, none of them zero")]
@@ -122,10 +126,32 @@ pub enum CheckpointError {
         expected_rows: u64,
         expected_cols: u64,
     },
-    #[error("tensor {tensor:?} is not part of the llama architecture as it is computed here{hint}")]
-    UnknownTensor { tensor: String, hint: &'static str },
+    #[error("tensor {tensor:?} is not part of the {architecture} architecture as it is computed here{hint}")]
+    UnknownTensor {
+        tensor: String,
+        architecture: &'static str,
+        hint: &'static str,
+    },
     #[error("there is no tensor {tensor:?}")]
     NoSuchTensor { tensor: String },
+    #[error("in file {file}: {source}")]
+    InFile { file: String, source: Box<CheckpointError> },
+    #[error("{file} is not the JSON that it should be: {source}")]
+    Json { file: String, source: serde_json::Error },
+    #[error("the folder has no {file}{hint}")]
+    MissingFile { file: String, hint: &'static str },
+    #[error("{file} has {bytes} bytes, at most {bytes_max} are allowed")]
+    FileTooLong { file: String, bytes: u64, bytes_max: u64 },
+    #[error("the header of this safetensors file: {source} (is the download complete?)")]
+    SafeTensors { source: safetensors::SafeTensorError },
+    #[error("tensor {tensor:?} has dtype {found}: {found} is not supported yet; supported: F32, F16, BF16")]
+    Dtype { tensor: String, found: String },
+    #[error("tensor {tensor:?} is in file {found}, the index says {expected}")]
+    WrongShard {
+        tensor: String,
+        found: String,
+        expected: String,
+    },
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]

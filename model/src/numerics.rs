@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use kvasir_kv::{KvDtype, NumericsId};
 
+use crate::WeightType;
+
 /// Bumped whenever a checked-in digest of tokens and logprobs changes.
 pub const NUMERICS_VERSION: u32 = 1;
 
@@ -15,15 +17,27 @@ pub enum WeightMode {
     File,
     /// Dequantized to f32.
     F32,
+    /// Quantized, or quantized again, to Q8_0.
+    Q8_0,
 }
 
 impl WeightMode {
-    pub const ALL: [Self; 2] = [Self::File, Self::F32];
+    pub const ALL: [Self; 3] = [Self::File, Self::F32, Self::Q8_0];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::File => "file",
             Self::F32 => "f32",
+            Self::Q8_0 => "q8_0",
+        }
+    }
+
+    /// What a matrix that is stored as `stored` is in memory.
+    pub fn weight_type(self, stored: WeightType) -> WeightType {
+        match self {
+            Self::File => stored,
+            Self::F32 => WeightType::F32,
+            Self::Q8_0 => WeightType::Q8_0,
         }
     }
 }
@@ -65,7 +79,7 @@ impl FromStr for WeightMode {
         mode.ok_or_else(|| UnknownName {
             what: "weights dtype",
             found: text.to_owned(),
-            supported: "file, f32",
+            supported: "file, f32, q8_0",
         })
     }
 }
@@ -121,6 +135,7 @@ mod tests {
             numerics_id(&[1; 32], BackendKind::Candle, KvDtype::F16, WeightMode::File),
             numerics_id(&[1; 32], BackendKind::Canonical, KvDtype::F32, WeightMode::File),
             numerics_id(&[1; 32], BackendKind::Canonical, KvDtype::F16, WeightMode::F32),
+            numerics_id(&[1; 32], BackendKind::Canonical, KvDtype::F16, WeightMode::Q8_0),
         ];
         assert!(others.iter().all(|other| *other != base));
     }

@@ -1,17 +1,23 @@
 //! What a model is: the sizes and constants that everything else is derived from.
 //!
 //! A `ModelSpec` that came out of `Checkpoint::open` is consistent: its heads divide, its widths fit the arithmetic's
-//! sub-blocks, and the checkpoint has all its tensors.
+//! sub-blocks, and the checkpoint has all its tensors. `gguf_spec` and `config_json` read it.
 
 use kvasir_kv::{HeadLayout, TokenId};
 
-use crate::{CheckpointError, Metadata};
+use crate::{
+    CheckpointError, RotatedPairs,
+    facts::{Facts, bad_value},
+};
 
 /// No model reaches this context; larger values are a mistake that would size tables.
 const CONTEXT_LEN_MAX: u32 = 1 << 24;
+/// Columns that the kernels rotate together.
+const ROPE_DIM_STEP: u32 = 16;
 
 #[derive(Clone, PartialEq, Debug)]
 pub struct ModelSpec {
+    /// GGUF's name of it.
     pub architecture: String,
     /// What the file calls itself; may be empty.
     pub name: String,
@@ -22,12 +28,16 @@ pub struct ModelSpec {
     pub head_dim: u32,
     pub intermediate_size: u32,
     pub vocab_size: u32,
-    /// Longest sequence, in tokens, that the model was trained for.
+    /// Longest sequence, in tokens, that the model was trained for and that is computed right: a sliding window ends it.
     pub context_len: u32,
     pub rms_norm_eps: f32,
     pub rope_theta: f32,
-    /// How many of the first dimensions of a head are rotated; even, at most `head_dim`.
+    /// How many of the first dimensions of a head are rotated; a multiple of 16, at most `head_dim`.
     pub rope_dim: u32,
+    /// How the checkpoint pairs them.
+    pub rope_pairs: RotatedPairs,
+    /// What the frequency of each pair is divided by; empty where it is not.
+    pub rope_divisors: Vec<f32>,
     /// The output head is the token embedding.
     pub tied_head: bool,
     pub bos_token: Option<TokenId>,
@@ -39,242 +49,99 @@ pub struct ModelSpec {
     pub add_bos: bool,
 }
 
-/// The facts that are read off the tensors, not the metadata.
+/// The facts that are read off the tensors.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct TensorFacts {
     pub vocab_size: u32,
     pub tied_head: bool,
 }
 
-impl ModelSpec {
-    pub(crate) fn parse(metadata: &Metadata<'_>, facts: &TensorFacts) -> Result<Self, CheckpointError> {
-        refuse_unsupported(metadata)?;
-        let heads = parse_heads(metadata)?;
-        let vocab_size = facts.vocab_size;
-        let token = |name: &str| parse_token(metadata, name, vocab_size);
-        let (bos_token, eos_token, eot_token) = (token("bos")?, token("eos")?, token("eot")?);
-        let spec = Self {
-            architecture: "llama".to_owned(),
-            name: metadata.str("general.name")?.unwrap_or_default().to_owned(),
-            num_layers: positive(metadata, "llama.block_count")?,
-            hidden_size: positive(metadata, "llama.embedding_length")?,
-            num_q_heads: heads.num_q_heads(),
-            num_kv_heads: heads.num_kv_heads(),
-            head_dim: heads.head_dim(),
-            intermediate_size: positive(metadata, "llama.feed_forward_length")?,
-            vocab_size,
-            context_len: parse_context_len(metadata)?,
-            rms_norm_eps: positive_float(metadata, "llama.attention.layer_norm_rms_epsilon", None)?,
-            rope_theta: positive_float(metadata, "llama.rope.freq_base", Some(10_000.0))?,
-            rope_dim: parse_rope_dim(metadata, heads.head_dim())?,
-            tied_head: facts.tied_head,
-            bos_token,
-            eos_token,
-            eot_token,
-            end_tokens: end_tokens([eos_token, eot_token, token("eom")?]),
-            add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
+/// What the sizes of a model are called in its checkpoint.
+pub(crate) struct SizeKeys {
+    pub num_layers: String,
+    pub hidden_size: String,
+    pub intermediate_size: String,
+    pub num_q_heads: String,
+    pub num_kv_heads: String,
+    pub head_dim: String,
+    pub context_len: String,
+}
+
+/// The sizes that both kinds of checkpoint have.
+pub(crate) struct Sizes {
+    pub num_layers: u32,
+    pub hidden_size: u32,
+    pub intermediate_size: u32,
+    pub heads: HeadLayout,
+    pub context_len: u32,
+}
+
+impl Sizes {
+    pub(crate) fn parse(facts: &dyn Facts, keys: &SizeKeys) -> Result<Self, CheckpointError> {
+        let sizes = Self {
+            num_layers: facts.positive(&keys.num_layers)?,
+            hidden_size: facts.positive(&keys.hidden_size)?,
+            intermediate_size: facts.positive(&keys.intermediate_size)?,
+            heads: parse_heads(facts, keys)?,
+            context_len: facts.positive(&keys.context_len)?,
         };
-        check_vocabulary(metadata, vocab_size)?;
-        check_width("hidden size (llama.embedding_length)", spec.hidden_size)?;
-        check_width("intermediate size (llama.feed_forward_length)", spec.intermediate_size)?;
-        Ok(spec)
+        if sizes.context_len > CONTEXT_LEN_MAX {
+            let expected = format!("at most {CONTEXT_LEN_MAX}");
+            return Err(bad_value(&keys.context_len, sizes.context_len, expected));
+        }
+        check_width("hidden size", &keys.hidden_size, sizes.hidden_size)?;
+        check_width("intermediate size", &keys.intermediate_size, sizes.intermediate_size)?;
+        Ok(sizes)
     }
 }
 
-/// Keys that change the arithmetic in ways that are not implemented: ignoring them would give wrong answers.
-fn refuse_unsupported(metadata: &Metadata<'_>) -> Result<(), CheckpointError> {
-    let refuse = |key: &str, value: String, what, supported| {
-        Err(CheckpointError::Unsupported {
-            key: key.to_owned(),
-            value,
-            what,
-            supported,
-        })
-    };
-    if let Some(scaling) = metadata
-        .str("llama.rope.scaling.type")?
-        .filter(|scaling| *scaling != "none")
-    {
-        return refuse(
-            "llama.rope.scaling.type",
-            format!("{scaling:?}"),
-            "rope scaling",
-            "none",
-        );
-    }
-    for key in ["llama.rope.scale_linear", "llama.rope.scaling.factor"] {
-        if let Some(scale) = metadata.f32(key)?.filter(|scale| *scale != 1.0 && *scale != 0.0) {
-            return refuse(key, scale.to_string(), "rope scaling", "1.0");
-        }
-    }
-    for key in ["llama.expert_count", "llama.attention.sliding_window"] {
-        if let Some(count) = metadata.u32(key)?.filter(|count| *count != 0) {
-            return refuse(key, count.to_string(), "a mixture of experts or a sliding window", "0");
-        }
-    }
-    if let Some(count) = metadata.u32("split.count")?.filter(|count| *count > 1) {
-        return refuse(
-            "split.count",
-            count.to_string(),
-            "a split file",
-            "one whole file (gguf-split --merge)",
-        );
-    }
-    for key in [
-        "llama.attention.scale",
-        "llama.logit_scale",
-        "llama.embedding_scale",
-        "llama.residual_scale",
-    ] {
-        if let Some(scale) = metadata.f32(key)?.filter(|scale| *scale != 0.0) {
-            return refuse(key, scale.to_string(), "a scale of its own", "no such key");
-        }
-    }
-    Ok(())
-}
-
-fn parse_heads(metadata: &Metadata<'_>) -> Result<HeadLayout, CheckpointError> {
-    let hidden_size = positive(metadata, "llama.embedding_length")?;
-    let num_q_heads = positive(metadata, "llama.attention.head_count")?;
+fn parse_heads(facts: &dyn Facts, keys: &SizeKeys) -> Result<HeadLayout, CheckpointError> {
+    let hidden_size = facts.positive(&keys.hidden_size)?;
+    let num_q_heads = facts.positive(&keys.num_q_heads)?;
     // Absent means multi-head attention: each query head has its own KV head.
-    let num_kv_heads = metadata.u32("llama.attention.head_count_kv")?.unwrap_or(num_q_heads);
-    let head_dim = match metadata.u32("llama.attention.key_length")? {
+    let num_kv_heads = facts.u32(&keys.num_kv_heads)?.unwrap_or(num_q_heads);
+    let head_dim = match facts.u32(&keys.head_dim)? {
         Some(head_dim) => head_dim,
         None if hidden_size.is_multiple_of(num_q_heads) => hidden_size / num_q_heads,
         None => {
-            return Err(CheckpointError::BadValue {
-                key: "llama.attention.head_count".to_owned(),
-                value: num_q_heads.to_string(),
-                expected: format!("a divisor of the hidden size {hidden_size}, or llama.attention.key_length"),
-            });
+            let expected = format!("a divisor of the hidden size {hidden_size}, or {}", keys.head_dim);
+            return Err(bad_value(&keys.num_q_heads, num_q_heads, expected));
         }
     };
-    if let Some(value_len) = metadata
-        .u32("llama.attention.value_length")?
-        .filter(|len| *len != head_dim)
-    {
-        return Err(CheckpointError::BadValue {
-            key: "llama.attention.value_length".to_owned(),
-            value: value_len.to_string(),
-            expected: format!("the length of a key, {head_dim}"),
-        });
-    }
     // Widths are u32 from here on; the products of a hostile file are not.
     if num_q_heads.checked_mul(head_dim).is_none() {
-        return Err(CheckpointError::BadValue {
-            key: "llama.attention.head_count".to_owned(),
-            value: num_q_heads.to_string(),
-            expected: format!("heads of {head_dim} columns in less than 2^32 columns"),
-        });
+        let expected = format!("heads of {head_dim} columns in less than 2^32 columns");
+        return Err(bad_value(&keys.num_q_heads, num_q_heads, expected));
     }
     HeadLayout::new(num_q_heads, num_kv_heads, head_dim).map_err(|source| CheckpointError::Heads { source })
 }
 
-fn parse_context_len(metadata: &Metadata<'_>) -> Result<u32, CheckpointError> {
-    let key = "llama.context_length";
-    let context_len = positive(metadata, key)?;
-    if context_len > CONTEXT_LEN_MAX {
-        let expected = format!("at most {CONTEXT_LEN_MAX}");
-        return Err(CheckpointError::BadValue {
-            key: key.to_owned(),
-            value: context_len.to_string(),
-            expected,
-        });
-    }
-    Ok(context_len)
-}
-
-fn parse_rope_dim(metadata: &Metadata<'_>, head_dim: u32) -> Result<u32, CheckpointError> {
-    let key = "llama.rope.dimension_count";
-    let rope_dim = metadata.u32(key)?.unwrap_or(head_dim);
-    if rope_dim == 0 || !rope_dim.is_multiple_of(2) || rope_dim > head_dim {
-        let expected = format!("an even number from 2 to the head's dimension {head_dim}");
-        return Err(CheckpointError::BadValue {
-            key: key.to_owned(),
-            value: rope_dim.to_string(),
-            expected,
-        });
+pub(crate) fn check_rope_dim(key: &str, rope_dim: u32, head_dim: u32) -> Result<u32, CheckpointError> {
+    if rope_dim == 0 || !rope_dim.is_multiple_of(ROPE_DIM_STEP) || rope_dim > head_dim {
+        let expected = format!("a multiple of {ROPE_DIM_STEP} up to the head's dimension {head_dim}");
+        return Err(bad_value(key, rope_dim, expected));
     }
     Ok(rope_dim)
 }
 
-fn parse_token(metadata: &Metadata<'_>, name: &str, vocab_size: u32) -> Result<Option<TokenId>, CheckpointError> {
-    let key = format!("tokenizer.ggml.{name}_token_id");
-    let Some(token) = metadata.u32(&key)? else {
-        return Ok(None);
-    };
-    if token >= vocab_size {
-        let expected = format!("a token below the vocabulary's size {vocab_size}");
-        return Err(CheckpointError::BadValue {
-            key,
-            value: token.to_string(),
-            expected,
-        });
+/// Divisors come from strangers too.
+pub(crate) fn check_divisors(what: &str, divisors: Vec<f32>) -> Result<Vec<f32>, CheckpointError> {
+    match divisors
+        .iter()
+        .find(|divisor| !(divisor.is_finite() && **divisor > 0.0))
+    {
+        Some(divisor) => Err(bad_value(what, divisor, "finite numbers above 0")),
+        None => Ok(divisors),
     }
-    Ok(Some(TokenId(token)))
 }
 
-fn end_tokens(tokens: [Option<TokenId>; 3]) -> Vec<TokenId> {
-    let mut tokens: Vec<_> = tokens.into_iter().flatten().collect();
-    tokens.sort();
-    tokens.dedup();
-    tokens
-}
-
-/// A tokenizer whose tokens are not the model's rows would give wrong answers without an error.
-fn check_vocabulary(metadata: &Metadata<'_>, vocab_size: u32) -> Result<(), CheckpointError> {
-    let expected = || format!("the {vocab_size} rows of the token embedding");
-    let num_tokens = metadata
-        .strings("tokenizer.ggml.tokens")?
-        .map(|tokens| tokens.len() as u64);
-    let declared = metadata.u32("llama.vocab_size")?.map(u64::from);
-    for (key, found) in [("tokenizer.ggml.tokens", num_tokens), ("llama.vocab_size", declared)] {
-        if let Some(found) = found.filter(|found| *found != u64::from(vocab_size)) {
-            let value = found.to_string();
-            return Err(CheckpointError::BadValue {
-                key: key.to_owned(),
-                value,
-                expected: expected(),
-            });
-        }
-    }
-    Ok(())
-}
-
-fn check_width(what: &'static str, value: u32) -> Result<(), CheckpointError> {
+fn check_width(what: &'static str, key: &str, value: u32) -> Result<(), CheckpointError> {
     if value.is_multiple_of(32) {
-        Ok(())
-    } else {
-        Err(CheckpointError::Width { what, value })
+        return Ok(());
     }
-}
-
-fn positive(metadata: &Metadata<'_>, key: &str) -> Result<u32, CheckpointError> {
-    match metadata.u32(key)? {
-        None => Err(CheckpointError::MissingKey { key: key.to_owned() }),
-        Some(0) => {
-            let (key, value) = (key.to_owned(), "0".to_owned());
-            Err(CheckpointError::BadValue {
-                key,
-                value,
-                expected: "at least 1".to_owned(),
-            })
-        }
-        Some(value) => Ok(value),
-    }
-}
-
-fn positive_float(metadata: &Metadata<'_>, key: &str, default: Option<f32>) -> Result<f32, CheckpointError> {
-    let value = metadata
-        .f32(key)?
-        .or(default)
-        .ok_or_else(|| CheckpointError::MissingKey { key: key.to_owned() })?;
-    if !value.is_finite() || value <= 0.0 {
-        let expected = "a finite number above 0".to_owned();
-        return Err(CheckpointError::BadValue {
-            key: key.to_owned(),
-            value: value.to_string(),
-            expected,
-        });
-    }
-    Ok(value)
+    Err(CheckpointError::Width {
+        what,
+        key: key.to_owned(),
+        value,
+    })
 }

@@ -1,21 +1,25 @@
-//! Where the tensors of a file lie. All of them are inside the file and none overlaps another.
+//! Where the tensors of a checkpoint lie. All of them are inside their file and none overlaps another.
 
 use std::{collections::HashMap, ops::Range};
 
-use crate::{CheckpointError, TensorView, WeightType, cursor::Cursor, weight_type::gguf_type_name};
+use safetensors::{Dtype, SafeTensors};
+
+use crate::{CheckpointError, TensorView, WeightType, cursor::Cursor, mapped::MappedFile, weight_type::gguf_type_name};
 
 /// Limit of the GGUF specification.
 const NAME_BYTES_MAX: u64 = 64;
 /// ggml has four; vectors and matrices are all that a llama model needs.
 const DIMENSIONS_MAX: u32 = 4;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct TensorDirectory {
     tensors: HashMap<String, Place>,
 }
 
 #[derive(Debug)]
 struct Place {
+    /// Which of the checkpoint's files.
+    file: usize,
     weight_type: WeightType,
     rows: usize,
     cols: usize,
@@ -57,6 +61,20 @@ impl TensorDirectory {
         Ok(Self { tensors })
     }
 
+    /// Adds the tensors of a safetensors file, the checkpoint's number `file`.
+    pub(crate) fn add_safetensors(&mut self, file: usize, bytes: &[u8]) -> Result<(), CheckpointError> {
+        let tensors = SafeTensors::deserialize(bytes).map_err(|source| CheckpointError::SafeTensors { source })?;
+        for (name, view) in tensors.iter() {
+            let place = Place::of_view(file, bytes, name, &view)?;
+            if self.tensors.insert(name.to_owned(), place).is_some() {
+                return Err(CheckpointError::DuplicateTensor {
+                    tensor: name.to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
@@ -65,9 +83,10 @@ impl TensorDirectory {
         self.tensors.contains_key(name)
     }
 
-    pub(crate) fn view<'a>(&'a self, file: &'a [u8], name: &str) -> Option<TensorView<'a>> {
+    pub(crate) fn view<'a>(&'a self, files: &'a [MappedFile], name: &str) -> Option<TensorView<'a>> {
         let (name, place) = self.tensors.get_key_value(name)?;
         let Place {
+            file,
             weight_type,
             rows,
             cols,
@@ -78,8 +97,13 @@ impl TensorDirectory {
             weight_type,
             rows,
             cols,
-            bytes: &file[bytes.clone()],
+            bytes: &files[file][bytes.clone()],
         })
+    }
+
+    /// Which of the checkpoint's files a tensor is in.
+    pub(crate) fn file(&self, name: &str) -> Option<usize> {
+        self.tensors.get(name).map(|place| place.file)
     }
 
     /// Rows and columns.
@@ -87,6 +111,44 @@ impl TensorDirectory {
         self.tensors
             .get(name)
             .map(|place| (place.rows as u64, place.cols as u64))
+    }
+}
+
+impl Place {
+    /// The library has checked that the tensor lies in the file and is as long as its shape says.
+    fn of_view(
+        file: usize,
+        bytes: &[u8],
+        name: &str,
+        view: &safetensors::tensor::TensorView<'_>,
+    ) -> Result<Self, CheckpointError> {
+        let weight_type = match view.dtype() {
+            Dtype::F32 => WeightType::F32,
+            Dtype::F16 => WeightType::F16,
+            Dtype::BF16 => WeightType::BF16,
+            other => {
+                return Err(CheckpointError::Dtype {
+                    tensor: name.to_owned(),
+                    found: format!("{other:?}"),
+                });
+            }
+        };
+        // Rows first, as opposed to GGUF.
+        let dimensions: Vec<u64> = view.shape().iter().rev().map(|dimension| *dimension as u64).collect();
+        let Some((rows, cols)) = rows_and_cols(&dimensions) else {
+            return Err(CheckpointError::Dimensions {
+                tensor: name.to_owned(),
+                dimensions,
+            });
+        };
+        let start = view.data().as_ptr().addr() - bytes.as_ptr().addr();
+        Ok(Self {
+            file,
+            weight_type,
+            rows: rows as usize,
+            cols: cols as usize,
+            bytes: start..start + view.data().len(),
+        })
     }
 }
 
@@ -179,6 +241,7 @@ impl Entry {
     fn place(&self, data_start: u64) -> Place {
         let start = (data_start + self.offset) as usize;
         Place {
+            file: 0,
             weight_type: self.weight_type,
             rows: self.rows as usize,
             cols: self.cols as usize,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{WeightType, dequantize};
+use crate::{WeightType, dequantize, dequantize_columns};
 
 /// weights: [rows, cols], row-major; a vector has one row. `bytes` is exactly `rows` rows long.
 #[derive(Clone, Copy, Debug)]
@@ -26,21 +26,14 @@ impl<'a> TensorView<'a> {
         &self.bytes[i * row_bytes..][..row_bytes]
     }
 
-    /// The stored form of a range of columns: what a unit of a row-parallel weight is cut out by.
-    /// Panics if the range leaves the row or is not made of whole 32-column sub-blocks.
-    pub fn row_columns(&self, i: usize, columns: Range<usize>) -> &'a [u8] {
-        assert!(
-            columns.start.is_multiple_of(32) && columns.end.is_multiple_of(32),
-            "columns {columns:?} of {} are not multiples of 32",
-            self.name
-        );
-        let row = self.row(i);
-        &row[self.weight_type.row_bytes(columns.start)..self.weight_type.row_bytes(columns.end)]
-    }
-
     /// Panics if there is no row `i` or `out` is not `cols` long.
     pub fn dequantize_row(&self, i: usize, out: &mut [f32]) {
         dequantize(self.weight_type, self.row(i), out);
+    }
+
+    /// Some columns of a row, as [`dequantize_columns`] takes them. Panics if there is no row `i`.
+    pub fn dequantize_row_columns(&self, i: usize, columns: Range<usize>, out: &mut [f32]) {
+        dequantize_columns(self.weight_type, self.row(i), columns, out);
     }
 }
 
@@ -60,20 +53,26 @@ mod tests {
 
     #[test]
     fn column_ranges_join_to_the_row() {
-        let bytes: Vec<u8> = (0..2 * 3 * 20).map(|i| i as u8).collect();
-        let w = view(&bytes, WeightType::Q4_1, 2, 96);
-        for i in 0..2 {
-            let joined = [w.row_columns(i, 0..32), w.row_columns(i, 32..96)].concat();
-            assert_eq!(joined, w.row(i));
+        for weight_type in WeightType::ALL {
+            let bytes: Vec<u8> = (0..2 * weight_type.row_bytes(512))
+                .map(|i| (i * 7 % 61) as u8)
+                .collect();
+            let w = view(&bytes, weight_type, 2, 512);
+            let (mut whole, mut joined) = (vec![0.0; 512], vec![0.0; 512]);
+            w.dequantize_row(1, &mut whole);
+            for columns in [0..32, 32..352, 352..512] {
+                w.dequantize_row_columns(1, columns.clone(), &mut joined[columns]);
+            }
+            assert_eq!(joined, whole, "{weight_type}");
+            assert!(whole.iter().any(|weight| *weight != 0.0), "{weight_type}");
         }
-        assert_eq!(w.row(1)[0], 60);
     }
 
     #[test]
-    #[should_panic(expected = "columns 0..16 of w are not multiples of 32")]
+    #[should_panic(expected = "columns 0..16 are not multiples of 32")]
     fn a_cut_through_a_sub_block_is_refused() {
-        let bytes = [0; 128];
-        view(&bytes, WeightType::F32, 1, 32).row_columns(0, 0..16);
+        let bytes = [0; 34];
+        view(&bytes, WeightType::Q8_0, 1, 32).dequantize_row_columns(0, 0..16, &mut [0.0; 16]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use kvasir_kv::{HeadLayout, ModelShape, UnitBytes, UnitLayout};
 
-use crate::{Checkpoint, CheckpointError, WeightMode, WeightType};
+use crate::{Checkpoint, CheckpointError, WeightMode};
 
 impl Checkpoint {
     /// The same for every plan. Bytes are those of the weights as `mode` keeps them in memory.
@@ -25,10 +25,7 @@ impl Checkpoint {
         let spec = self.spec();
         let stored = |name: &str| -> Result<u64, CheckpointError> {
             let tensor = self.tensor(name)?;
-            let weight_type = match mode {
-                WeightMode::File => tensor.weight_type,
-                WeightMode::F32 => WeightType::F32,
-            };
+            let weight_type = mode.weight_type(tensor.weight_type);
             Ok(weight_type.row_bytes(tensor.cols) as u64 * tensor.rows as u64)
         };
         let tensors = self.tensors();

@@ -6,6 +6,7 @@ pub mod cluster_sandbox;
 pub mod engine_cluster;
 pub mod gguf_writer;
 pub mod golden;
+pub mod quantize;
 pub mod request_set;
 pub mod schedule;
 pub mod sim;

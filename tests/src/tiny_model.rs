@@ -1,4 +1,4 @@
-//! Small llama models with random weights: real files with a real tokenizer, of any head layout, in milliseconds.
+//! Small models with random weights: real files with a real tokenizer, of any head layout, in milliseconds.
 //!
 //! The same seed gives the same bytes on every machine. Weights are scaled so that attention looks around, the
 //! residual stream stays near 1, and logits spread by about 3: greedy decoding neither repeats one token nor hangs
@@ -6,14 +6,16 @@
 
 use std::{io, path::Path};
 
-use half::f16;
 use kvasir_model::WeightType;
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
 };
 
-use crate::gguf_writer::{GgufValue, GgufWriter};
+use crate::{
+    gguf_writer::{GgufValue, GgufWriter},
+    quantize::quantize,
+};
 
 pub const SPECIAL_TOKENS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 /// The special tokens and one for each byte.
@@ -38,6 +40,12 @@ pub struct TinyModel {
     /// Of the token embedding and the output head.
     pub embedding_type: WeightType,
     pub context_len: u32,
+    /// As GGUF names it: llama, qwen2 (q, k and v have biases) or qwen3 (q and k have norms).
+    pub architecture: &'static str,
+    /// Biases wherever the llama architecture can have one.
+    pub all_biases: bool,
+    /// What rotary frequencies are divided by: 1, 2, 3 and so on, pair by pair.
+    pub rope_divisors: bool,
     /// The output head is the token embedding.
     pub tied: bool,
     pub seed: u64,
@@ -57,6 +65,9 @@ impl Default for TinyModel {
             weight_type: WeightType::Q4_1,
             embedding_type: WeightType::Q8_0,
             context_len: 1024,
+            architecture: "llama",
+            all_biases: false,
+            rope_divisors: false,
             tied: true,
             seed: 0,
         }
@@ -71,6 +82,16 @@ impl TinyModel {
             num_kv_heads,
             head_dim,
             ..Self::default()
+        }
+    }
+
+    /// With widths that stored blocks of the type fill.
+    pub fn of_whole_blocks(self, weight_type: WeightType) -> Self {
+        let round = |width: u32| width.next_multiple_of(weight_type.block_len().max(32) as u32);
+        Self {
+            hidden: round(self.hidden),
+            ffn: round(self.ffn),
+            ..self
         }
     }
 
@@ -94,25 +115,29 @@ impl TinyModel {
     }
 
     fn put_spec(&self, file: &mut GgufWriter) {
-        file.set("general.architecture", GgufValue::Str("llama".to_owned()));
+        file.set("general.architecture", GgufValue::Str(self.architecture.to_owned()));
         file.set("general.name", GgufValue::Str(format!("tiny {}", self.seed)));
         let counts = [
-            ("llama.block_count", self.num_layers),
-            ("llama.context_length", self.context_len),
-            ("llama.embedding_length", self.hidden),
-            ("llama.feed_forward_length", self.ffn),
-            ("llama.attention.head_count", self.num_q_heads),
-            ("llama.attention.head_count_kv", self.num_kv_heads),
-            ("llama.attention.key_length", self.head_dim),
-            ("llama.attention.value_length", self.head_dim),
-            ("llama.rope.dimension_count", self.head_dim),
-            ("llama.vocab_size", self.vocab),
+            ("block_count", self.num_layers),
+            ("context_length", self.context_len),
+            ("embedding_length", self.hidden),
+            ("feed_forward_length", self.ffn),
+            ("attention.head_count", self.num_q_heads),
+            ("attention.head_count_kv", self.num_kv_heads),
+            ("attention.key_length", self.head_dim),
+            ("attention.value_length", self.head_dim),
+            ("rope.dimension_count", self.head_dim),
+            ("vocab_size", self.vocab),
         ];
         for (key, count) in counts {
-            file.set(key, GgufValue::U32(count));
+            file.set(&self.key(key), GgufValue::U32(count));
         }
-        file.set("llama.rope.freq_base", GgufValue::F32(10_000.0));
-        file.set("llama.attention.layer_norm_rms_epsilon", GgufValue::F32(1e-5));
+        file.set(&self.key("rope.freq_base"), GgufValue::F32(10_000.0));
+        file.set(&self.key("attention.layer_norm_rms_epsilon"), GgufValue::F32(1e-5));
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
     }
 
     fn put_outside(&self, file: &mut GgufWriter, weights: &mut Weights) {
@@ -126,6 +151,10 @@ impl TinyModel {
         weights.put_norm(file, "output_norm.weight", self.hidden, logit_gain);
         if !self.tied {
             weights.put_matrix(file, "output.weight", embedding, 3.0 / hidden.sqrt());
+        }
+        if self.rope_divisors {
+            let divisors: Vec<f32> = (1..=self.head_dim / 2).map(|divisor| divisor as f32).collect();
+            put_vector(file, "rope_freqs.weight", &divisors);
         }
     }
 
@@ -147,8 +176,26 @@ impl TinyModel {
         for (part, rows, cols, gain) in matrices {
             let name = format!("blk.{layer}.{part}.weight");
             weights.put_matrix(file, &name, (self.weight_type, rows, cols), gain / (cols as f32).sqrt());
+            let is_qkv = ["attn_q", "attn_k", "attn_v"].contains(&part);
+            if self.all_biases || is_qkv && self.architecture == "qwen2" {
+                weights.put_bias(file, &format!("blk.{layer}.{part}.bias"), rows);
+            }
+        }
+        if self.architecture == "qwen3" {
+            for norm in ["attn_q_norm", "attn_k_norm"] {
+                weights.put_norm(file, &format!("blk.{layer}.{norm}.weight"), self.head_dim, 1.5);
+            }
         }
     }
+}
+
+fn put_vector(file: &mut GgufWriter, name: &str, values: &[f32]) {
+    file.add_tensor(
+        name,
+        WeightType::F32,
+        &[values.len() as u64],
+        quantize(WeightType::F32, values),
+    );
 }
 
 struct Weights {
@@ -172,12 +219,12 @@ impl Weights {
 
     fn put_norm(&mut self, file: &mut GgufWriter, name: &str, len: u32, gain: f32) {
         let values: Vec<f32> = (0..len).map(|_| gain * (1.0 + 0.1 * self.normal())).collect();
-        file.add_tensor(
-            name,
-            WeightType::F32,
-            &[u64::from(len)],
-            quantize(WeightType::F32, &values),
-        );
+        put_vector(file, name, &values);
+    }
+
+    fn put_bias(&mut self, file: &mut GgufWriter, name: &str, len: u32) {
+        let values: Vec<f32> = (0..len).map(|_| 0.2 * self.normal()).collect();
+        put_vector(file, name, &values);
     }
 
     /// Mean 0, variance 1, nearly normal, by additions alone: no library's logarithm decides the bits.
@@ -186,48 +233,6 @@ impl Weights {
         let sum: f32 = (0..4).map(|_| uniform(self.random.next_u32())).sum();
         sum * 0.75f32.sqrt()
     }
-}
-
-/// The stored form of weights. Panics if `values` do not fill the type's blocks.
-pub fn quantize(weight_type: WeightType, values: &[f32]) -> Vec<u8> {
-    assert!(
-        values.len().is_multiple_of(weight_type.block_len()),
-        "{weight_type} of {} weights",
-        values.len()
-    );
-    match weight_type {
-        WeightType::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-        WeightType::F16 => values
-            .iter()
-            .flat_map(|value| f16::from_f32(*value).to_le_bytes())
-            .collect(),
-        WeightType::Q8_0 => values.chunks(32).flat_map(quantize_q8_0).collect(),
-        WeightType::Q4_1 => values.chunks(32).flat_map(quantize_q4_1).collect(),
-    }
-}
-
-fn quantize_q8_0(values: &[f32]) -> Vec<u8> {
-    let amax = values.iter().fold(0.0f32, |amax, value| amax.max(value.abs()));
-    let d = f16::from_f32(amax / 127.0);
-    let inverse = if d.to_f32() == 0.0 { 0.0 } else { 1.0 / d.to_f32() };
-    let mut block = d.to_le_bytes().to_vec();
-    block.extend(
-        values
-            .iter()
-            .map(|value| (value * inverse).round().clamp(-127.0, 127.0) as i8 as u8),
-    );
-    block
-}
-
-fn quantize_q4_1(values: &[f32]) -> Vec<u8> {
-    let min = values.iter().copied().fold(f32::INFINITY, f32::min);
-    let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let (d, m) = (f16::from_f32((max - min) / 15.0), f16::from_f32(min));
-    let inverse = if d.to_f32() == 0.0 { 0.0 } else { 1.0 / d.to_f32() };
-    let q = |value: f32| ((value - m.to_f32()) * inverse).round().clamp(0.0, 15.0) as u8;
-    let mut block = [d.to_le_bytes(), m.to_le_bytes()].concat();
-    block.extend((0..16).map(|j| q(values[j]) | q(values[j + 16]) << 4));
-    block
 }
 
 fn put_tokenizer(file: &mut GgufWriter, vocab: u32) {

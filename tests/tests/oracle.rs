@@ -89,20 +89,30 @@ fn canonical_logits_of_every_weight_type_and_head_layout_are_the_oracles() {
     let models = [
         (WeightType::F32, 9, 3, 32),
         (WeightType::F16, 14, 2, 32),
+        (WeightType::BF16, 9, 3, 32),
         (WeightType::Q8_0, 8, 8, 32),
+        (WeightType::Q4_0, 14, 2, 32),
         (WeightType::Q4_1, 6, 2, 128),
+        (WeightType::Q5_0, 8, 1, 32),
+        (WeightType::Q5_1, 9, 3, 32),
+        (WeightType::Q4K, 6, 2, 128),
+        (WeightType::Q5K, 8, 2, 32),
+        (WeightType::Q6K, 6, 2, 128),
     ];
-    for (weight_type, num_q_heads, num_kv_heads, head_dim) in models {
+    for (index, (weight_type, num_q_heads, num_kv_heads, head_dim)) in models.into_iter().enumerate() {
         let name = format!("{weight_type} {num_q_heads}/{num_kv_heads}x{head_dim}");
         let model = TinyModel {
             weight_type,
             embedding_type: weight_type,
             tied: num_kv_heads == 2,
-            ..TinyModel::with_heads(num_q_heads, num_kv_heads, head_dim)
+            architecture: ["llama", "qwen2", "qwen3"][index % 3],
+            all_biases: index % 6 == 0,
+            rope_divisors: index % 2 == 0,
+            ..TinyModel::with_heads(num_q_heads, num_kv_heads, head_dim).of_whole_blocks(weight_type)
         };
         let checkpoint = open(&model, folder.path());
         for ranks in [1, 2, 3, 5] {
-            for (kv_dtype, difference_max) in [(KvDtype::F32, 1e-3), (KvDtype::F16, 1e-2)] {
+            for (kv_dtype, difference_max) in [(KvDtype::F32, 1e-3), (KvDtype::F16, 1e-2), (KvDtype::Q8_0, 4e-2)] {
                 let options = |backend| GroupOptions {
                     kv_dtype,
                     ..all_in_f32(backend, ranks)

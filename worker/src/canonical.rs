@@ -39,6 +39,14 @@ pub struct Canonical {
     step: StepBuffers,
 }
 
+/// What a reduce ends.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Embedding,
+    Attention(usize),
+    Ffn(usize),
+}
+
 /// What a step computes in; kept from step to step.
 #[derive(Debug, Default)]
 struct StepBuffers {
@@ -79,7 +87,7 @@ impl Canonical {
         };
         let layout = checkpoint.unit_layout(mode).map_err(|error| load(error.to_string()))?;
         let spec = checkpoint.spec();
-        let frequencies = rope_frequencies(f64::from(spec.rope_theta), spec.rope_dim as usize);
+        let frequencies = rope_frequencies(f64::from(spec.rope_theta), spec.rope_dim as usize, &spec.rope_divisors);
         Ok(Self {
             kernels: Kernels::best(),
             team: ThreadTeam::new(threads).map_err(|error| load(error.to_string()))?,
@@ -148,9 +156,14 @@ impl Canonical {
         Ok(())
     }
 
-    /// Sums over ranks, adds the result to the residual, and spreads poison to every rank.
-    fn reduce(&mut self, collective: &mut dyn Collective) -> Result<(), BackendError> {
+    /// Sums over ranks, adds the result and the phase's bias to the residual, and spreads poison to every rank.
+    fn reduce(&mut self, phase: Phase, collective: &mut dyn Collective) -> Result<(), BackendError> {
         let step = &mut self.step;
+        let bias = match phase {
+            Phase::Embedding => &[][..],
+            Phase::Attention(layer) => &self.weights.replicated[layer].attention_bias,
+            Phase::Ffn(layer) => &self.weights.replicated[layer].ffn_bias,
+        };
         let poison_at = step.sums.len() - step.tokens;
         for (sum, poison) in step.sums[poison_at..].iter_mut().zip(&step.poison) {
             *sum = if *poison { FIXED_ONE } else { 0 };
@@ -160,6 +173,7 @@ impl Canonical {
         step.reduce_us = step.reduce_us.saturating_add(begun.elapsed().as_micros() as u32);
         let (reduced, poison) = step.reduced.split_at(poison_at);
         self.kernels.add_assign(&mut step.x, reduced);
+        self.kernels.add_bias(&mut step.x, bias, step.tokens);
         for (poisoned, count) in step.poison.iter_mut().zip(poison) {
             *poisoned = *count != 0.0;
         }
@@ -177,7 +191,7 @@ impl Canonical {
         normalize(
             &self.kernels,
             &mut self.step,
-            &self.weights.norms.attention[layer],
+            &self.weights.replicated[layer].attention_norm,
             self.eps,
             &matrices,
         );
@@ -191,13 +205,16 @@ impl Canonical {
             attention::Rows {
                 layer: layer as u32,
                 heads: self.layout.shape().heads,
+                weights: &heads,
+                qk_norms: &self.weights.replicated[layer].qk_norms,
+                eps: self.eps,
                 work,
             },
             step,
         );
         let outputs: Vec<&PackedMatrix> = heads.iter().map(|head| &head.wo).collect();
         project(&mut self.team, &self.kernels, &mut self.step, &outputs);
-        self.reduce(collective)
+        self.reduce(Phase::Attention(layer), collective)
     }
 
     fn ffn(&mut self, layer: usize, collective: &mut dyn Collective) -> Result<(), BackendError> {
@@ -206,12 +223,13 @@ impl Canonical {
         normalize(
             &self.kernels,
             &mut self.step,
-            &self.weights.norms.ffn[layer],
+            &self.weights.replicated[layer].ffn_norm,
             self.eps,
             &matrices,
         );
         let step = &mut self.step;
         step.multiply_normed(&mut self.team, &self.kernels, &matrices);
+        products::add_biases(&self.kernels, &units, step.tokens, &mut step.columns);
         products::gate(
             &mut self.team,
             &self.kernels,
@@ -222,7 +240,7 @@ impl Canonical {
         );
         let outputs: Vec<&PackedMatrix> = units.iter().map(|unit| &unit.down).collect();
         project(&mut self.team, &self.kernels, &mut self.step, &outputs);
-        self.reduce(collective)
+        self.reduce(Phase::Ffn(layer), collective)
     }
 
     /// Logits of the rows that are sampled, for the local vocab units.
@@ -232,7 +250,7 @@ impl Canonical {
         self.step.keep_sampled_rows(work, hidden);
         let matrices: Vec<&PackedMatrix> = self.weights.vocab.values().collect();
         let step = &mut self.step;
-        normalize(&self.kernels, step, &self.weights.norms.output, self.eps, &matrices);
+        normalize(&self.kernels, step, &self.weights.output_norm, self.eps, &matrices);
         step.multiply_normed(&mut self.team, &self.kernels, &matrices);
         output.summaries.clear();
         output.logits.resize_with(sampled.len(), Vec::new);
@@ -347,7 +365,7 @@ impl Backend for Canonical {
     ) -> Result<(), BackendError> {
         self.begin_step(work);
         self.embed(work)?;
-        self.reduce(collective)?;
+        self.reduce(Phase::Embedding, collective)?;
         for layer in 0..self.layout.shape().num_layers as usize {
             self.attention(layer, work, collective)?;
             self.ffn(layer, collective)?;

@@ -25,7 +25,7 @@ use self::{
     cell_tensors::CellTensors,
     partial_sums::PartialSums,
     rank_tensors::RankTensors,
-    rotation::Rotation,
+    rotation::{Rotation, RotationSpec},
     summary::summarize,
 };
 use crate::{
@@ -42,8 +42,7 @@ pub struct Oracle {
     weights: RankTensors,
     cells: CellTensors,
     vocab_units: Vec<UnitRows>,
-    rope_theta: f64,
-    rope_dim: usize,
+    rotation: RotationSpec,
     eps: f64,
 }
 
@@ -66,8 +65,12 @@ impl Oracle {
             layout,
             cells: CellTensors::new(cell, device.clone()),
             vocab_units: Vec::new(),
-            rope_theta: f64::from(spec.rope_theta),
-            rope_dim: spec.rope_dim as usize,
+            rotation: RotationSpec {
+                theta: f64::from(spec.rope_theta),
+                dim: spec.rope_dim as usize,
+                pairs: spec.rope_pairs,
+                divisors: spec.rope_divisors.clone(),
+            },
             eps: f64::from(spec.rms_norm_eps),
             weights: RankTensors::new(checkpoint, device.clone())?,
             device,
@@ -77,7 +80,7 @@ impl Oracle {
     fn step<'a>(&self, work: &'a [WorkInput]) -> Result<Step<'a>, BackendError> {
         let positions = work.iter().flat_map(|work| work.start..work.end());
         Ok(Step {
-            rotation: Rotation::new(positions, self.rope_theta, self.rope_dim, &self.device)?,
+            rotation: Rotation::new(positions, &self.rotation, &self.device)?,
             sequences: SequenceRows::of(work, &self.device)?,
         })
     }
@@ -102,14 +105,24 @@ impl Oracle {
         x: &Tensor,
         sums: &mut PartialSums,
     ) -> Result<(), BackendError> {
-        let normed = rms_norm(x, &self.weights.norms.attention[layer], self.eps)?;
+        let replicated = &self.weights.replicated[layer];
+        let normed = rms_norm(x, &replicated.attention_norm, self.eps)?;
+        let [q_norm, k_norm] = &replicated.qk_norms;
         let heads = self.layout.shape().heads;
         let shape = (x.dim(0)?, (), heads.head_dim() as usize);
         for (&head, layers) in &self.weights.attention {
             let weights = &layers[layer];
-            let q = step.rotation.rotate(&project(&normed, &weights.wq)?.reshape(shape)?)?;
-            let k = step.rotation.rotate(&project(&normed, &weights.wk)?.reshape(shape)?)?;
-            let v = project(&normed, &weights.wv)?;
+            let [q_bias, k_bias, v_bias] = &weights.biases;
+            let rotated = |weight: &Tensor, bias: &Option<Tensor>, norm: &Option<Tensor>| {
+                let heads = project_and_add(&normed, weight, bias)?.reshape(shape)?;
+                step.rotation.rotate(&match norm {
+                    Some(norm) => rms_norm(&heads, norm, self.eps)?,
+                    None => heads,
+                })
+            };
+            let q = rotated(&weights.wq, q_bias, q_norm)?;
+            let k = rotated(&weights.wk, k_bias, k_norm)?;
+            let v = project_and_add(&normed, &weights.wv, v_bias)?;
             let mut cells = self.cells.of_head(head, layer);
             let attended = attend(&step.sequences, &q, &k.squeeze(1)?, &v, &mut cells)?;
             sums.add(&project(&attended, &weights.wo)?)?;
@@ -119,11 +132,12 @@ impl Oracle {
 
     /// x: `[tokens, hidden]`. Adds the down projection of each local FFN unit.
     fn ffn(&self, layer: usize, x: &Tensor, sums: &mut PartialSums) -> Result<(), BackendError> {
-        let normed = rms_norm(x, &self.weights.norms.ffn[layer], self.eps)?;
+        let normed = rms_norm(x, &self.weights.replicated[layer].ffn_norm, self.eps)?;
         for layers in self.weights.ffn.values() {
             let weights = &layers[layer];
-            let gate = project(&normed, &weights.gate)?.silu()?;
-            let inner = (gate * project(&normed, &weights.up)?)?;
+            let [gate_bias, up_bias] = &weights.biases;
+            let gate = project_and_add(&normed, &weights.gate, gate_bias)?.silu()?;
+            let inner = (gate * project_and_add(&normed, &weights.up, up_bias)?)?;
             sums.add(&project(&inner, &weights.down)?)?;
         }
         Ok(())
@@ -144,7 +158,7 @@ impl Oracle {
         }
         let rows = sampled.iter().map(|(row, _)| *row).collect();
         let rows = Tensor::from_vec(rows, sampled.len(), &self.device)?;
-        let normed = rms_norm(&x.index_select(&rows, 0)?, &self.weights.norms.output, self.eps)?;
+        let normed = rms_norm(&x.index_select(&rows, 0)?, &self.weights.output_norm, self.eps)?;
         let mut units = Vec::new();
         for rows in self.weights.vocab.values() {
             units.push(project(&normed, rows)?.to_vec2::<f32>()?);
@@ -170,7 +184,25 @@ fn project(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
     x.matmul(&weight.t()?)
 }
 
-/// x: `[tokens, hidden]`, weight: `[hidden]`
+/// As `project`, plus bias: `[rows]`.
+fn project_and_add(x: &Tensor, weight: &Tensor, bias: &Option<Tensor>) -> candle_core::Result<Tensor> {
+    let y = project(x, weight)?;
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
+}
+
+/// A phase's sum over all ranks, and its bias, which is no rank's.
+fn add_to_residual(x: &Tensor, reduced: &Tensor, bias: &Option<Tensor>) -> candle_core::Result<Tensor> {
+    let x = (x + reduced)?;
+    match bias {
+        Some(bias) => x.broadcast_add(bias),
+        None => Ok(x),
+    }
+}
+
+/// x: `[.., columns]`, weight: `[columns]`
 fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
     let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
     x.broadcast_div(&(mean_square + eps)?.sqrt()?)?.broadcast_mul(weight)
@@ -241,9 +273,10 @@ impl Backend for Oracle {
         let mut x = sums.reduce(collective, &self.device)?;
         for layer in 0..self.layout.shape().num_layers as usize {
             self.attention(layer, &step, &x, &mut sums)?;
-            x = (x + sums.reduce(collective, &self.device)?)?;
+            let replicated = &self.weights.replicated[layer];
+            x = add_to_residual(&x, &sums.reduce(collective, &self.device)?, &replicated.attention_bias)?;
             self.ffn(layer, &x, &mut sums)?;
-            x = (x + sums.reduce(collective, &self.device)?)?;
+            x = add_to_residual(&x, &sums.reduce(collective, &self.device)?, &replicated.ffn_bias)?;
         }
         self.head(work, &x, output)?;
         let sequences = step.sequences.iter();

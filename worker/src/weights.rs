@@ -11,7 +11,7 @@ use std::{
 };
 
 use kvasir_kv::{RankShare, UnitId, UnitKind, UnitLayout};
-use kvasir_model::{Checkpoint, LlamaLayer, TensorView, WeightMode, WeightType, dequantize};
+use kvasir_model::{Checkpoint, LayerTensors, RotatedPairs, TensorView, WeightMode, quantize};
 
 use crate::{
     arith::{PackedMatrix, WeightArena},
@@ -28,6 +28,8 @@ pub struct AttentionLayer {
     pub wv: PackedMatrix,
     /// `[hidden, group_size * head_dim]`
     pub wo: PackedMatrix,
+    /// Of q, k and v, one value for each of their rows; empty without.
+    pub biases: [Vec<f32>; 3],
 }
 
 /// An FFN unit's part of one layer.
@@ -38,14 +40,21 @@ pub struct FfnLayer {
     pub up: PackedMatrix,
     /// `[hidden, unit columns]`
     pub down: PackedMatrix,
+    /// Of gate and up, `[unit columns]` each; empty without.
+    pub biases: [Vec<f32>; 2],
 }
 
-/// The norms, replicated on every rank. All `[hidden]`.
+/// What one layer has on every rank. Vectors are `[hidden]` where not said otherwise, and empty where a model has none.
 #[derive(Debug)]
-pub struct Norms {
-    pub attention: Vec<Vec<f32>>,
-    pub ffn: Vec<Vec<f32>>,
-    pub output: Vec<f32>,
+pub struct ReplicatedLayer {
+    pub attention_norm: Vec<f32>,
+    /// Norms of each head of q and of k, `[head_dim]`.
+    pub qk_norms: [Vec<f32>; 2],
+    /// Added once, after the reduce.
+    pub attention_bias: Vec<f32>,
+    pub ffn_norm: Vec<f32>,
+    /// Added once, after the reduce.
+    pub ffn_bias: Vec<f32>,
 }
 
 /// The units of one rank's share. Keys are unit numbers, so iteration is in unit order.
@@ -53,7 +62,8 @@ pub struct Norms {
 pub struct RankWeights {
     checkpoint: Arc<Checkpoint>,
     mode: WeightMode,
-    pub norms: Norms,
+    pub replicated: Vec<ReplicatedLayer>,
+    pub output_norm: Vec<f32>,
     /// By layer.
     pub attention: BTreeMap<u32, Vec<AttentionLayer>>,
     pub ffn: BTreeMap<u32, Vec<FfnLayer>>,
@@ -72,17 +82,18 @@ pub struct Taken {
 impl RankWeights {
     /// The replicated parts; no unit yet.
     pub fn new(checkpoint: Arc<Checkpoint>, mode: WeightMode) -> Result<Self, BackendError> {
-        let tensors = checkpoint.tensors();
-        let norms = Norms {
-            attention: load_norms(&checkpoint, tensors.layers.iter().map(|layer| &layer.attn_norm))?,
-            ffn: load_norms(&checkpoint, tensors.layers.iter().map(|layer| &layer.ffn_norm))?,
-            output: load_norm(&checkpoint, &tensors.output_norm)?,
-        };
         let (attention, ffn, vocab) = Default::default();
+        let mut arena = WeightArena::new();
+        let loader = Loader::new(&checkpoint, mode, &mut arena);
+        let tensors = checkpoint.tensors();
+        let replicated = tensors.layers.iter().map(|layer| loader.replicated(layer));
+        let replicated = replicated.collect::<Result<_, _>>()?;
+        let output_norm = loader.vector(&tensors.output_norm)?;
         Ok(Self {
             checkpoint,
             mode,
-            norms,
+            replicated,
+            output_norm,
             attention,
             ffn,
             vocab,
@@ -96,12 +107,7 @@ impl RankWeights {
         self.vocab.retain(|unit, _| share.vocab.contains(unit));
         let kept = self.num_units();
         let mut arena = WeightArena::new();
-        let mut loader = Loader {
-            checkpoint: &self.checkpoint,
-            mode: self.mode,
-            arena: &mut arena,
-            rows: Vec::new(),
-        };
+        let mut loader = Loader::new(&self.checkpoint, self.mode, &mut arena);
         let heads: Vec<u32> = share
             .attention
             .clone()
@@ -145,78 +151,132 @@ impl RankWeights {
     }
 }
 
+/// Reads tensors, cuts them, and brings rotated dimensions into the order of the kernels: pairs side by side.
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     mode: WeightMode,
     arena: &'a mut WeightArena,
-    rows: Vec<u8>,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    fn new(checkpoint: &'a Checkpoint, mode: WeightMode, arena: &'a mut WeightArena) -> Self {
+        Self {
+            checkpoint,
+            mode,
+            arena,
+        }
+    }
+
+    fn replicated(&self, layer: &LayerTensors) -> Result<ReplicatedLayer, BackendError> {
+        let dim = self.checkpoint.spec().head_dim as usize;
+        let norm = |name: &Option<String>| self.slice(name, self.rotated(0..dim));
+        let whole = |name: &Option<String>| match name {
+            Some(name) => self.vector(name),
+            None => Ok(Vec::new()),
+        };
+        Ok(ReplicatedLayer {
+            attention_norm: self.vector(&layer.attn_norm)?,
+            qk_norms: [norm(&layer.q_norm)?, norm(&layer.k_norm)?],
+            attention_bias: whole(&layer.biases.o)?,
+            ffn_norm: self.vector(&layer.ffn_norm)?,
+            ffn_bias: whole(&layer.biases.down)?,
+        })
+    }
+
     fn attention(
         &mut self,
         layout: &UnitLayout,
-        layer: &LlamaLayer,
+        layer: &LayerTensors,
         head: usize,
     ) -> Result<AttentionLayer, BackendError> {
         let heads = layout.shape().heads;
         let (group, dim) = (heads.group_columns() as usize, heads.head_dim() as usize);
+        let queries = head * group..(head + 1) * group;
+        let keys = head * dim..(head + 1) * dim;
+        let biases = &layer.biases;
         Ok(AttentionLayer {
-            wq: self.rows(&layer.wq, head * group..(head + 1) * group)?,
-            wk: self.rows(&layer.wk, head * dim..(head + 1) * dim)?,
-            wv: self.rows(&layer.wv, head * dim..(head + 1) * dim)?,
-            wo: self.columns(&layer.wo, head * group..(head + 1) * group)?,
+            biases: [
+                self.slice(&biases.q, self.rotated(queries.clone()))?,
+                self.slice(&biases.k, self.rotated(keys.clone()))?,
+                self.slice(&biases.v, keys.clone())?,
+            ],
+            wq: self.rows(&layer.wq, self.rotated(queries.clone()))?,
+            wk: self.rows(&layer.wk, self.rotated(keys.clone()))?,
+            wv: self.rows(&layer.wv, keys)?,
+            wo: self.columns(&layer.wo, queries)?,
         })
     }
 
-    fn ffn(&mut self, layer: &LlamaLayer, columns: Range<usize>) -> Result<FfnLayer, BackendError> {
+    fn ffn(&mut self, layer: &LayerTensors, columns: Range<usize>) -> Result<FfnLayer, BackendError> {
         Ok(FfnLayer {
+            biases: [
+                self.slice(&layer.biases.gate, columns.clone())?,
+                self.slice(&layer.biases.up, columns.clone())?,
+            ],
             gate: self.rows(&layer.gate, columns.clone())?,
             up: self.rows(&layer.up, columns.clone())?,
             down: self.columns(&layer.down, columns)?,
         })
     }
 
-    /// Rows of a column-parallel weight, all columns.
-    fn rows(&mut self, name: &str, rows: Range<usize>) -> Result<PackedMatrix, BackendError> {
+    /// Rows of q or k, whole heads of them, in the order of the kernels.
+    fn rotated(&self, rows: Range<usize>) -> impl ExactSizeIterator<Item = usize> + Clone + use<> {
+        let spec = self.checkpoint.spec();
+        let (dim, rope_dim) = (spec.head_dim as usize, spec.rope_dim as usize);
+        let pairs: RotatedPairs = spec.rope_pairs;
+        rows.map(move |row| row / dim * dim + pairs.source(row % dim, rope_dim))
+    }
+
+    /// A whole vector.
+    fn vector(&self, name: &str) -> Result<Vec<f32>, BackendError> {
         let tensor = tensor(self.checkpoint, name)?;
-        self.pack(&tensor, rows, 0..tensor.cols)
+        let mut vector = vec![0.0; tensor.cols];
+        tensor.dequantize_row(0, &mut vector);
+        Ok(vector)
+    }
+
+    /// Values of a vector that a model may lack: it is empty then.
+    fn slice(&self, name: &Option<String>, places: impl Iterator<Item = usize>) -> Result<Vec<f32>, BackendError> {
+        let Some(name) = name else { return Ok(Vec::new()) };
+        let whole = self.vector(name)?;
+        Ok(places.map(|place| whole[place]).collect())
+    }
+
+    /// Rows of a column-parallel weight, all columns.
+    fn rows(&mut self, name: &str, rows: impl ExactSizeIterator<Item = usize>) -> Result<PackedMatrix, BackendError> {
+        let tensor = tensor(self.checkpoint, name)?;
+        self.pack(&tensor, &rows.collect::<Vec<_>>(), 0..tensor.cols)
     }
 
     /// Columns of a row-parallel weight, all rows.
     fn columns(&mut self, name: &str, columns: Range<usize>) -> Result<PackedMatrix, BackendError> {
         let tensor = tensor(self.checkpoint, name)?;
-        self.pack(&tensor, 0..tensor.rows, columns)
+        self.pack(&tensor, &(0..tensor.rows).collect::<Vec<_>>(), columns)
     }
 
     fn pack(
         &mut self,
         tensor: &TensorView<'_>,
-        rows: Range<usize>,
+        rows: &[usize],
         columns: Range<usize>,
     ) -> Result<PackedMatrix, BackendError> {
-        let (num_rows, num_cols) = (rows.len(), columns.len());
-        let weight_type = match self.mode {
-            WeightMode::File => tensor.weight_type,
-            WeightMode::F32 => WeightType::F32,
+        let weight_type = self.mode.weight_type(tensor.weight_type);
+        let packed = if weight_type == tensor.weight_type {
+            PackedMatrix::pack(weight_type, rows.len(), columns.clone(), self.arena, |row| {
+                tensor.row(rows[row])
+            })
+        } else {
+            let mut values = vec![0.0; columns.len()];
+            PackedMatrix::pack(weight_type, rows.len(), 0..columns.len(), self.arena, |row| {
+                tensor.dequantize_row_columns(rows[row], columns.clone(), &mut values);
+                let mut stored = Vec::with_capacity(weight_type.row_bytes(columns.len()));
+                quantize(weight_type, &values, &mut stored);
+                stored
+            })
         };
-        self.rows.clear();
-        let mut values = vec![0.0; num_cols];
-        for row in rows {
-            let stored = tensor.row_columns(row, columns.clone());
-            if weight_type == tensor.weight_type {
-                self.rows.extend_from_slice(stored);
-            } else {
-                dequantize(tensor.weight_type, stored, &mut values);
-                self.rows.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-            }
-        }
-        let row_bytes = weight_type.row_bytes(num_cols);
-        let rows = &self.rows;
-        let stored = |row: usize| &rows[row * row_bytes..][..row_bytes];
-        PackedMatrix::pack(weight_type, num_rows, num_cols, self.arena, stored).map_err(|_| BackendError::OutOfMemory {
+        packed.map_err(|_| BackendError::OutOfMemory {
             what: "weights",
-            bytes: num_rows * row_bytes,
+            bytes: rows.len() * columns.len() * weight_type.block_bytes() / weight_type.block_len(),
         })
     }
 }
@@ -226,18 +286,4 @@ fn tensor<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<TensorView<'a>, 
         what: name.to_owned(),
         reason: error.to_string(),
     })
-}
-
-fn load_norms<'a>(
-    checkpoint: &Checkpoint,
-    names: impl Iterator<Item = &'a String>,
-) -> Result<Vec<Vec<f32>>, BackendError> {
-    names.map(|name| load_norm(checkpoint, name)).collect()
-}
-
-fn load_norm(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, BackendError> {
-    let tensor = tensor(checkpoint, name)?;
-    let mut norm = vec![0.0; tensor.cols];
-    tensor.dequantize_row(0, &mut norm);
-    Ok(norm)
 }

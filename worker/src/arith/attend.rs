@@ -10,7 +10,8 @@ use kvasir_kv::KvDtype;
 
 use super::{
     Kernels, KvView, LANES,
-    element::{Element, F16, F32},
+    cell_element::{CellElement, PlaneShape, Q8_0},
+    element::{F16, F32},
     exp::exp,
     panels::vectors_mut,
     reference::ATTENTION_CHUNK,
@@ -76,29 +77,19 @@ impl Kernels {
         assert_eq!(q.len(), out.len());
         assert!(num_positions > 0 && num_positions <= blocks.len() * block_size);
         scratch.resize(q.len() / head_dim, head_dim);
+        let attend = Attend {
+            q,
+            kv,
+            blocks,
+            num_positions,
+            out,
+            scratch,
+            element: PhantomData,
+        };
         match kv.layout().dtype() {
-            KvDtype::F32 => {
-                self.run(Attend::<F32> {
-                    q,
-                    kv,
-                    blocks,
-                    num_positions,
-                    out,
-                    scratch,
-                    element: PhantomData,
-                });
-            }
-            KvDtype::F16 => {
-                self.run(Attend::<F16> {
-                    q,
-                    kv,
-                    blocks,
-                    num_positions,
-                    out,
-                    scratch,
-                    element: PhantomData,
-                });
-            }
+            KvDtype::F32 => self.run::<Attend<'_, F32>>(attend),
+            KvDtype::F16 => self.run::<Attend<'_, F16>>(attend.of()),
+            KvDtype::Q8_0 => self.run::<Attend<'_, Q8_0>>(attend.of()),
         }
     }
 }
@@ -113,7 +104,22 @@ struct Attend<'a, E> {
     element: PhantomData<E>,
 }
 
-impl<E: Element> Kernel for Attend<'_, E> {
+impl<'a> Attend<'a, F32> {
+    /// The same over cells of another element.
+    fn of<E>(self) -> Attend<'a, E> {
+        Attend {
+            q: self.q,
+            kv: self.kv,
+            blocks: self.blocks,
+            num_positions: self.num_positions,
+            out: self.out,
+            scratch: self.scratch,
+            element: PhantomData,
+        }
+    }
+}
+
+impl<E: CellElement> Kernel for Attend<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -139,7 +145,7 @@ impl<E: Element> Kernel for Attend<'_, E> {
     }
 }
 
-impl<E: Element> Attend<'_, E> {
+impl<E: CellElement> Attend<'_, E> {
     #[inline(always)]
     fn head_dim(&self) -> usize {
         self.kv.layout().head_dim() as usize
@@ -148,6 +154,14 @@ impl<E: Element> Attend<'_, E> {
     #[inline(always)]
     fn block_size(&self) -> usize {
         self.kv.layout().block_size() as usize
+    }
+
+    #[inline(always)]
+    fn shape(&self) -> PlaneShape {
+        PlaneShape {
+            head_dim: self.head_dim(),
+            block_size: self.block_size(),
+        }
     }
 
     /// Scores of a chunk, for all queries.
@@ -193,7 +207,8 @@ impl<E: Element> Attend<'_, E> {
         vector: usize,
         query: usize,
     ) {
-        let (head_dim, block_size) = (self.head_dim(), self.block_size());
+        let shape = self.shape();
+        let PlaneShape { head_dim, block_size } = shape;
         let scale = s.splat(1.0 / (head_dim as f32).sqrt());
         let mut q = [&[][..]; Q];
         for i in 0..Q {
@@ -202,15 +217,12 @@ impl<E: Element> Attend<'_, E> {
         let mut dots = [[s.splat(0.0); V]; Q];
         let plane_bytes = keys.len();
         for d in 0..head_dim {
-            let keys = &keys[(d * block_size + offset) * E::BYTES..][..V * LANES * E::BYTES];
             if query == 0 {
                 // V lies behind K, in a plane of the same size: its lines come while the scores are computed.
-                prefetch_lines(s, keys.as_ptr().wrapping_add(plane_bytes), keys.len());
+                let at = plane_bytes + (d * block_size + offset) * E::BYTES;
+                prefetch_lines(s, keys.as_ptr().wrapping_add(at), V * LANES * E::BYTES);
             }
-            let mut k = [s.splat(0.0); V];
-            for v in 0..V {
-                k[v] = E::load(s, keys, v * LANES * E::BYTES);
-            }
+            let k = E::keys::<S, V>(s, keys, shape, d, offset);
             for i in 0..Q {
                 let q = s.splat(q[i][d]);
                 for v in 0..V {
@@ -286,7 +298,8 @@ impl<E: Element> Attend<'_, E> {
         vector: usize,
         query: usize,
     ) {
-        let (head_dim, block_size) = (self.head_dim(), self.block_size());
+        let shape = self.shape();
+        let PlaneShape { head_dim, block_size } = shape;
         let e = self.scratch.scores[query..]
             .first_chunk::<Q>()
             .expect("scores of each query");
@@ -299,16 +312,12 @@ impl<E: Element> Attend<'_, E> {
             let next_keys = next
                 .filter(|_| vector == 0 && query == 0)
                 .map(|next| self.kv.keys(*next).as_ptr());
-            let rows = values.chunks_exact(head_dim * E::BYTES).take(positions - first);
-            for (p, row) in (first..).zip(rows) {
+            let row_bytes = head_dim * E::BYTES;
+            for p in first..positions.min(first + block_size) {
                 if let Some(next_keys) = next_keys {
-                    prefetch_lines(s, next_keys.wrapping_add((p - first) * row.len()), row.len());
+                    prefetch_lines(s, next_keys.wrapping_add((p - first) * row_bytes), row_bytes);
                 }
-                let row = &row[vector * LANES * E::BYTES..][..V * LANES * E::BYTES];
-                let mut values = [s.splat(0.0); V];
-                for v in 0..V {
-                    values[v] = E::load(s, row, v * LANES * E::BYTES);
-                }
+                let values = E::values::<S, V>(s, values, shape, p - first, vector);
                 for i in 0..Q {
                     let e = s.splat(e[i].as_flattened()[p]);
                     for v in 0..V {

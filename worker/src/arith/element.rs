@@ -1,4 +1,4 @@
-//! The float types that weights and cells are made of.
+//! The float types of weights; `cell_element` has what cells are made of.
 
 use super::{LANES, simd::Simd};
 
@@ -11,9 +11,6 @@ pub(super) trait Element {
 
     /// 32 elements from byte `at`.
     fn load_pair<S: Simd>(s: S, bytes: &[u8], at: usize) -> [S::F; 2];
-
-    /// Rounds to 16 elements from byte `at`, and returns whether all are finite.
-    fn store<S: Simd>(s: S, x: S::F, bytes: &mut [u8], at: usize) -> bool;
 }
 
 pub(super) struct F32;
@@ -30,15 +27,21 @@ impl Element for F32 {
     fn load_pair<S: Simd>(s: S, bytes: &[u8], at: usize) -> [S::F; 2] {
         [Self::load(s, bytes, at), Self::load(s, bytes, at + 4 * LANES)]
     }
+}
+
+pub(super) struct BF16;
+
+impl Element for BF16 {
+    const BYTES: usize = 2;
 
     #[inline(always)]
-    fn store<S: Simd>(s: S, x: S::F, bytes: &mut [u8], at: usize) -> bool {
-        let mut lanes = [0.0; LANES];
-        s.store(x, &mut lanes);
-        for (lane, bytes) in lanes.iter().zip(bytes[at..][..4 * LANES].as_chunks_mut().0) {
-            *bytes = lane.to_le_bytes();
-        }
-        s.all_finite(x)
+    fn load<S: Simd>(s: S, bytes: &[u8], at: usize) -> S::F {
+        s.load_bf16(bytes[at..].first_chunk::<{ 2 * LANES }>().expect("16 elements"))
+    }
+
+    #[inline(always)]
+    fn load_pair<S: Simd>(s: S, bytes: &[u8], at: usize) -> [S::F; 2] {
+        [Self::load(s, bytes, at), Self::load(s, bytes, at + 2 * LANES)]
     }
 }
 
@@ -55,12 +58,5 @@ impl Element for F16 {
     #[inline(always)]
     fn load_pair<S: Simd>(s: S, bytes: &[u8], at: usize) -> [S::F; 2] {
         s.load_f16_pair(bytes[at..].first_chunk().expect("32 elements"))
-    }
-
-    #[inline(always)]
-    fn store<S: Simd>(s: S, x: S::F, bytes: &mut [u8], at: usize) -> bool {
-        let bytes = bytes[at..].first_chunk_mut::<{ 2 * LANES }>().expect("16 elements");
-        s.store_f16(x, bytes);
-        s.all_finite(s.load_f16(bytes))
     }
 }

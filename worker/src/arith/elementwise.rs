@@ -1,7 +1,7 @@
-//! Operations on each element alone: the residual addition and the gate of the FFN.
+//! Operations on each element alone: the residual addition, biases, and the gate of the FFN.
 
 use super::{
-    Kernels,
+    Kernels, LANES,
     exp::exp,
     panels::{vectors, vectors_mut},
     simd::{Kernel, Simd},
@@ -12,6 +12,15 @@ impl Kernels {
     pub fn add_assign(&self, x: &mut [f32], y: &[f32]) {
         assert_eq!(x.len(), y.len());
         self.run(AddAssign { x, y });
+    }
+
+    /// `x += bias` for each token; an empty bias adds nothing. x: panels of `bias.len()` columns, padded to whole panels.
+    pub fn add_bias(&self, x: &mut [f32], bias: &[f32], tokens: usize) {
+        if bias.is_empty() {
+            return;
+        }
+        assert_eq!(x.len(), bias.len().next_multiple_of(LANES) * tokens);
+        self.run(AddBias { x, bias, tokens });
     }
 
     /// `out = (gate / (1 + exp(-gate))) * up`, over panels of the same shape.
@@ -34,6 +43,29 @@ impl Kernel for AddAssign<'_> {
     fn run<S: Simd>(self, s: S) {
         for (x, y) in vectors_mut(self.x).iter_mut().zip(vectors(self.y)) {
             s.store(s.add(s.load(x), s.load(y)), x);
+        }
+    }
+}
+
+struct AddBias<'a> {
+    x: &'a mut [f32],
+    bias: &'a [f32],
+    tokens: usize,
+}
+
+impl Kernel for AddBias<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let panels = vectors_mut(self.x).chunks_exact_mut(self.tokens);
+        for (panel, bias) in panels.zip(self.bias.chunks(LANES)) {
+            let mut lanes = [0.0; LANES];
+            lanes[..bias.len()].copy_from_slice(bias);
+            let bias = s.load(&lanes);
+            for x in panel {
+                s.store(s.add(s.load(x), bias), x);
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     LANES, SUB_BLOCK,
     element::Element,
-    matmul::{TileFormat, slices},
+    matmul::{TileFormat, TileOfUnit, slices},
     simd::Simd,
 };
 
@@ -20,12 +20,16 @@ impl<E: Element> TileFormat for FloatTile<E> {
     fn tile<S: Simd, const G: usize, const N: usize>(
         s: S,
         groups: [&[u8]; G],
-        sub_blocks: usize,
+        unit: TileOfUnit,
         x: &[[f32; LANES]],
-        first_sub_block: usize,
         tokens: usize,
         first_token: usize,
     ) -> [[S::F; N]; G] {
+        let TileOfUnit {
+            sub_blocks,
+            first_sub_block,
+            ..
+        } = unit;
         let bytes = E::BYTES * SUB_BLOCK * LANES;
         let mut sums = [[s.splat(0.0); N]; G];
         for pair in 0..sub_blocks / 2 {

@@ -18,6 +18,8 @@ pub struct Int8Rows {
     pub(super) scales: Vec<f32>,
     /// `[cols / 32][tokens]`: the sum of the quants
     pub(super) sums: Vec<i32>,
+    /// `[cols / 32][tokens]`: the sum of the first 16 quants
+    pub(super) first_sums: Vec<i32>,
     /// `[cols / 32][tokens]`: `scale * (sum as f32)`, what a weight's minimum is multiplied with
     pub(super) scaled_sums: Vec<f32>,
 }
@@ -61,6 +63,7 @@ impl Int8Rows {
         self.quants.resize(len, [0; SUB_BLOCK]);
         self.scales.resize(len, 0.0);
         self.sums.resize(len, 0);
+        self.first_sums.resize(len, 0);
         self.scaled_sums.resize(len, 0.0);
     }
 }
@@ -103,27 +106,32 @@ impl Kernel for Quantize<'_> {
                 } else {
                     0.0
                 };
-                let (scale, sum) = quantize_sub_block(s, low, high, amax, &mut out.quants[at]);
+                let (scale, [first, last]) = quantize_sub_block(s, low, high, amax, &mut out.quants[at]);
+                let sum = first + last;
                 out.scales[at] = scale;
                 out.sums[at] = sum;
+                out.first_sums[at] = first;
                 out.scaled_sums[at] = scale * sum as f32;
             }
         }
     }
 }
 
-/// Returns scale and sum.
+/// Returns the scale and the sums of both halves.
 #[inline(always)]
-fn quantize_sub_block<S: Simd>(s: S, low: S::F, high: S::F, amax: f32, out: &mut [i8; SUB_BLOCK]) -> (f32, i32) {
+fn quantize_sub_block<S: Simd>(s: S, low: S::F, high: S::F, amax: f32, out: &mut [i8; SUB_BLOCK]) -> (f32, [i32; 2]) {
     if amax < QUANTIZE_AMAX_MIN {
         *out = [0; SUB_BLOCK];
-        return (0.0, 0);
+        return (0.0, [0; 2]);
     }
     // |x * inverse| exceeds 127 by less than one rounding, so the result needs no clamp.
     let inverse = s.splat(127.0 / amax);
     let [out_low, out_high] = out.as_chunks_mut::<LANES>().0 else {
         unreachable!("32 columns are two vectors")
     };
-    let sum = s.to_i8(s.mul(low, inverse), out_low) + s.to_i8(s.mul(high, inverse), out_high);
-    (amax / 127.0, sum)
+    let sums = [
+        s.to_i8(s.mul(low, inverse), out_low),
+        s.to_i8(s.mul(high, inverse), out_high),
+    ];
+    (amax / 127.0, sums)
 }

@@ -1,92 +1,43 @@
 //! Tiles of quantized weights with int8 activations: exact integer dots per sub-block, scaled and added in order.
 
-use kvasir_model::WeightType;
+use kvasir_model::{SubBlock, WeightType};
 
 use super::{
-    Int8Rows, SUB_BLOCK,
+    Int8Rows,
     element::{Element, F16},
-    matmul::{TileFormat, slices},
-    packed_format::{Q8_0_ZERO_POINT, SCALES_BYTES, sub_block_bytes},
+    matmul::{TileFormat, TileOfUnit, slices},
+    packed_format::{SCALES_BYTES, quants_bytes, sub_block_bytes},
+    quants::{Bytes, Nibbles, Quants},
     simd::Simd,
 };
 
 /// Int8 tiles of weights in format Q.
 pub(super) struct Int8Tile<Q>(std::marker::PhantomData<Q>);
 
-/// The parts of a quantized format that differ.
+/// The parts of a 32-column format that differ.
 pub(super) trait QuantFormat {
     const WEIGHT_TYPE: WeightType;
-    /// What was added to make the quants unsigned.
-    const ZERO_POINT: i32;
     const HAS_MIN: bool;
-
-    /// Adds the exact dots of one sub-block. quants: of each row group; x: of each token.
-    fn dots<S: Simd, const G: usize, const N: usize>(
-        s: S,
-        quants: [&[[u8; 64]]; G],
-        x: &[[i8; SUB_BLOCK]; N],
-        sums: &mut [[S::I; N]; G],
-    );
+    type Quants: Quants;
 }
 
-pub(super) struct Q8_0;
+macro_rules! format {
+    ($name:ident, $has_min:literal, $quants:ty) => {
+        pub(super) struct $name;
 
-impl QuantFormat for Q8_0 {
-    const WEIGHT_TYPE: WeightType = WeightType::Q8_0;
-    const ZERO_POINT: i32 = Q8_0_ZERO_POINT;
-    const HAS_MIN: bool = false;
-
-    #[inline(always)]
-    fn dots<S: Simd, const G: usize, const N: usize>(
-        s: S,
-        quants: [&[[u8; 64]]; G],
-        x: &[[i8; SUB_BLOCK]; N],
-        sums: &mut [[S::I; N]; G],
-    ) {
-        for quad in 0..8 {
-            let mut weights = [s.weights(&quants[0][quad]); G];
-            for g in 1..G {
-                weights[g] = s.weights(&quants[g][quad]);
-            }
-            for n in 0..N {
-                let x = &x[n].as_chunks::<4>().0[quad];
-                for g in 0..G {
-                    sums[g][n] = s.dot(sums[g][n], weights[g], x);
-                }
-            }
+        impl QuantFormat for $name {
+            const WEIGHT_TYPE: WeightType = WeightType::$name;
+            const HAS_MIN: bool = $has_min;
+            type Quants = $quants;
         }
-    }
+    };
 }
 
-pub(super) struct Q4_1;
-
-impl QuantFormat for Q4_1 {
-    const WEIGHT_TYPE: WeightType = WeightType::Q4_1;
-    const ZERO_POINT: i32 = 0;
-    const HAS_MIN: bool = true;
-
-    #[inline(always)]
-    fn dots<S: Simd, const G: usize, const N: usize>(
-        s: S,
-        quants: [&[[u8; 64]]; G],
-        x: &[[i8; SUB_BLOCK]; N],
-        sums: &mut [[S::I; N]; G],
-    ) {
-        for quad in 0..4 {
-            let mut weights = [s.nibbles(&quants[0][quad]); G];
-            for g in 1..G {
-                weights[g] = s.nibbles(&quants[g][quad]);
-            }
-            for n in 0..N {
-                let x = x[n].as_chunks::<4>().0;
-                for g in 0..G {
-                    sums[g][n] = s.dot_nibbles(sums[g][n], weights[g].0, &x[quad]);
-                    sums[g][n] = s.dot_nibbles(sums[g][n], weights[g].1, &x[quad + 4]);
-                }
-            }
-        }
-    }
-}
+format!(Q8_0, false, Bytes);
+format!(Q4_0, false, Nibbles<0>);
+format!(Q4_1, true, Nibbles<0>);
+format!(Q5_0, false, Nibbles<1>);
+format!(Q5_1, true, Nibbles<1>);
 
 impl<Q: QuantFormat> TileFormat for Int8Tile<Q> {
     type Activations<'a> = &'a Int8Rows;
@@ -95,12 +46,16 @@ impl<Q: QuantFormat> TileFormat for Int8Tile<Q> {
     fn tile<S: Simd, const G: usize, const N: usize>(
         s: S,
         groups: [&[u8]; G],
-        sub_blocks: usize,
+        unit: TileOfUnit,
         x: &Int8Rows,
-        first_sub_block: usize,
         tokens: usize,
         first_token: usize,
     ) -> [[S::F; N]; G] {
+        let TileOfUnit {
+            sub_blocks,
+            first_sub_block,
+            ..
+        } = unit;
         let bytes = sub_block_bytes(Q::WEIGHT_TYPE);
         let mut sums = [[s.splat(0.0); N]; G];
         for pair in 0..sub_blocks / 2 {
@@ -128,33 +83,61 @@ fn add_sub_block<S: Simd, Q: QuantFormat, const G: usize, const N: usize, const 
     at: usize,
     sums: &mut [[S::F; N]; G],
 ) {
-    let quants_bytes = sub_block_bytes(Q::WEIGHT_TYPE) - SCALES_BYTES * if Q::HAS_MIN { 2 } else { 1 };
+    let bytes = quants_bytes(Q::WEIGHT_TYPE);
     let mins_at = IN_RECORD * SCALES_BYTES;
     let quants_at = if Q::HAS_MIN { 2 * mins_at } else { mins_at };
-    let quants = records.map(|record| {
-        record[quants_at + index * quants_bytes..][..quants_bytes]
-            .as_chunks::<64>()
-            .0
-    });
+    let quants = slices(records, quants_at + index * bytes, bytes);
+    let [dots] = dots_of::<S, Q::Quants, 1, G, N>(s, SubBlock::zero_point(Q::WEIGHT_TYPE), quants, x, at);
+    add_scaled(s, load_each(s, records, index * SCALES_BYTES), &dots, x, at, sums);
+    if Q::HAS_MIN {
+        let mins = load_each(s, records, mins_at + index * SCALES_BYTES);
+        add_mins(s, mins, x, at, sums);
+    }
+}
 
-    let mut dots = [[s.splat_i32(0); N]; G];
-    if Q::ZERO_POINT != 0 {
+/// The exact dots of a sub-block, whole or by halves; `at` is its place in x.
+#[inline(always)]
+pub(super) fn dots_of<S: Simd, Q: Quants, const HALVES: usize, const G: usize, const N: usize>(
+    s: S,
+    zero_point: i32,
+    quants: [&[u8]; G],
+    x: &Int8Rows,
+    at: usize,
+) -> [[[S::I; N]; G]; HALVES] {
+    let mut dots = [[[s.splat_i32(0); N]; G]; HALVES];
+    if zero_point != 0 {
         let x_sums = x.sums[at..].first_chunk::<N>().expect("a sum per token");
+        let x_first = x.first_sums[at..].first_chunk::<N>().expect("a sum per token");
         for n in 0..N {
-            let start = s.splat_i32(-Q::ZERO_POINT * x_sums[n]);
-            for g in 0..G {
-                dots[g][n] = start;
+            let (whole, first) = (-zero_point * x_sums[n], -zero_point * x_first[n]);
+            let starts = if HALVES == 1 {
+                [whole, 0]
+            } else {
+                [first, whole - first]
+            };
+            for half in 0..HALVES {
+                let start = s.splat_i32(starts[half]);
+                for g in 0..G {
+                    dots[half][g][n] = start;
+                }
             }
         }
     }
-    Q::dots(
-        s,
-        quants,
-        x.quants[at..].first_chunk::<N>().expect("quants per token"),
-        &mut dots,
-    );
+    let x = x.quants[at..].first_chunk::<N>().expect("quants per token");
+    Q::dots::<S, HALVES, G, N>(s, quants, x, &mut dots);
+    dots
+}
 
-    let scales = load_each(s, records, index * SCALES_BYTES);
+/// `sums += scale * scale of x * dot`
+#[inline(always)]
+pub(super) fn add_scaled<S: Simd, const G: usize, const N: usize>(
+    s: S,
+    scales: [S::F; G],
+    dots: &[[S::I; N]; G],
+    x: &Int8Rows,
+    at: usize,
+    sums: &mut [[S::F; N]; G],
+) {
     let x_scales = x.scales[at..].first_chunk::<N>().expect("a scale per token");
     for n in 0..N {
         let x_scale = s.splat(x_scales[n]);
@@ -162,21 +145,29 @@ fn add_sub_block<S: Simd, Q: QuantFormat, const G: usize, const N: usize, const 
             sums[g][n] = s.fma(s.mul(scales[g], x_scale), s.i32_to_f32(dots[g][n]), sums[g][n]);
         }
     }
-    if Q::HAS_MIN {
-        let mins = load_each(s, records, mins_at + index * SCALES_BYTES);
-        let scaled_sums = x.scaled_sums[at..].first_chunk::<N>().expect("a scaled sum per token");
-        for n in 0..N {
-            let scaled_sum = s.splat(scaled_sums[n]);
-            for g in 0..G {
-                sums[g][n] = s.fma(mins[g], scaled_sum, sums[g][n]);
-            }
+}
+
+/// `sums += min * sum of x`
+#[inline(always)]
+pub(super) fn add_mins<S: Simd, const G: usize, const N: usize>(
+    s: S,
+    mins: [S::F; G],
+    x: &Int8Rows,
+    at: usize,
+    sums: &mut [[S::F; N]; G],
+) {
+    let scaled_sums = x.scaled_sums[at..].first_chunk::<N>().expect("a scaled sum per token");
+    for n in 0..N {
+        let scaled_sum = s.splat(scaled_sums[n]);
+        for g in 0..G {
+            sums[g][n] = s.fma(mins[g], scaled_sum, sums[g][n]);
         }
     }
 }
 
 /// The 16 scales or mins at byte `at` of each record.
 #[inline(always)]
-fn load_each<S: Simd, const G: usize>(s: S, records: [&[u8]; G], at: usize) -> [S::F; G] {
+pub(super) fn load_each<S: Simd, const G: usize>(s: S, records: [&[u8]; G], at: usize) -> [S::F; G] {
     let mut loaded = [F16::load(s, records[0], at); G];
     for g in 1..G {
         loaded[g] = F16::load(s, records[g], at);

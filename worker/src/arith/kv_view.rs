@@ -1,15 +1,15 @@
 //! Cell memory of one KV head and one layer: reading it by position, writing one position.
 //!
-//! Of a layer of a cell, K is `[head_dim][block_size]` and V `[block_size][head_dim]`; `kvasir_kv::CellLayout` has the strides.
+//! `kvasir_kv::CellLayout` has the strides of cells, `cell_element` what a plane of K or V holds.
 
 use std::marker::PhantomData;
 
 use kvasir_kv::{CellLayout, KvDtype};
 
 use super::{
-    Kernels, LANES,
-    element::{Element, F16, F32},
-    panels::vectors,
+    Kernels,
+    cell_element::{CellElement, PlaneShape, Q8_0},
+    element::{F16, F32},
     simd::{Kernel, Simd},
 };
 
@@ -39,13 +39,13 @@ impl<'a> KvView<'a> {
         &self.layout
     }
 
-    /// K of a block: `[head_dim][block_size]`
+    /// K of a block.
     #[inline(always)]
     pub(super) fn keys(&self, block: u32) -> &'a [u8] {
         &self.slab[block as usize * self.layout.cell_bytes() + self.layer_offset..][..self.layout.plane_bytes()]
     }
 
-    /// V of a block: `[block_size][head_dim]`
+    /// V of a block.
     #[inline(always)]
     pub(super) fn values(&self, block: u32) -> &'a [u8] {
         let plane_bytes = self.layout.plane_bytes();
@@ -64,59 +64,55 @@ impl Kernels {
         assert_eq!(v.len(), layout.head_dim() as usize);
         assert_eq!(layer_cell.len(), 2 * layout.plane_bytes());
         assert!(offset < layout.block_size() as usize);
-        let block_size = layout.block_size() as usize;
+        let shape = PlaneShape {
+            head_dim: k.len(),
+            block_size: layout.block_size() as usize,
+        };
         let (keys, values) = layer_cell.split_at_mut(layout.plane_bytes());
+        let write = WriteKv {
+            row: [k, v],
+            planes: [keys, values],
+            shape,
+            offset,
+            element: PhantomData,
+        };
         match layout.dtype() {
-            KvDtype::F32 => self.run(WriteKv::<F32> {
-                k,
-                v,
-                keys,
-                values,
-                block_size,
-                offset,
-                element: PhantomData,
-            }),
-            KvDtype::F16 => self.run(WriteKv::<F16> {
-                k,
-                v,
-                keys,
-                values,
-                block_size,
-                offset,
-                element: PhantomData,
-            }),
+            KvDtype::F32 => self.run::<WriteKv<'_, F32>>(write),
+            KvDtype::F16 => self.run::<WriteKv<'_, F16>>(write.of()),
+            KvDtype::Q8_0 => self.run::<WriteKv<'_, Q8_0>>(write.of()),
         }
     }
 }
 
+/// K and V of one position.
 struct WriteKv<'a, E> {
-    k: &'a [f32],
-    v: &'a [f32],
-    keys: &'a mut [u8],
-    values: &'a mut [u8],
-    block_size: usize,
+    row: [&'a [f32]; 2],
+    planes: [&'a mut [u8]; 2],
+    shape: PlaneShape,
     offset: usize,
     element: PhantomData<E>,
 }
 
-impl<E: Element> Kernel for WriteKv<'_, E> {
+impl<'a> WriteKv<'a, F32> {
+    /// The same for another element.
+    fn of<E>(self) -> WriteKv<'a, E> {
+        WriteKv {
+            row: self.row,
+            planes: self.planes,
+            shape: self.shape,
+            offset: self.offset,
+            element: PhantomData,
+        }
+    }
+}
+
+impl<E: CellElement> Kernel for WriteKv<'_, E> {
     type Output = bool;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> bool {
-        let mut finite = true;
-        let mut encoded = [0; 4 * LANES];
-        for (panel, k) in vectors(self.k).iter().enumerate() {
-            finite &= E::store(s, s.load(k), &mut encoded, 0);
-            for (lane, k) in encoded.chunks_exact(E::BYTES).take(LANES).enumerate() {
-                let at = (panel * LANES + lane) * self.block_size + self.offset;
-                self.keys[at * E::BYTES..][..E::BYTES].copy_from_slice(k);
-            }
-        }
-        for (panel, v) in vectors(self.v).iter().enumerate() {
-            let at = self.offset * self.v.len() + panel * LANES;
-            finite &= E::store(s, s.load(v), self.values, at * E::BYTES);
-        }
-        finite
+        let [k, v] = self.row;
+        let [keys, values] = self.planes;
+        E::write_key(s, k, keys, self.shape, self.offset) & E::write_value(s, v, values, self.shape, self.offset)
     }
 }

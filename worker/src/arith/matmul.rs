@@ -9,9 +9,10 @@ use kvasir_model::WeightType;
 
 use super::{
     Int8Rows, Kernels, LANES, PackedMatrix, SUB_BLOCK,
-    element::{F16, F32},
+    element::{BF16, F16, F32},
     float_tile::FloatTile,
-    int8_tile::{Int8Tile, Q4_1, Q8_0},
+    int8_tile::{Int8Tile, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0},
+    k_tile::{KTile, Q4K, Q5K, Q6K},
     panels::{vectors, vectors_mut},
     simd::{Kernel, Simd},
 };
@@ -119,46 +120,48 @@ impl Kernels {
         x.check(units, &groups);
         let tokens = x.tokens();
         let weight_type = units[0].weights.weight_type();
-        match (weight_type, x) {
-            (WeightType::F32, ActivationsRef::F32 { panels, .. }) => {
-                self.run(Multiply::<FloatTile<F32>> {
-                    units,
-                    groups,
-                    tokens,
-                    x: vectors(panels),
-                    sink,
-                });
-            }
-            (WeightType::F16, ActivationsRef::F32 { panels, .. }) => {
-                self.run(Multiply::<FloatTile<F16>> {
-                    units,
-                    groups,
-                    tokens,
-                    x: vectors(panels),
-                    sink,
-                });
-            }
-            (WeightType::Q8_0, ActivationsRef::Int8(x)) => {
-                self.run(Multiply::<Int8Tile<Q8_0>> {
-                    units,
-                    groups,
-                    tokens,
-                    x,
-                    sink,
-                });
-            }
-            (WeightType::Q4_1, ActivationsRef::Int8(x)) => {
-                self.run(Multiply::<Int8Tile<Q4_1>> {
-                    units,
-                    groups,
-                    tokens,
-                    x,
-                    sink,
-                });
-            }
-            (other, _) => unreachable!("activations for weights of type {other} were checked"),
+        let work = Work {
+            units,
+            groups,
+            tokens,
+            sink,
+        };
+        match x {
+            ActivationsRef::F32 { panels, .. } => self.multiply_floats(weight_type, work, vectors(panels)),
+            ActivationsRef::Int8(x) => self.multiply_quantized(weight_type, work, x),
         }
     }
+
+    fn multiply_floats(&self, weight_type: WeightType, work: Work<'_>, x: &[[f32; LANES]]) {
+        match weight_type {
+            WeightType::F32 => self.run(Multiply::<FloatTile<F32>> { work, x }),
+            WeightType::F16 => self.run(Multiply::<FloatTile<F16>> { work, x }),
+            WeightType::BF16 => self.run(Multiply::<FloatTile<BF16>> { work, x }),
+            other => unreachable!("activations for weights of type {other} were checked"),
+        }
+    }
+
+    fn multiply_quantized(&self, weight_type: WeightType, work: Work<'_>, x: &Int8Rows) {
+        match weight_type {
+            WeightType::Q8_0 => self.run(Multiply::<Int8Tile<Q8_0>> { work, x }),
+            WeightType::Q4_0 => self.run(Multiply::<Int8Tile<Q4_0>> { work, x }),
+            WeightType::Q4_1 => self.run(Multiply::<Int8Tile<Q4_1>> { work, x }),
+            WeightType::Q5_0 => self.run(Multiply::<Int8Tile<Q5_0>> { work, x }),
+            WeightType::Q5_1 => self.run(Multiply::<Int8Tile<Q5_1>> { work, x }),
+            WeightType::Q4K => self.run(Multiply::<KTile<Q4K>> { work, x }),
+            WeightType::Q5K => self.run(Multiply::<KTile<Q5K>> { work, x }),
+            WeightType::Q6K => self.run(Multiply::<KTile<Q6K>> { work, x }),
+            other => unreachable!("activations for weights of type {other} were checked"),
+        }
+    }
+}
+
+/// What to multiply, and where to put it.
+struct Work<'a> {
+    units: &'a [UnitColumns<'a>],
+    groups: Range<usize>,
+    tokens: usize,
+    sink: Sink<'a>,
 }
 
 /// Where results go; both are `[groups][tokens][16]`.
@@ -167,19 +170,28 @@ enum Sink<'a> {
     AddFixed(&'a mut [[i64; LANES]], &'a mut [bool]),
 }
 
+/// The columns of a tile.
+#[derive(Clone, Copy)]
+pub(super) struct TileOfUnit {
+    pub sub_blocks: usize,
+    /// Where they start in x.
+    pub first_sub_block: usize,
+    /// Where they start in a stored block, in sub-blocks.
+    pub phase: usize,
+}
+
 /// A way to compute tiles from one packed format.
 pub(super) trait TileFormat {
     type Activations<'a>: Copy;
 
     /// The dots of G row groups with N tokens from `first_token`.
     ///
-    /// groups: the records of each; sub_blocks: their number; first_sub_block: where they start in x.
+    /// groups: the records of each.
     fn tile<S: Simd, const G: usize, const N: usize>(
         s: S,
         groups: [&[u8]; G],
-        sub_blocks: usize,
+        unit: TileOfUnit,
         x: Self::Activations<'_>,
-        first_sub_block: usize,
         tokens: usize,
         first_token: usize,
     ) -> [[S::F; N]; G];
@@ -190,11 +202,8 @@ pub(super) trait TileFormat {
 const TOKENS_OF_PAIRS_MIN: usize = 12;
 
 struct Multiply<'a, T: TileFormat> {
-    units: &'a [UnitColumns<'a>],
-    groups: Range<usize>,
-    tokens: usize,
+    work: Work<'a>,
     x: T::Activations<'a>,
-    sink: Sink<'a>,
 }
 
 impl<T: TileFormat> Kernel for Multiply<'_, T> {
@@ -202,17 +211,17 @@ impl<T: TileFormat> Kernel for Multiply<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        if self.tokens == 1 {
+        if self.work.tokens == 1 {
             return self.stream(s);
         }
-        let mut group = self.groups.start;
-        if S::TILE.0 == 2 && self.tokens >= TOKENS_OF_PAIRS_MIN {
-            while group + 2 <= self.groups.end {
+        let mut group = self.work.groups.start;
+        if S::TILE.0 == 2 && self.work.tokens >= TOKENS_OF_PAIRS_MIN {
+            while group + 2 <= self.work.groups.end {
                 self.all_tokens::<S, 2>(s, group);
                 group += 2;
             }
         }
-        while group < self.groups.end {
+        while group < self.work.groups.end {
             self.all_tokens::<S, 1>(s, group);
             group += 1;
         }
@@ -223,8 +232,8 @@ impl<T: TileFormat> Multiply<'_, T> {
     /// One token: each unit's weights are read from end to end, as they lie in memory.
     #[inline(always)]
     fn stream<S: Simd>(&mut self, s: S) {
-        for unit in 0..self.units.len() {
-            for group in self.groups.clone() {
+        for unit in 0..self.work.units.len() {
+            for group in self.work.groups.clone() {
                 self.tile::<S, 1, 1>(s, unit, group, 0);
             }
         }
@@ -249,8 +258,8 @@ impl<T: TileFormat> Multiply<'_, T> {
     /// Tiles of N tokens while they fit; returns the first token left.
     #[inline(always)]
     fn tokens_by<S: Simd, const G: usize, const N: usize>(&mut self, s: S, group: usize, mut token: usize) -> usize {
-        while token + N <= self.tokens {
-            for unit in 0..self.units.len() {
+        while token + N <= self.work.tokens {
+            for unit in 0..self.work.units.len() {
                 self.tile::<S, G, N>(s, unit, group, token);
             }
             token += N;
@@ -260,17 +269,21 @@ impl<T: TileFormat> Multiply<'_, T> {
 
     #[inline(always)]
     fn tile<S: Simd, const G: usize, const N: usize>(&mut self, s: S, unit: usize, group: usize, token: usize) {
-        let UnitColumns { weights, first_col } = self.units[unit];
+        let UnitColumns { weights, first_col } = self.work.units[unit];
         let mut records = [&[][..]; G];
         for g in 0..G {
             records[g] = weights.group(group + g);
         }
-        let (sub_blocks, first_sub_block) = (weights.cols() / SUB_BLOCK, first_col / SUB_BLOCK);
-        let sums = T::tile::<S, G, N>(s, records, sub_blocks, self.x, first_sub_block, self.tokens, token);
+        let columns = TileOfUnit {
+            sub_blocks: weights.cols() / SUB_BLOCK,
+            first_sub_block: first_col / SUB_BLOCK,
+            phase: weights.phase(),
+        };
+        let sums = T::tile::<S, G, N>(s, records, columns, self.x, self.work.tokens, token);
         for g in 0..G {
-            let at = (group + g - self.groups.start) * self.tokens + token;
+            let at = (group + g - self.work.groups.start) * self.work.tokens + token;
             for n in 0..N {
-                match &mut self.sink {
+                match &mut self.work.sink {
                     Sink::Store(out) => s.store(sums[g][n], &mut out[at + n]),
                     Sink::AddFixed(out, poison) => poison[token + n] |= !s.add_fixed(sums[g][n], &mut out[at + n]),
                 }

@@ -15,6 +15,7 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod attend;
+mod cell_element;
 mod element;
 mod elementwise;
 mod exp;
@@ -24,12 +25,14 @@ pub mod huge;
 pub mod int8_rows;
 mod int8_tile;
 pub mod isa;
+mod k_tile;
 pub mod kv_view;
 mod matmul;
 mod packed_format;
 pub mod packed_matrix;
 pub mod panels;
 mod portable;
+mod quants;
 pub mod reference;
 mod rms_norm;
 pub mod rope;

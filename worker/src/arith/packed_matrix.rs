@@ -1,6 +1,6 @@
 //! A slice of a weight matrix, repacked for the kernels.
 
-use std::{fmt, io};
+use std::{fmt, io, ops::Range};
 
 use kvasir_model::WeightType;
 
@@ -11,54 +11,62 @@ pub struct PackedMatrix {
     weight_type: WeightType,
     rows: usize,
     cols: usize,
+    /// Where its first column lies in a stored block, in sub-blocks.
+    phase: usize,
     group_bytes: usize,
     bytes: HugeBuffer,
 }
 
 impl PackedMatrix {
-    /// Repacks rows into memory of the arena.
+    /// Repacks columns of rows into memory of the arena.
     ///
-    /// cols: a multiple of 32. `row(i)` gives row i's columns as a GGUF file stores them, `weight_type.row_bytes(cols)` bytes.
-    /// Errors if the arena gets no memory. Panics if a row has another length.
+    /// columns: whole sub-blocks of 32. `row(i)` gives the whole of row i as a GGUF file stores it.
+    /// Errors if the arena gets no memory. Panics if a row is too short for the columns.
     pub fn pack<B: AsRef<[u8]>>(
         weight_type: WeightType,
         rows: usize,
-        cols: usize,
+        columns: Range<usize>,
         arena: &mut WeightArena,
         mut row: impl FnMut(usize) -> B,
     ) -> io::Result<Self> {
         assert!(
-            cols.is_multiple_of(SUB_BLOCK),
-            "{cols} columns are not whole sub-blocks"
+            columns.start.is_multiple_of(SUB_BLOCK) && columns.end.is_multiple_of(SUB_BLOCK),
+            "columns {columns:?} are not whole sub-blocks"
         );
-        let group_bytes = (cols / SUB_BLOCK * packed_format::sub_block_bytes(weight_type)).next_multiple_of(64);
+        let cols = columns.len();
+        let first = columns.start / SUB_BLOCK;
+        let phase = packed_format::phase(weight_type, first);
+        let group_bytes = packed_format::group_bytes(weight_type, phase, cols / SUB_BLOCK);
         let bytes = arena.alloc(rows.div_ceil(LANES) * group_bytes)?;
         let mut matrix = Self {
             weight_type,
             rows,
             cols,
+            phase,
             group_bytes,
             bytes,
         };
         for index in 0..rows {
-            matrix.pack_row(index, row(index).as_ref());
+            matrix.pack_row(index, row(index).as_ref(), first);
         }
         Ok(matrix)
     }
 
-    fn pack_row(&mut self, row: usize, stored: &[u8]) {
-        assert_eq!(
-            stored.len(),
-            self.weight_type.row_bytes(self.cols),
-            "bytes of row {row}"
-        );
-        let sub_block_bytes = packed_format::sub_block_bytes(self.weight_type);
-        let group = &mut self.bytes[row / LANES * self.group_bytes..][..self.cols / SUB_BLOCK * sub_block_bytes];
-        let mut stored = stored.chunks_exact(self.weight_type.row_bytes(SUB_BLOCK));
-        for record in group.chunks_mut(2 * sub_block_bytes) {
-            let sub_blocks = record.len() / sub_block_bytes;
-            for (index, stored) in stored.by_ref().take(sub_blocks).enumerate() {
-                packed_format::pack(self.weight_type, stored, record, sub_blocks, index, row % LANES);
+    /// stored: a whole row; first: its sub-block that is the matrix's first.
+    fn pack_row(&mut self, row: usize, stored: &[u8], first: usize) {
+        let mut group = &mut self.bytes[row / LANES * self.group_bytes..][..self.group_bytes];
+        let mut number = first;
+        for sub_blocks in packed_format::records(self.weight_type, self.phase, self.cols / SUB_BLOCK) {
+            let (record, rest) = group.split_at_mut(packed_format::record_bytes(self.weight_type, sub_blocks));
+            group = rest;
+            for index in 0..sub_blocks {
+                let place = packed_format::Place {
+                    sub_blocks,
+                    index,
+                    lane: row % LANES,
+                };
+                packed_format::pack(self.weight_type, stored, number, record, place);
+                number += 1;
             }
         }
     }
@@ -94,6 +102,12 @@ impl PackedMatrix {
     #[inline(always)]
     pub(super) fn group(&self, group: usize) -> &[u8] {
         &self.bytes[group * self.group_bytes..][..self.group_bytes]
+    }
+
+    /// Where its first column lies in a stored block, in sub-blocks.
+    #[inline(always)]
+    pub(super) fn phase(&self) -> usize {
+        self.phase
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sixteen lanes without any instruction set in particular.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{LANES, fixed, reference, simd::Simd};
 
@@ -61,6 +61,16 @@ impl Simd for Portable {
         for (x, out) in x.iter().zip(out.as_chunks_mut::<2>().0) {
             *out = f16::from_f32(*x).to_le_bytes();
         }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, x: &[u8; 2 * LANES]) -> Self::F {
+        map(|i| bf16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32())
+    }
+
+    #[inline(always)]
+    fn load_i8(self, x: &[u8; LANES]) -> Self::F {
+        map(|i| f32::from(x[i] as i8))
     }
 
     #[inline(always)]
@@ -157,13 +167,21 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn nibbles(self, x: &[u8; 64]) -> (Self::W, Self::W) {
-        let (mut low, mut high) = (*x, *x);
+    fn split_nibbles(self, x: Self::W) -> (Self::W, Self::W) {
+        let (mut low, mut high) = (x, x);
         for i in 0..x.len() {
             low[i] &= 15;
             high[i] >>= 4;
         }
         (low, high)
+    }
+
+    #[inline(always)]
+    fn merge_bits(self, mut low: Self::W, bits: Self::W, shift: i32, mask: u8) -> Self::W {
+        for (low, bits) in low.iter_mut().zip(bits) {
+            *low |= if shift < 0 { bits << -shift } else { bits >> shift } & mask;
+        }
+        low
     }
 
     #[inline(always)]
@@ -177,7 +195,7 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn dot_nibbles(self, sum: Self::I, weights: Self::W, x: &[i8; 4]) -> Self::I {
+    fn dot_small(self, sum: Self::I, weights: Self::W, x: &[i8; 4]) -> Self::I {
         self.dot(sum, weights, x)
     }
 

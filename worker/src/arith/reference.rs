@@ -5,8 +5,8 @@
 //! have one obvious form (`rotate_pair`, `lane_sum`).
 
 use half::f16;
-use kvasir_kv::KvDtype;
-use kvasir_model::WeightType;
+use kvasir_kv::{KvDtype, Q8_0_LEN};
+use kvasir_model::{SubBlock, WeightType, dequantize_columns};
 
 use super::{
     LANES, SUB_BLOCK,
@@ -56,54 +56,56 @@ pub fn quantize(x: &[f32; SUB_BLOCK]) -> Option<Int8SubBlock> {
     })
 }
 
-/// The dot product of one row, as stored, with one token's columns.
+/// The dot product of columns of one row with one token's.
 ///
-/// row: `weight_type.row_bytes(x.len())` bytes, x: a multiple of 32 columns. Not finite activations count as zeros where the
-/// weights are quantized; see [`quantize`].
-pub fn dot(weight_type: WeightType, row: &[u8], x: &[f32]) -> f32 {
-    let blocks = row
-        .chunks_exact(weight_type.row_bytes(SUB_BLOCK))
-        .zip(x.as_chunks::<SUB_BLOCK>().0);
+/// row: the whole row as stored; x: its columns from `first_col` on, both multiples of 32. Not finite activations count as
+/// zeros where the weights are quantized; see [`quantize`].
+pub fn dot(weight_type: WeightType, row: &[u8], first_col: usize, x: &[f32]) -> f32 {
+    let first = first_col / SUB_BLOCK;
     let mut acc = 0.0;
-    for (block, x) in blocks {
-        acc = match weight_type {
-            WeightType::F32 => acc + inner(|k| f32::from_le_bytes([0, 1, 2, 3].map(|i| block[4 * k + i])), x),
-            WeightType::F16 => acc + inner(|k| f16_at(block, 2 * k), x),
-            WeightType::Q8_0 => add_q8_0(acc, block, &quantize(x).unwrap_or(Int8SubBlock::ZERO)),
-            WeightType::Q4_1 => add_q4_1(acc, block, &quantize(x).unwrap_or(Int8SubBlock::ZERO)),
-        };
+    for (number, x) in (first..).zip(x.as_chunks::<SUB_BLOCK>().0) {
+        if weight_type.is_quantized() {
+            let weights = SubBlock::read(weight_type, row, number);
+            acc = add_quantized(acc, weight_type, &weights, &quantize(x).unwrap_or(Int8SubBlock::ZERO));
+        } else {
+            let mut weights = [0.0; SUB_BLOCK];
+            dequantize_columns(
+                weight_type,
+                row,
+                number * SUB_BLOCK..(number + 1) * SUB_BLOCK,
+                &mut weights,
+            );
+            acc += weights
+                .iter()
+                .zip(x)
+                .fold(0.0, |inner, (weight, x)| weight.mul_add(*x, inner));
+        }
     }
     acc
 }
 
-fn inner(weight: impl Fn(usize) -> f32, x: &[f32; SUB_BLOCK]) -> f32 {
-    (0..SUB_BLOCK).fold(0.0, |inner, k| weight(k).mul_add(x[k], inner))
-}
-
-fn add_q8_0(acc: f32, block: &[u8], x: &Int8SubBlock) -> f32 {
-    let exact: i32 = (0..SUB_BLOCK)
-        .map(|k| i32::from(block[2 + k] as i8) * i32::from(x.quants[k]))
-        .sum();
-    (f16_at(block, 0) * x.scale).mul_add(exact as f32, acc)
-}
-
-fn add_q4_1(acc: f32, block: &[u8], x: &Int8SubBlock) -> f32 {
-    let quant = |k: usize| {
-        if k < 16 {
-            block[4 + k] & 15
-        } else {
-            block[4 + k - 16] >> 4
-        }
+/// Exact integer dots of all columns, or of each half where the type has a scale for 16; then the minimum.
+fn add_quantized(acc: f32, weight_type: WeightType, weights: &SubBlock, x: &Int8SubBlock) -> f32 {
+    let zero_point = SubBlock::zero_point(weight_type);
+    let exact = |columns: std::ops::Range<usize>| -> i32 {
+        columns
+            .map(|k| (i32::from(weights.quants[k]) - zero_point) * i32::from(x.quants[k]))
+            .sum()
     };
-    let exact: i32 = (0..SUB_BLOCK)
-        .map(|k| i32::from(quant(k)) * i32::from(x.quants[k]))
-        .sum();
-    let acc = (f16_at(block, 0) * x.scale).mul_add(exact as f32, acc);
-    f16_at(block, 2).mul_add(x.scale * x.sum as f32, acc)
+    let add = |acc: f32, half: usize, exact: i32| (weights.scale(half) * x.scale).mul_add(exact as f32, acc);
+    if weight_type == WeightType::Q6K {
+        return add(add(acc, 0, exact(0..16)), 1, exact(16..32));
+    }
+    let acc = add(acc, 0, exact(0..SUB_BLOCK));
+    if has_min(weight_type) {
+        return weights.min().mul_add(x.scale * x.sum as f32, acc);
+    }
+    acc
 }
 
-fn f16_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+fn has_min(weight_type: WeightType) -> bool {
+    use WeightType::*;
+    matches!(weight_type, Q4_1 | Q5_1 | Q4K | Q5K)
 }
 
 /// A unit's partial sum as an integer count of 2^-30, ties to even; None (poison) unless it is finite and below 2^20.
@@ -186,17 +188,31 @@ pub fn silu_mul(gate: f32, up: f32) -> f32 {
     (gate / (1.0 + exp(-gate))) * up
 }
 
-/// What a cell of `dtype` holds of x.
-pub fn round_to_cell(x: f32, dtype: KvDtype) -> f32 {
+/// What a cell of `dtype` holds of a token's K or V. row: `[head_dim]`, for q8_0 a multiple of 32.
+pub fn round_row_to_cell(row: &[f32], dtype: KvDtype) -> Vec<f32> {
     match dtype {
-        KvDtype::F32 => x,
-        KvDtype::F16 => f16::from_f32(x).to_f32(),
+        KvDtype::F32 => row.to_vec(),
+        KvDtype::F16 => row.iter().map(|x| f16::from_f32(*x).to_f32()).collect(),
+        KvDtype::Q8_0 => row.as_chunks().0.iter().flat_map(round_to_q8_0).collect(),
     }
+}
+
+/// 32 values as an f16 scale times i8; NaN where one is not finite or the scale is not.
+fn round_to_q8_0(x: &[f32; Q8_0_LEN]) -> [f32; Q8_0_LEN] {
+    let amax = x.iter().fold(0.0f32, |amax, x| amax.max(x.abs()));
+    let scale = f16::from_f32(amax / 127.0);
+    if !scale.is_finite() || x.iter().any(|x| !x.is_finite()) {
+        return [f32::NAN; Q8_0_LEN];
+    }
+    if scale.to_f32() == 0.0 {
+        return [0.0; Q8_0_LEN];
+    }
+    x.map(|x| scale.to_f32() * f32::from((x * (127.0 / amax)).round_ties_even() as i8))
 }
 
 /// Attention of one query head at the last of the given positions.
 ///
-/// q: `[head_dim]`; keys, values: `[positions][head_dim]` as cells hold them (see [`round_to_cell`]).
+/// q: `[head_dim]`; keys, values: `[positions][head_dim]` as cells hold them (see [`round_row_to_cell`]).
 pub fn attend(q: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f32> {
     let scale = 1.0 / (q.len() as f32).sqrt();
     let mut merged: Option<Chunk> = None;

@@ -7,10 +7,12 @@ use super::{
     simd::{Kernel, Simd},
 };
 
-/// The usual frequencies, `theta^(-2i / dim)` for each pair.
-pub fn rope_frequencies(theta: f64, dim: usize) -> Vec<f64> {
+/// The usual frequencies, `theta^(-2i / dim)` for each pair, divided by its divisor. divisors: one for each pair, or none.
+pub fn rope_frequencies(theta: f64, dim: usize, divisors: &[f32]) -> Vec<f64> {
+    assert!(divisors.is_empty() || divisors.len() == dim / 2);
+    let divisor = |pair: usize| divisors.get(pair).map_or(1.0, |divisor| f64::from(*divisor));
     (0..dim / 2)
-        .map(|pair| reference::rope_frequency(theta, dim, pair))
+        .map(|pair| reference::rope_frequency(theta, dim, pair) / divisor(pair))
         .collect()
 }
 

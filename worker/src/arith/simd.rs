@@ -27,6 +27,10 @@ pub(super) trait Simd: Copy {
     /// 32 f16, little endian. One load: a line of memory is asked for once, in the order of the stream.
     fn load_f16_pair(self, x: &[u8; 4 * LANES]) -> [Self::F; 2];
     fn store_f16(self, x: Self::F, out: &mut [u8; 2 * LANES]);
+    /// 16 bf16, little endian.
+    fn load_bf16(self, x: &[u8; 2 * LANES]) -> Self::F;
+    /// 16 i8.
+    fn load_i8(self, x: &[u8; LANES]) -> Self::F;
     /// Hints that memory will be read soon; any address will do.
     fn prefetch(self, address: *const u8);
     /// As `prefetch`, for later: into the second cache.
@@ -57,11 +61,14 @@ pub(super) trait Simd: Copy {
 
     fn weights(self, x: &[u8; 64]) -> Self::W;
     /// The low and the high nibbles of 64 bytes.
-    fn nibbles(self, x: &[u8; 64]) -> (Self::W, Self::W);
+    fn split_nibbles(self, x: Self::W) -> (Self::W, Self::W);
+    /// `low | (bits >> shift) & mask` byte by byte, for shifts that move no bit of the mask across a byte's border; a
+    /// negative shift goes to the left.
+    fn merge_bits(self, low: Self::W, bits: Self::W, shift: i32, mask: u8) -> Self::W;
     /// Adds to each row the exact dot of its four unsigned columns with `x`.
     fn dot(self, sum: Self::I, weights: Self::W, x: &[i8; 4]) -> Self::I;
-    /// As `dot`, for weights of at most 15.
-    fn dot_nibbles(self, sum: Self::I, weights: Self::W, x: &[i8; 4]) -> Self::I;
+    /// As `dot`, for weights of at most 127.
+    fn dot_small(self, sum: Self::I, weights: Self::W, x: &[i8; 4]) -> Self::I;
 
     /// Adds `round(x * 2^30)` to the sums; lanes that are not finite or at least 2^20 in size add 0 and make it return false.
     fn add_fixed(self, x: Self::F, sums: &mut [i64; LANES]) -> bool;

@@ -1,4 +1,4 @@
-//! The attention phase of one layer: rotate, write K and V to the cells, attend.
+//! The attention phase of one layer: biases, norms and rotation, K and V to the cells, attend.
 //!
 //! K and V are written before anyone reads them, also for tokens of the same step, so a token attends to what a later
 //! step would read: rounded to the cell's dtype.
@@ -13,6 +13,7 @@ use crate::{
     cells::Cells,
     rank_books::WorkInput,
     threads::ThreadTeam,
+    weights::AttentionLayer,
 };
 
 /// Whose rows these are.
@@ -20,6 +21,11 @@ use crate::{
 pub(super) struct Rows<'a> {
     pub layer: u32,
     pub heads: HeadLayout,
+    /// Of each local KV head.
+    pub weights: &'a [&'a AttentionLayer],
+    /// Of each head of q and of k; empty without.
+    pub qk_norms: &'a [Vec<f32>; 2],
+    pub eps: f32,
     pub work: &'a [WorkInput],
 }
 
@@ -54,7 +60,7 @@ pub(super) fn attend(
     }
 }
 
-/// Rotates q and k in place, and writes k and v of every token; heads are dealt over the team.
+/// Finishes q, k and v in place, and writes k and v of every token; heads are dealt over the team.
 fn write_cells(
     team: &mut ThreadTeam,
     kernels: &Kernels,
@@ -74,14 +80,25 @@ fn write_cells(
         .enumerate()
     {
         let member = head % parts.len();
-        parts[member].heads.push((columns, slab));
+        parts[member].heads.push((rows.weights[head], columns, slab));
     }
     team.run(&mut parts, |_, part| {
         let (mut k, mut v) = (vec![0.0; dim], vec![0.0; dim]);
-        for (columns, slab) in &mut part.heads {
+        let mut scratch = Vec::new();
+        for (weights, columns, slab) in &mut part.heads {
             let (rotated, values) = columns.split_at_mut(head_len - dim * tokens);
-            for head in rotated.chunks_exact_mut(dim * tokens) {
-                kernels.rope(head, rope, tokens);
+            let (queries, keys) = rotated.split_at_mut(rotated.len() - dim * tokens);
+            for (columns, bias) in [&mut *queries, &mut *keys, &mut *values]
+                .into_iter()
+                .zip(&weights.biases)
+            {
+                kernels.add_bias(columns, bias, tokens);
+            }
+            for (columns, norm) in [queries, keys].into_iter().zip(rows.qk_norms) {
+                for head in columns.chunks_exact_mut(dim * tokens) {
+                    normalize_head(kernels, head, norm, rows.eps, tokens, &mut scratch);
+                    kernels.rope(head, rope, tokens);
+                }
             }
             let keys = &rotated[rotated.len() - dim * tokens..];
             for (row, place) in each_row(rows.work).enumerate() {
@@ -101,8 +118,18 @@ fn write_cells(
     }
 }
 
+/// In place, where a model has such a norm. head: `[head_dim / 16][tokens]`[16]
+fn normalize_head(kernels: &Kernels, head: &mut [f32], norm: &[f32], eps: f32, tokens: usize, scratch: &mut Vec<f32>) {
+    if norm.is_empty() {
+        return;
+    }
+    scratch.clear();
+    scratch.extend_from_slice(head);
+    kernels.rms_norm(scratch, norm, eps, tokens, head);
+}
+
 struct CellPart<'a> {
-    heads: Vec<(&'a mut [f32], &'a mut HugeBuffer)>,
+    heads: Vec<(&'a AttentionLayer, &'a mut [f32], &'a mut HugeBuffer)>,
     poison: Vec<bool>,
 }
 

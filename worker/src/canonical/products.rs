@@ -77,6 +77,20 @@ pub(super) fn partials(
     }
 }
 
+/// Adds the biases of gate and up to `columns`, where a model has them.
+///
+/// columns: gate then up of each unit, `[rows / 16][tokens]`[16]
+pub(super) fn add_biases(kernels: &Kernels, units: &[&FfnLayer], tokens: usize, columns: &mut [f32]) {
+    let mut rest = columns;
+    for unit in units {
+        for bias in &unit.biases {
+            let (of_matrix, after) = rest.split_at_mut(unit.gate.num_groups() * LANES * tokens);
+            kernels.add_bias(of_matrix, bias, tokens);
+            rest = after;
+        }
+    }
+}
+
 /// `inner = silu(gate) * up` for each unit.
 ///
 /// columns: gate then up of each unit, `[rows / 16][tokens]`[16]; inner: `[columns / 16][tokens]`[16], takes its size.

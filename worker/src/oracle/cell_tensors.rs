@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor};
-use kvasir_kv::{BlockId, CellLayout, KvDtype};
+use kvasir_kv::{BlockId, CellLayout, KvDtype, Q8_0_LEN};
 
 #[derive(Debug)]
 pub(super) struct CellTensors {
@@ -48,15 +48,24 @@ impl CellTensors {
         self.layout.block_size() as usize
     }
 
-    fn dtype(&self) -> Result<DType> {
+    /// Of the tensors: what q8_0 would hold is kept in f32.
+    fn dtype(&self) -> DType {
         match self.layout.dtype() {
-            KvDtype::F32 => Ok(DType::F32),
-            KvDtype::F16 => Ok(DType::F16),
+            KvDtype::F32 | KvDtype::Q8_0 => DType::F32,
+            KvDtype::F16 => DType::F16,
         }
     }
 
+    /// values: [positions, head_dim], to what cells would hold of them.
+    fn round(&self, values: &Tensor) -> Result<Tensor> {
+        if self.layout.dtype() == KvDtype::Q8_0 {
+            return round_to_q8_0(values);
+        }
+        values.to_dtype(self.dtype())?.contiguous()
+    }
+
     fn cell(&mut self, head: u32, block: BlockId) -> Result<&Tensor> {
-        let dtype = self.dtype()?;
+        let dtype = self.dtype();
         let rows = self.layout.num_layers() as usize * 2 * self.block_size();
         let columns = self.layout.head_dim() as usize;
         Ok(match self.cells.entry((head, block)) {
@@ -72,7 +81,7 @@ impl HeadCells<'_> {
     /// Writes K and V of the positions from `start` of a sequence with this block table; both [positions, head_dim].
     pub(super) fn write(&mut self, blocks: &[BlockId], start: usize, k: &Tensor, v: &Tensor) -> Result<()> {
         for (plane, values) in [(Plane::K, k), (Plane::V, v)] {
-            let values = values.to_dtype(self.all.dtype()?)?.contiguous()?;
+            let values = self.all.round(values)?;
             let end = start + values.dim(0)?;
             let mut position = start;
             while position < end {
@@ -109,6 +118,24 @@ impl HeadCells<'_> {
     fn first_row(&self, plane: Plane) -> usize {
         (2 * self.layer + plane as usize) * self.all.block_size()
     }
+}
+
+/// Each 32 dimensions of a position as an f16 scale times integers of -127 to 127. Not finite values stay so.
+fn round_to_q8_0(values: &Tensor) -> Result<Tensor> {
+    let rounded = values.flatten_all()?.to_vec1::<f32>()?;
+    let rounded = rounded.chunks(Q8_0_LEN).flat_map(|block| {
+        let amax = block.iter().fold(0.0f32, |amax, x| amax.max(x.abs()));
+        let scale = half::f16::from_f32(amax / 127.0).to_f32();
+        let round = move |x: &f32| {
+            if scale == 0.0 {
+                0.0 * x
+            } else {
+                scale * (x / (amax / 127.0)).round()
+            }
+        };
+        block.iter().map(round)
+    });
+    Tensor::from_vec(rounded.collect::<Vec<f32>>(), values.shape(), values.device())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use kvasir_kv::{RankShare, TokenId, UnitId, UnitKind, UnitLayout};
-use kvasir_model::{Checkpoint, LlamaLayer, TensorView, dequantize};
+use kvasir_model::{Checkpoint, LayerTensors, TensorView};
 
 use crate::{backend::BackendError, weights::Taken};
 
@@ -21,6 +21,8 @@ pub(super) struct AttentionTensors {
     pub wv: Tensor,
     /// [hidden, group_size * head_dim]
     pub wo: Tensor,
+    /// Of q, k and v, [rows].
+    pub biases: [Option<Tensor>; 3],
 }
 
 /// An FFN unit's part of one layer.
@@ -32,21 +34,26 @@ pub(super) struct FfnTensors {
     pub up: Tensor,
     /// [hidden, unit columns]
     pub down: Tensor,
+    /// Of gate and up, [unit columns].
+    pub biases: [Option<Tensor>; 2],
 }
 
-/// The norms, replicated on every rank. All [hidden].
+/// What one layer has on every rank. All [hidden], but for the norms of q and k, which are [head_dim].
 #[derive(Debug)]
-pub(super) struct NormTensors {
-    pub attention: Vec<Tensor>,
-    pub ffn: Vec<Tensor>,
-    pub output: Tensor,
+pub(super) struct ReplicatedTensors {
+    pub attention_norm: Tensor,
+    pub qk_norms: [Option<Tensor>; 2],
+    pub attention_bias: Option<Tensor>,
+    pub ffn_norm: Tensor,
+    pub ffn_bias: Option<Tensor>,
 }
 
 /// The units of one rank's share. Keys are unit numbers, so iteration is in unit order.
 #[derive(Debug)]
 pub(super) struct RankTensors {
     loader: Loader,
-    pub norms: NormTensors,
+    pub replicated: Vec<ReplicatedTensors>,
+    pub output_norm: Tensor,
     /// By layer.
     pub attention: BTreeMap<u32, Vec<AttentionTensors>>,
     pub ffn: BTreeMap<u32, Vec<FfnTensors>>,
@@ -58,21 +65,13 @@ impl RankTensors {
     /// The replicated parts; no unit yet.
     pub(super) fn new(checkpoint: Arc<Checkpoint>, device: Device) -> Result<Self, BackendError> {
         let loader = Loader { checkpoint, device };
-        let tensors = loader.checkpoint.tensors();
-        let layers = || tensors.layers.iter();
-        let norms = NormTensors {
-            attention: layers()
-                .map(|layer| loader.norm(&layer.attn_norm))
-                .collect::<Result<_, _>>()?,
-            ffn: layers()
-                .map(|layer| loader.norm(&layer.ffn_norm))
-                .collect::<Result<_, _>>()?,
-            output: loader.norm(&tensors.output_norm)?,
-        };
+        let replicated = loader.each_layer(|layer| loader.replicated(layer))?;
+        let output_norm = loader.vector(&loader.checkpoint.tensors().output_norm)?;
         let (attention, ffn, vocab) = Default::default();
         Ok(Self {
             loader,
-            norms,
+            replicated,
+            output_norm,
             attention,
             ffn,
             vocab,
@@ -122,13 +121,14 @@ impl RankTensors {
     fn bytes(&self) -> u64 {
         let attention = self.attention.values().flatten();
         let ffn = self.ffn.values().flatten();
-        let norms = self.norms.attention.iter().chain(&self.norms.ffn);
+        let layers = self.replicated.iter();
+        let norms = layers.flat_map(|layer| [&layer.attention_norm, &layer.ffn_norm]);
         let tensors = attention
             .flat_map(|layer| [&layer.wq, &layer.wk, &layer.wv, &layer.wo])
             .chain(ffn.flat_map(|layer| [&layer.gate, &layer.up, &layer.down]))
             .chain(self.vocab.values())
             .chain(norms)
-            .chain([&self.norms.output]);
+            .chain([&self.output_norm]);
         tensors.map(|tensor| 4 * tensor.elem_count() as u64).sum()
     }
 }
@@ -150,6 +150,11 @@ impl Loader {
                 wk: self.rows(&layer.wk, keys.clone())?,
                 wv: self.rows(&layer.wv, keys.clone())?,
                 wo: self.columns(&layer.wo, queries.clone())?,
+                biases: [
+                    self.bias(&layer.biases.q, queries.clone())?,
+                    self.bias(&layer.biases.k, keys.clone())?,
+                    self.bias(&layer.biases.v, keys.clone())?,
+                ],
             })
         })
     }
@@ -161,6 +166,10 @@ impl Loader {
                 gate: self.rows(&layer.gate, extent.clone())?,
                 up: self.rows(&layer.up, extent.clone())?,
                 down: self.columns(&layer.down, extent.clone())?,
+                biases: [
+                    self.bias(&layer.biases.gate, extent.clone())?,
+                    self.bias(&layer.biases.up, extent.clone())?,
+                ],
             })
         })
     }
@@ -170,11 +179,31 @@ impl Loader {
         self.rows(&self.checkpoint.tensors().output, rows)
     }
 
-    fn norm(&self, name: &str) -> Result<Tensor, BackendError> {
+    fn replicated(&self, layer: &LayerTensors) -> Result<ReplicatedTensors, BackendError> {
+        let whole = |name: &Option<String>| name.as_ref().map(|name| self.vector(name)).transpose();
+        Ok(ReplicatedTensors {
+            attention_norm: self.vector(&layer.attn_norm)?,
+            qk_norms: [whole(&layer.q_norm)?, whole(&layer.k_norm)?],
+            attention_bias: whole(&layer.biases.o)?,
+            ffn_norm: self.vector(&layer.ffn_norm)?,
+            ffn_bias: whole(&layer.biases.down)?,
+        })
+    }
+
+    fn vector(&self, name: &str) -> Result<Tensor, BackendError> {
         Ok(self.rows(name, 0..1)?.squeeze(0)?)
     }
 
-    fn each_layer<T>(&self, load: impl FnMut(&LlamaLayer) -> Result<T, BackendError>) -> Result<Vec<T>, BackendError> {
+    /// Values of a vector that a model may lack.
+    fn bias(&self, name: &Option<String>, values: Range<usize>) -> Result<Option<Tensor>, BackendError> {
+        let Some(name) = name else { return Ok(None) };
+        Ok(Some(self.vector(name)?.narrow(0, values.start, values.len())?))
+    }
+
+    fn each_layer<T>(
+        &self,
+        load: impl FnMut(&LayerTensors) -> Result<T, BackendError>,
+    ) -> Result<Vec<T>, BackendError> {
         self.checkpoint.tensors().layers.iter().map(load).collect()
     }
 
@@ -194,7 +223,7 @@ impl Loader {
         let shape = (rows.len(), columns.len());
         let mut values = vec![0.0; rows.len() * columns.len()];
         for (row, values) in rows.zip(values.chunks_exact_mut(columns.len())) {
-            dequantize(view.weight_type, view.row_columns(row, columns.clone()), values);
+            view.dequantize_row_columns(row, columns.clone(), values);
         }
         Ok(Tensor::from_vec(values, shape, &self.device)?)
     }

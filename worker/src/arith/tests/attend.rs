@@ -46,10 +46,8 @@ impl Case {
             let cell = blocks[position / block_size as usize] as usize * layout.cell_bytes();
             let layer_cell = &mut slab[cell..][layout.layer_range(LAYER)];
             let finite = kernels.write_kv(k, v, layer_cell, &layout, position % block_size as usize);
-            let expected = k
-                .iter()
-                .chain(v)
-                .all(|x| reference::round_to_cell(*x, dtype).is_finite());
+            let rounded = [k, v].map(|row| reference::round_row_to_cell(row, dtype));
+            let expected = rounded.iter().flatten().all(|x| x.is_finite());
             assert_eq!(finite, expected);
         }
         let mut out = vec![0.0; self.queries.len()];
@@ -62,7 +60,7 @@ impl Case {
     fn expected(&self, dtype: KvDtype) -> Vec<f32> {
         let rounded = |rows: &[Vec<f32>]| -> Vec<Vec<f32>> {
             rows.iter()
-                .map(|row| row.iter().map(|x| reference::round_to_cell(*x, dtype)).collect())
+                .map(|row| reference::round_row_to_cell(row, dtype))
                 .collect()
         };
         let (keys, values) = (rounded(&self.keys), rounded(&self.values));
@@ -96,7 +94,7 @@ fn attention_gives_the_definitions_bits_for_any_block_size_and_length() {
 fn attention_gives_the_definitions_bits_for_any_head() {
     for kernels in all_kernels() {
         for dtype in KvDtype::ALL {
-            for head_dim in [16, 64, 80, 128] {
+            for head_dim in [16, 64, 80, 128].into_iter().filter(|dim| dtype.fits(*dim)) {
                 for queries in 1..=9 {
                     let case = Case::new(queries as u64, Style::Ordinary, head_dim, queries, 300);
                     let context = format!("{} {dtype} {queries} x {head_dim}", kernels.isa());
@@ -114,7 +112,7 @@ fn extreme_and_broken_numbers_give_the_definitions_bits() {
             for style in [Style::Extreme, Style::Broken] {
                 for seed in 0..30 {
                     let positions = [1, 5, 40, 300][seed as usize % 4];
-                    let case = Case::new(seed, style, 16, 2, positions);
+                    let case = Case::new(seed, style, 32, 2, positions);
                     let context = format!("{} {dtype} {style:?} {seed}", kernels.isa());
                     assert_same_bits(&case.attend(kernels, 32, dtype), &case.expected(dtype), &context);
                 }
@@ -133,12 +131,37 @@ fn infinite_cells_give_the_definitions_bits_and_are_reported() {
                 (7, 15, 1.0, f32::INFINITY),
                 (299, 1, 1e38, -1e38),
             ] {
-                let mut case = Case::new(11, Style::Ordinary, 16, 3, 300);
+                let mut case = Case::new(11, Style::Ordinary, 32, 3, 300);
                 (case.keys[position][at], case.values[position][at]) = (k, v);
                 let context = format!("{} {dtype} {position}", kernels.isa());
                 assert_same_bits(&case.attend(kernels, 16, dtype), &case.expected(dtype), &context);
             }
         }
+    }
+}
+
+#[test]
+fn q8_0_cells_hold_quants_in_the_order_of_floats_and_then_their_scales() {
+    let layout = CellLayout::new(1, 64, 16, KvDtype::Q8_0).unwrap();
+    let ramp = |d: usize, scale: f32| (d as f32 - 31.5) * scale;
+    let k: Vec<f32> = (0..64).map(|d| ramp(d, 0.25)).collect();
+    let v: Vec<f32> = (0..64).map(|d| ramp(d, -3.0)).collect();
+    for kernels in all_kernels() {
+        let mut cell = vec![0; layout.cell_bytes()];
+        assert!(kernels.write_kv(&k, &v, &mut cell, &layout, 5));
+        let (keys, values) = cell.split_at(16 * 68);
+        let scale =
+            |plane: &[u8], index: usize| f16::from_le_bytes(plane[64 * 16 + 2 * index..][..2].try_into().unwrap());
+        for d in [0, 31, 32, 63] {
+            let key = f32::from(keys[d * 16 + 5] as i8) * scale(keys, d / 32 * 16 + 5).to_f32();
+            let value = f32::from(values[5 * 64 + d] as i8) * scale(values, 5 * 2 + d / 32).to_f32();
+            assert!((key - k[d]).abs() < 0.04 && (value - v[d]).abs() < 0.5, "{key} {value}");
+        }
+        assert_eq!((keys[5] as i8, keys[63 * 16 + 5] as i8), (-127, 127));
+        assert!(
+            !kernels.write_kv(&[1e9; 64], &v, &mut cell, &layout, 5),
+            "no f16 scale is so large"
+        );
     }
 }
 

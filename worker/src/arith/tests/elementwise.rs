@@ -51,7 +51,7 @@ fn rope_gives_the_definitions_bits_at_any_position() {
                 let positions = [0, 1, 2, 511, 8191, 131_071, 7];
                 let tokens = positions.len();
                 let rows = random.floats(style, head_dim * tokens);
-                let mut table = RopeTable::new(rope_frequencies(1e5, rope_dim));
+                let mut table = RopeTable::new(rope_frequencies(1e5, rope_dim, &[]));
                 table.set_positions(positions);
                 let mut head = panels::from_rows(&rows, tokens);
                 kernels.rope(&mut head, &table, tokens);

@@ -1,6 +1,6 @@
 //! Seeded inputs, ordinary and extreme, and the comparison of bits.
 
-use half::f16;
+use half::{bf16, f16};
 use kvasir_model::WeightType;
 
 use crate::arith::{Isa, Kernels};
@@ -77,8 +77,12 @@ impl Random {
         for block in row.chunks_exact_mut(weight_type.block_bytes()) {
             match weight_type {
                 WeightType::F32 => block.copy_from_slice(&self.float(style).to_le_bytes()),
-                WeightType::F16 | WeightType::Q8_0 => block[..2].copy_from_slice(&self.half(style)),
-                _ => {
+                WeightType::BF16 => block.copy_from_slice(&bf16::from_f32(self.float(style)).to_le_bytes()),
+                WeightType::F16 | WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q5_0 => {
+                    block[..2].copy_from_slice(&self.half(style));
+                }
+                WeightType::Q6K => block[208..].copy_from_slice(&self.half(style)),
+                WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => {
                     block[..2].copy_from_slice(&self.half(style));
                     block[2..4].copy_from_slice(&self.half(style));
                 }

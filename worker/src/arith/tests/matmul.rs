@@ -7,9 +7,9 @@ use crate::arith::{
     ActivationsRef, Int8Rows, Kernels, LANES, PackedMatrix, SUB_BLOCK, UnitColumns, WeightArena, panels, reference,
 };
 
-const TYPES: [WeightType; 4] = WeightType::ALL;
+const TYPES: [WeightType; 11] = WeightType::ALL;
 
-/// Weights as stored, and activations `[tokens][cols]`.
+/// Weights as stored, perhaps with columns beyond the last, and activations `[tokens][cols]`.
 struct Case {
     weight_type: WeightType,
     rows: Vec<Vec<u8>>,
@@ -21,7 +21,8 @@ struct Case {
 impl Case {
     fn new(seed: u64, style: Style, weight_type: WeightType, rows: usize, cols: usize, tokens: usize) -> Self {
         let mut random = Random(seed);
-        let rows = (0..rows).map(|_| random.row(weight_type, style, cols)).collect();
+        let stored_cols = cols.next_multiple_of(weight_type.block_len());
+        let rows = (0..rows).map(|_| random.row(weight_type, style, stored_cols)).collect();
         Self {
             weight_type,
             rows,
@@ -33,19 +34,14 @@ impl Case {
 
     /// Columns `cols` of all rows, packed.
     fn pack(&self, cols: std::ops::Range<usize>) -> PackedMatrix {
-        let bytes = self.weight_type.row_bytes(cols.start)..self.weight_type.row_bytes(cols.end);
         let (rows, mut arena) = (self.rows.len(), WeightArena::new());
-        PackedMatrix::pack(self.weight_type, rows, cols.len(), &mut arena, |row| {
-            &self.rows[row][bytes.clone()]
-        })
-        .unwrap()
+        PackedMatrix::pack(self.weight_type, rows, cols, &mut arena, |row| &self.rows[row]).unwrap()
     }
 
     /// The dot of a row with a token over some columns, by definition.
     fn dot(&self, row: usize, token: usize, cols: std::ops::Range<usize>) -> f32 {
-        let bytes = self.weight_type.row_bytes(cols.start)..self.weight_type.row_bytes(cols.end);
-        let x = &self.x[token * self.cols..][cols];
-        reference::dot(self.weight_type, &self.rows[row][bytes], x)
+        let x = &self.x[token * self.cols..][cols.clone()];
+        reference::dot(self.weight_type, &self.rows[row], cols.start, x)
     }
 
     /// All dots over all columns, in panels, padding rows zero.
@@ -66,7 +62,7 @@ impl Case {
 
     fn with_activations<R>(&self, kernels: Kernels, f: impl FnOnce(ActivationsRef<'_>) -> R) -> R {
         let panels = panels::from_rows(&self.x, self.tokens);
-        if matches!(self.weight_type, WeightType::F32 | WeightType::F16) {
+        if !self.weight_type.is_quantized() {
             return f(ActivationsRef::F32 {
                 panels: &panels,
                 cols: self.cols,
@@ -210,13 +206,14 @@ fn splitting_the_row_groups_changes_no_bit() {
 
 #[test]
 fn unit_partials_give_the_definitions_sums_and_poison() {
-    let units = [0..32, 32..128, 128..192, 192..224, 224..480];
+    // Through stored blocks of 256 columns at every second sub-block, over the border of one, and 384 columns wide.
+    let units = [0..32, 32..128, 128..192, 192..224, 224..480, 480..864];
     let mut poisoned = 0;
     for kernels in all_kernels() {
         for weight_type in TYPES {
             for style in Style::ALL {
                 for tokens in [1, 2, 6, 13] {
-                    let case = Case::new(3, style, weight_type, 48, 480, tokens);
+                    let case = Case::new(3, style, weight_type, 48, 864, tokens);
                     let actual = case.partials(kernels, &[&units]);
                     let expected = case.expected_partials(&units);
                     assert_eq!(actual, expected, "{} {weight_type} {style:?} {tokens}", kernels.isa());

@@ -28,6 +28,8 @@ fn quantization_gives_the_definitions_bits_and_poison() {
                             kernels.isa()
                         );
                         assert_eq!(out.sums()[at], expected.sum);
+                        let first: i32 = expected.quants[..16].iter().map(|q| i32::from(*q)).sum();
+                        assert_eq!(out.first_sums[at], first);
                         assert_eq!(out.quants()[at * SUB_BLOCK..][..SUB_BLOCK], expected.quants);
                     }
                 }

@@ -114,6 +114,25 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_bf16(self, x: &[u8; 2 * LANES]) -> Self::F {
+        halves::<u8, 16>(x).map(|half| {
+            intrinsics!({
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(half.as_ptr().cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            })
+        })
+    }
+
+    #[inline(always)]
+    fn load_i8(self, x: &[u8; LANES]) -> Self::F {
+        halves::<u8, 8>(x).map(|half| {
+            intrinsics!(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(
+                half.as_ptr().cast()
+            ))))
+        })
+    }
+
+    #[inline(always)]
     fn prefetch(self, address: *const u8) {
         intrinsics!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
     }
@@ -243,8 +262,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn nibbles(self, x: &[u8; 64]) -> (Self::W, Self::W) {
-        let pairs = self.weights(x);
+    fn split_nibbles(self, pairs: Self::W) -> (Self::W, Self::W) {
         let (mut low, mut high) = (pairs, pairs);
         intrinsics!({
             let mask = _mm256_set1_epi8(15);
@@ -254,6 +272,22 @@ impl Simd for Avx2 {
             }
         });
         (low, high)
+    }
+
+    #[inline(always)]
+    fn merge_bits(self, mut low: Self::W, bits: Self::W, shift: i32, mask: u8) -> Self::W {
+        intrinsics!({
+            let (count, mask) = (_mm_cvtsi32_si128(shift.abs()), _mm256_set1_epi8(mask as i8));
+            for half in 0..2 {
+                let shifted = if shift < 0 {
+                    _mm256_sll_epi16(bits[half], count)
+                } else {
+                    _mm256_srl_epi16(bits[half], count)
+                };
+                low[half] = _mm256_or_si256(low[half], _mm256_and_si256(shifted, mask));
+            }
+        });
+        low
     }
 
     /// In 16-bit products: `maddubs` would saturate, since 2 * 255 * 127 exceeds i16.
@@ -273,9 +307,9 @@ impl Simd for Avx2 {
         sum
     }
 
-    /// `maddubs` cannot saturate here: 2 * 15 * 128 fits i16.
+    /// `maddubs` cannot saturate here: 2 * 127 * 128 fits i16.
     #[inline(always)]
-    fn dot_nibbles(self, mut sum: Self::I, weights: Self::W, x: &[i8; 4]) -> Self::I {
+    fn dot_small(self, mut sum: Self::I, weights: Self::W, x: &[i8; 4]) -> Self::I {
         intrinsics!({
             let x = _mm256_set1_epi32(bytemuck::cast::<[i8; 4], i32>(*x));
             for half in 0..2 {

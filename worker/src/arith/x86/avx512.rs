@@ -93,6 +93,21 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_bf16(self, x: &[u8; 2 * LANES]) -> __m512 {
+        intrinsics!({
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        })
+    }
+
+    #[inline(always)]
+    fn load_i8(self, x: &[u8; LANES]) -> __m512 {
+        intrinsics!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(
+            x.as_ptr().cast()
+        ))))
+    }
+
+    #[inline(always)]
     fn prefetch(self, address: *const u8) {
         intrinsics!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
     }
@@ -197,13 +212,26 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn nibbles(self, x: &[u8; 64]) -> (__m512i, __m512i) {
+    fn split_nibbles(self, x: __m512i) -> (__m512i, __m512i) {
         intrinsics!({
-            let (pairs, low) = (_mm512_loadu_si512(x.as_ptr().cast()), _mm512_set1_epi8(15));
+            let low = _mm512_set1_epi8(15);
             (
-                _mm512_and_si512(pairs, low),
-                _mm512_and_si512(_mm512_srli_epi16::<4>(pairs), low),
+                _mm512_and_si512(x, low),
+                _mm512_and_si512(_mm512_srli_epi16::<4>(x), low),
             )
+        })
+    }
+
+    #[inline(always)]
+    fn merge_bits(self, low: __m512i, bits: __m512i, shift: i32, mask: u8) -> __m512i {
+        intrinsics!({
+            let count = _mm_cvtsi32_si128(shift.abs());
+            let shifted = if shift < 0 {
+                _mm512_sll_epi16(bits, count)
+            } else {
+                _mm512_srl_epi16(bits, count)
+            };
+            _mm512_or_si512(low, _mm512_and_si512(shifted, _mm512_set1_epi8(mask as i8)))
         })
     }
 
@@ -217,7 +245,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn dot_nibbles(self, sum: __m512i, weights: __m512i, x: &[i8; 4]) -> __m512i {
+    fn dot_small(self, sum: __m512i, weights: __m512i, x: &[i8; 4]) -> __m512i {
         self.dot(sum, weights, x)
     }
 

@@ -1,0 +1,148 @@
+//! Tiles of 256-column quantized weights with int8 activations.
+//!
+//! A sub-block's scale is its record's d times its own factor, which is exact in f32; from there on it is the chain of
+//! every quantized type. Units may begin and end anywhere in a stored block.
+
+use std::marker::PhantomData;
+
+use kvasir_model::{SubBlock, WeightType};
+
+use super::{
+    Int8Rows, LANES,
+    int8_tile::{add_mins, add_scaled, dots_of, load_each},
+    matmul::{TileFormat, TileOfUnit, slices},
+    packed_format::{HEADER_BYTES, SCALES_BYTES, quants_bytes, record_bytes, records},
+    quants::{Nibbles, Quants},
+    simd::Simd,
+};
+
+/// Int8 tiles of weights in format K.
+pub(super) struct KTile<K>(PhantomData<K>);
+
+/// The parts of a 256-column format that differ.
+pub(super) trait KFormat {
+    const WEIGHT_TYPE: WeightType;
+    type Quants: Quants;
+}
+
+macro_rules! format {
+    ($name:ident, $quants:ty) => {
+        pub(super) struct $name;
+
+        impl KFormat for $name {
+            const WEIGHT_TYPE: WeightType = WeightType::$name;
+            type Quants = $quants;
+        }
+    };
+}
+
+format!(Q4K, Nibbles<0>);
+format!(Q5K, Nibbles<1>);
+format!(Q6K, Nibbles<2>);
+
+impl<K: KFormat> TileFormat for KTile<K> {
+    type Activations<'a> = &'a Int8Rows;
+
+    #[inline(always)]
+    fn tile<S: Simd, const G: usize, const N: usize>(
+        s: S,
+        groups: [&[u8]; G],
+        unit: TileOfUnit,
+        x: &Int8Rows,
+        tokens: usize,
+        first_token: usize,
+    ) -> [[S::F; N]; G] {
+        let mut sums = [[s.splat(0.0); N]; G];
+        let (mut start, mut at) = (0, unit.first_sub_block * tokens + first_token);
+        for len in records(K::WEIGHT_TYPE, unit.phase, unit.sub_blocks) {
+            let bytes = record_bytes(K::WEIGHT_TYPE, len);
+            let record = Record {
+                of_groups: slices(groups, start, bytes),
+                len,
+            };
+            let (d, dmin) = record.header(s);
+            for index in 0..len {
+                if matches!(K::WEIGHT_TYPE, WeightType::Q6K) {
+                    record.add_halves::<S, K, N>(s, d, index, x, at, &mut sums);
+                } else {
+                    record.add_sub_block::<S, K, N>(s, (d, dmin), index, x, at, &mut sums);
+                }
+                at += tokens;
+            }
+            start += bytes;
+        }
+        sums
+    }
+}
+
+/// The same record of G row groups.
+struct Record<'a, const G: usize> {
+    of_groups: [&'a [u8]; G],
+    /// Sub-blocks.
+    len: usize,
+}
+
+impl<const G: usize> Record<'_, G> {
+    #[inline(always)]
+    fn header<S: Simd>(&self, s: S) -> ([S::F; G], [S::F; G]) {
+        (
+            load_each(s, self.of_groups, 0),
+            load_each(s, self.of_groups, SCALES_BYTES),
+        )
+    }
+
+    /// d times the 16 factors of number `number`.
+    #[inline(always)]
+    fn scales<S: Simd>(&self, s: S, d: [S::F; G], number: usize) -> [S::F; G] {
+        let mut scales = d;
+        for g in 0..G {
+            let factors = self.of_groups[g][HEADER_BYTES + number * LANES..].first_chunk();
+            scales[g] = s.mul(d[g], s.load_i8(factors.expect("a factor per row")));
+        }
+        scales
+    }
+
+    #[inline(always)]
+    fn quants<K: KFormat>(&self, index: usize) -> [&[u8]; G] {
+        let bytes = quants_bytes(K::WEIGHT_TYPE);
+        slices(
+            self.of_groups,
+            HEADER_BYTES + 2 * self.len * LANES + index * bytes,
+            bytes,
+        )
+    }
+
+    /// A scale and a minimum for 32 columns; `at` is the place in x.
+    #[inline(always)]
+    fn add_sub_block<S: Simd, K: KFormat, const N: usize>(
+        &self,
+        s: S,
+        (d, dmin): ([S::F; G], [S::F; G]),
+        index: usize,
+        x: &Int8Rows,
+        at: usize,
+        sums: &mut [[S::F; N]; G],
+    ) {
+        let [dots] = dots_of::<S, K::Quants, 1, G, N>(s, 0, self.quants::<K>(index), x, at);
+        add_scaled(s, self.scales(s, d, index), &dots, x, at, sums);
+        add_mins(s, self.scales(s, dmin, self.len + index), x, at, sums);
+    }
+
+    /// A scale for each 16 columns; `at` is the place in x.
+    #[inline(always)]
+    fn add_halves<S: Simd, K: KFormat, const N: usize>(
+        &self,
+        s: S,
+        d: [S::F; G],
+        index: usize,
+        x: &Int8Rows,
+        at: usize,
+        sums: &mut [[S::F; N]; G],
+    ) {
+        let zero_point = SubBlock::zero_point(K::WEIGHT_TYPE);
+        let dots = dots_of::<S, K::Quants, 2, G, N>(s, zero_point, self.quants::<K>(index), x, at);
+        for half in 0..2 {
+            add_scaled(s, self.scales(s, d, 2 * index + half), &dots[half], x, at, sums);
+        }
+    }
+}
