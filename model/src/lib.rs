@@ -8,26 +8,38 @@
 #![deny(unsafe_code)]
 
 mod byte_level;
+mod byte_pairs;
 pub mod chat_template;
 pub mod checkpoint;
 mod cursor;
 pub mod dequantize;
 pub mod detokenizer;
+mod encoder;
 pub mod error;
+mod gguf_tokenizer;
+mod json_pipeline;
 pub mod llama;
-mod long_runs;
 #[allow(unsafe_code)]
 mod mapped;
 pub mod metadata;
 mod metadata_entries;
+mod normalizer;
 pub mod numerics;
+mod pre_tokenizer;
+mod sentence_pieces;
 pub mod spec;
 mod special_tokens;
 pub mod tensor_directory;
 pub mod tensor_view;
+pub mod token_roles;
 pub mod tokenizer;
+mod tokenizer_error;
+pub mod tokenizer_files;
+mod tokenizer_json;
 pub mod unit_layout;
+mod vocabulary;
 pub mod weight_type;
+mod word_splitter;
 
 pub use chat_template::{ChatMessage, ChatTemplate, ChatTemplateError};
 pub use checkpoint::Checkpoint;
@@ -39,5 +51,8 @@ pub use metadata::{Metadata, MetadataArray, MetadataValue};
 pub use numerics::{BackendKind, NUMERICS_VERSION, UnknownName, WeightMode, numerics_id};
 pub use spec::ModelSpec;
 pub use tensor_view::TensorView;
-pub use tokenizer::{Tokenizer, TokenizerError};
+pub use token_roles::TokenRoles;
+pub use tokenizer::Tokenizer;
+pub use tokenizer_error::TokenizerError;
+pub use tokenizer_files::TokenizerFiles;
 pub use weight_type::WeightType;

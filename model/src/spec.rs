@@ -5,7 +5,7 @@
 
 use kvasir_kv::{HeadLayout, TokenId};
 
-use crate::{CheckpointError, Metadata};
+use crate::{CheckpointError, Metadata, TokenRoles};
 
 /// No model reaches this context; larger values are a mistake that would size tables.
 const CONTEXT_LEN_MAX: u32 = 1 << 24;
@@ -33,7 +33,7 @@ pub struct ModelSpec {
     pub bos_token: Option<TokenId>,
     pub eos_token: Option<TokenId>,
     pub eot_token: Option<TokenId>,
-    /// Every token that ends an answer (eos, eot, eom), ascending, each once.
+    /// Every token that ends an answer, ascending, each once.
     pub end_tokens: Vec<TokenId>,
     /// Prompts begin with `bos_token`.
     pub add_bos: bool,
@@ -50,8 +50,7 @@ impl ModelSpec {
         refuse_unsupported(metadata)?;
         let heads = parse_heads(metadata)?;
         let vocab_size = facts.vocab_size;
-        let token = |name: &str| parse_token(metadata, name, vocab_size);
-        let (bos_token, eos_token, eot_token) = (token("bos")?, token("eos")?, token("eot")?);
+        let roles = TokenRoles::from_metadata(metadata, vocab_size)?;
         let spec = Self {
             architecture: "llama".to_owned(),
             name: metadata.str("general.name")?.unwrap_or_default().to_owned(),
@@ -67,11 +66,11 @@ impl ModelSpec {
             rope_theta: positive_float(metadata, "llama.rope.freq_base", Some(10_000.0))?,
             rope_dim: parse_rope_dim(metadata, heads.head_dim())?,
             tied_head: facts.tied_head,
-            bos_token,
-            eos_token,
-            eot_token,
-            end_tokens: end_tokens([eos_token, eot_token, token("eom")?]),
-            add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
+            bos_token: roles.bos_token,
+            eos_token: roles.eos_token,
+            eot_token: roles.eot_token,
+            end_tokens: roles.end_tokens,
+            add_bos: roles.add_bos,
         };
         check_vocabulary(metadata, vocab_size)?;
         check_width("hidden size (llama.embedding_length)", spec.hidden_size)?;
@@ -195,29 +194,6 @@ fn parse_rope_dim(metadata: &Metadata<'_>, head_dim: u32) -> Result<u32, Checkpo
         });
     }
     Ok(rope_dim)
-}
-
-fn parse_token(metadata: &Metadata<'_>, name: &str, vocab_size: u32) -> Result<Option<TokenId>, CheckpointError> {
-    let key = format!("tokenizer.ggml.{name}_token_id");
-    let Some(token) = metadata.u32(&key)? else {
-        return Ok(None);
-    };
-    if token >= vocab_size {
-        let expected = format!("a token below the vocabulary's size {vocab_size}");
-        return Err(CheckpointError::BadValue {
-            key,
-            value: token.to_string(),
-            expected,
-        });
-    }
-    Ok(Some(TokenId(token)))
-}
-
-fn end_tokens(tokens: [Option<TokenId>; 3]) -> Vec<TokenId> {
-    let mut tokens: Vec<_> = tokens.into_iter().flatten().collect();
-    tokens.sort();
-    tokens.dedup();
-    tokens
 }
 
 /// A tokenizer whose tokens are not the model's rows would give wrong answers without an error.
