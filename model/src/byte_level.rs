@@ -13,6 +13,17 @@ pub(crate) fn byte_of(c: char) -> Option<u8> {
     }
 }
 
+/// The character that stands for a byte in a token's text.
+pub(crate) fn char_of(byte: u8) -> char {
+    let code = match byte {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => u32::from(byte),
+        0..=0x20 => 0x100 + u32::from(byte),
+        0x7f..=0xa0 => 0x121 + u32::from(byte) - 0x7f,
+        0xad => 0x143,
+    };
+    char::from_u32(code).expect("all are below U+0144")
+}
+
 /// The bytes that a token's text stands for; the text itself if it is not written in the alphabet.
 pub(crate) fn append_bytes(text: &str, bytes: &mut Vec<u8>) {
     let start = bytes.len();
@@ -37,6 +48,13 @@ mod tests {
         let mut bytes: Vec<u8> = (0..0x200).filter_map(char::from_u32).filter_map(byte_of).collect();
         bytes.sort();
         assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn a_byte_and_its_character_name_each_other() {
+        for byte in 0..=255 {
+            assert_eq!(byte_of(char_of(byte)), Some(byte));
+        }
     }
 
     #[test]

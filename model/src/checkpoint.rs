@@ -6,9 +6,12 @@ use std::{
     sync::OnceLock,
 };
 
+use kvasir_kv::TokenId;
+
 use crate::{
     Architecture, ChatTemplate, ChatTemplateError, CheckpointError, Metadata, ModelSpec, ModelTensors, TensorView,
     Tokenizer, config_json,
+    facts::{bad_value, missing},
     gguf_file::GgufHeader,
     gguf_spec,
     mapped::MappedFile,
@@ -76,7 +79,12 @@ impl Checkpoint {
         let architecture: &Architecture = config_json::architecture(&folder.config)?;
         let naming = Naming::HuggingFace;
         let facts = tensor_facts(naming, &directory, config_json::tied_head(&folder.config)?)?;
-        let mut spec = config_json::parse(&folder.config, architecture, &facts)?;
+        let mut spec = config_json::parse(
+            &folder.config,
+            architecture,
+            &facts,
+            folder.token_roles(facts.vocab_size)?,
+        )?;
         let tensors = ModelTensors::new(&spec, architecture, naming, &directory)?;
         spec.rope_divisors = config_json::rope_divisors(&folder.config, &spec)?;
         Ok(Self {
@@ -136,33 +144,44 @@ impl Checkpoint {
 
     /// Builds the tokenizer of the file; keep it, it takes tens of milliseconds.
     pub fn tokenizer(&self) -> Result<Tokenizer, CheckpointError> {
-        match &self.source {
-            Source::Gguf(header) => Tokenizer::from_metadata(&header.metadata(&self.files[0]), &self.spec),
-            Source::Folder(_) => Err(ChatTemplateError::Missing.into()),
+        let folder = match &self.source {
+            Source::Gguf(header) => return Tokenizer::from_metadata(&header.metadata(&self.files[0]), &self.spec),
+            Source::Folder(folder) => folder,
+        };
+        let roles = folder.token_roles(self.spec.vocab_size)?;
+        let tokenizer = Tokenizer::from_json(&folder.texts()?.tokenizer, &roles)?;
+        // Fewer tokens than rows is usual: tables are padded.
+        if tokenizer.vocab_size() > self.spec.vocab_size as usize {
+            let expected = format!("at most the {} rows of the token embedding", self.spec.vocab_size);
+            return Err(bad_value(
+                "number of tokens in tokenizer.json",
+                tokenizer.vocab_size(),
+                expected,
+            ));
         }
+        Ok(tokenizer)
     }
 
     /// Compiles the chat template of the file. Errors if it has none.
     pub fn chat_template(&self) -> Result<ChatTemplate, CheckpointError> {
-        let metadata = self.metadata().ok_or(ChatTemplateError::Missing)?;
+        let metadata = match &self.source {
+            Source::Gguf(header) => header.metadata(&self.files[0]),
+            Source::Folder(_) => return Err(ChatTemplateError::Missing.into()),
+        };
         let source = metadata
             .str("tokenizer.chat_template")?
             .ok_or(ChatTemplateError::Missing)?;
-        let token_text = |token| self.token_text(token);
-        let bos_token = self.spec.bos_token.map_or(Ok(String::new()), token_text)?;
-        let eos_token = self.spec.eos_token.map_or(Ok(String::new()), token_text)?;
+        let token_text = |token: Option<TokenId>| token.map_or(Ok(String::new()), |token| token_text(&metadata, token));
+        let (bos_token, eos_token) = (token_text(self.spec.bos_token)?, token_text(self.spec.eos_token)?);
         Ok(ChatTemplate::new(source, &bos_token, &eos_token)?)
     }
+}
 
-    fn token_text(&self, token: kvasir_kv::TokenId) -> Result<String, CheckpointError> {
-        let key = "tokenizer.ggml.tokens";
-        let missing = || CheckpointError::MissingKey { key: key.to_owned() };
-        let metadata = self.metadata().ok_or(ChatTemplateError::Missing)?;
-        let bytes = metadata
-            .strings(key)?
-            .and_then(|mut tokens| tokens.nth(token.0 as usize));
-        Ok(String::from_utf8_lossy(bytes.ok_or_else(missing)?).into_owned())
-    }
+fn token_text(metadata: &Metadata<'_>, token: TokenId) -> Result<String, CheckpointError> {
+    let key = "tokenizer.ggml.tokens";
+    let tokens = metadata.strings(key)?;
+    let text = tokens.and_then(|mut tokens| tokens.nth(token.0 as usize));
+    Ok(String::from_utf8_lossy(text.ok_or_else(|| missing(key))?).into_owned())
 }
 
 impl fmt::Debug for Checkpoint {

@@ -1,10 +1,9 @@
 //! The spec of a model from the config.json of a Hugging Face folder.
 
-use kvasir_kv::TokenId;
 use serde_json::{Map, Value};
 
 use crate::{
-    Architecture, CheckpointError, ModelSpec, RotatedPairs,
+    Architecture, CheckpointError, ModelSpec, RotatedPairs, TokenRoles,
     facts::{Facts, bad_value, missing, unsupported},
     rope_scaling::Llama3Scaling,
     spec::{SizeKeys, Sizes, TensorFacts, check_divisors, check_rope_dim},
@@ -88,6 +87,7 @@ pub(crate) fn parse(
     config: &ConfigJson,
     architecture: &Architecture,
     facts: &TensorFacts,
+    roles: TokenRoles,
 ) -> Result<ModelSpec, CheckpointError> {
     refuse_unsupported(config)?;
     let sizes = Sizes::parse(config, &size_keys())?;
@@ -111,11 +111,11 @@ pub(crate) fn parse(
         rope_pairs: RotatedPairs::Halves,
         rope_divisors: Vec::new(),
         tied_head: facts.tied_head,
-        bos_token: None,
-        eos_token: None,
-        eot_token: None,
-        end_tokens: Vec::<TokenId>::new(),
-        add_bos: false,
+        bos_token: roles.bos_token,
+        eos_token: roles.eos_token,
+        eot_token: roles.eot_token,
+        end_tokens: roles.end_tokens,
+        add_bos: roles.add_bos,
     })
 }
 

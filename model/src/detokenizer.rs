@@ -13,6 +13,8 @@ use crate::Tokenizer;
 pub struct IncrementalDetokenizer {
     tokenizer: Arc<Tokenizer>,
     skip_special: bool,
+    /// Nothing was put out yet.
+    at_start: bool,
     /// The beginning of a character, at most three bytes between calls.
     pending: Vec<u8>,
 }
@@ -22,14 +24,17 @@ impl IncrementalDetokenizer {
         Self {
             tokenizer,
             skip_special,
+            at_start: true,
             pending: Vec::new(),
         }
     }
 
     /// The text that is complete with this token; often empty.
     pub fn push(&mut self, token: TokenId) -> String {
-        self.pending
-            .extend_from_slice(self.tokenizer.output_bytes(token, self.skip_special));
+        let bytes = self
+            .tokenizer
+            .output_bytes(token, self.skip_special, &mut self.at_start);
+        self.pending.extend_from_slice(bytes);
         take_complete(&mut self.pending)
     }
 

@@ -140,8 +140,8 @@ pub enum CheckpointError {
     Json { file: String, source: serde_json::Error },
     #[error("the folder has no {file}{hint}")]
     MissingFile { file: String, hint: &'static str },
-    #[error("{file} has {bytes} bytes, at most {bytes_max} are allowed")]
-    FileTooLong { file: String, bytes: u64, bytes_max: u64 },
+    #[error("{file} has more than {bytes_max} bytes, the most that are allowed")]
+    FileTooLong { file: String, bytes_max: u64 },
     #[error("the header of this safetensors file: {source} (is the download complete?)")]
     SafeTensors { source: safetensors::SafeTensorError },
     #[error("tensor {tensor:?} has dtype {found}: {found} is not supported yet; supported: F32, F16, BF16")]

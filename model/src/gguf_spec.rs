@@ -1,9 +1,7 @@
 //! The spec of a model from a GGUF file's metadata.
 
-use kvasir_kv::TokenId;
-
 use crate::{
-    Architecture, CheckpointError, Metadata, ModelSpec,
+    Architecture, CheckpointError, Metadata, ModelSpec, TokenRoles,
     facts::{Facts, bad_value, missing, unsupported},
     spec::{SizeKeys, Sizes, TensorFacts, check_divisors, check_rope_dim},
     tensors::ROPE_DIVISORS,
@@ -32,8 +30,7 @@ pub(crate) fn parse(
     check_value_length(metadata, &keys, heads.head_dim())?;
     let vocab_size = facts.vocab_size;
     check_vocabulary(metadata, &keys, vocab_size)?;
-    let token = |name: &str| parse_token(metadata, name, vocab_size);
-    let (bos_token, eos_token, eot_token) = (token("bos")?, token("eos")?, token("eot")?);
+    let roles = TokenRoles::from_metadata(metadata, vocab_size)?;
     Ok(ModelSpec {
         architecture: architecture.name.to_owned(),
         name: metadata.str("general.name")?.unwrap_or_default().to_owned(),
@@ -51,11 +48,11 @@ pub(crate) fn parse(
         rope_pairs: architecture.gguf_pairs,
         rope_divisors: Vec::new(),
         tied_head: facts.tied_head,
-        bos_token,
-        eos_token,
-        eot_token,
-        end_tokens: end_tokens([eos_token, eot_token, token("eom")?]),
-        add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
+        bos_token: roles.bos_token,
+        eos_token: roles.eos_token,
+        eot_token: roles.eot_token,
+        end_tokens: roles.end_tokens,
+        add_bos: roles.add_bos,
     })
 }
 
@@ -156,24 +153,6 @@ fn linear_factor(metadata: &Metadata<'_>, keys: &Keys<'_>) -> Result<f32, Checkp
         }
     }
     Ok(factor)
-}
-
-fn parse_token(metadata: &Metadata<'_>, name: &str, vocab_size: u32) -> Result<Option<TokenId>, CheckpointError> {
-    let key = format!("tokenizer.ggml.{name}_token_id");
-    match metadata.u32(&key)? {
-        Some(token) if token >= vocab_size => {
-            let expected = format!("a token below the vocabulary's size {vocab_size}");
-            Err(bad_value(&key, token, expected))
-        }
-        token => Ok(token.map(TokenId)),
-    }
-}
-
-fn end_tokens(tokens: [Option<TokenId>; 3]) -> Vec<TokenId> {
-    let mut tokens: Vec<_> = tokens.into_iter().flatten().collect();
-    tokens.sort();
-    tokens.dedup();
-    tokens
 }
 
 /// A tokenizer whose tokens are not the model's rows would give wrong answers without an error.

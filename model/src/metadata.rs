@@ -98,6 +98,14 @@ impl<'a> Metadata<'a> {
         })
     }
 
+    /// `None` if the key is absent. Errors if the value is not an array of floats.
+    pub fn floats(&self, key: &str) -> Result<Option<Floats<'a>>, CheckpointError> {
+        self.typed(key, "an array of floats", |value| match value {
+            MetadataValue::Array(array) => array.floats(),
+            _ => None,
+        })
+    }
+
     fn typed<T>(
         &self,
         key: &str,
@@ -180,6 +188,31 @@ impl Iterator for Integers<'_> {
 
 impl ExactSizeIterator for Integers<'_> {}
 
+/// The floats of an array, in order; 64-bit ones are rounded.
+#[derive(Clone, Debug)]
+pub struct Floats<'a> {
+    items: std::slice::ChunksExact<'a, u8>,
+}
+
+impl Iterator for Floats<'_> {
+    type Item = f32;
+
+    fn next(&mut self) -> Option<f32> {
+        let item = self.items.next()?;
+        match *item {
+            [a, b, c, d] => Some(f32::from_le_bytes([a, b, c, d])),
+            [a, b, c, d, e, f, g, h] => Some(f64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32),
+            _ => None,
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.items.size_hint()
+    }
+}
+
+impl ExactSizeIterator for Floats<'_> {}
+
 impl<'a> MetadataArray<'a> {
     pub fn len(&self) -> usize {
         self.len
@@ -202,6 +235,15 @@ impl<'a> MetadataArray<'a> {
         let size = self.item.size().filter(|_| self.item.is_integer())?;
         Some(Integers {
             item: self.item,
+            items: self.bytes.chunks_exact(size),
+        })
+    }
+
+    /// `None` if this is not an array of floats.
+    pub fn floats(&self) -> Option<Floats<'a>> {
+        let is_float = matches!(self.item, ValueType::F32 | ValueType::F64);
+        let size = self.item.size().filter(|_| is_float)?;
+        Some(Floats {
             items: self.bytes.chunks_exact(size),
         })
     }

@@ -4,37 +4,31 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::{self, Read},
+    io,
     path::{Component, Path},
 };
 
 use serde::Deserialize;
 
-use crate::{CheckpointError, config_json::ConfigJson, mapped::MappedFile, tensor_directory::TensorDirectory};
+use crate::{
+    CheckpointError, TokenRoles, TokenizerFiles,
+    config_json::ConfigJson,
+    mapped::MappedFile,
+    tensor_directory::TensorDirectory,
+    tokenizer_files::{in_file, read_file},
+};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// What the tokenizer and the chat template are made of, as far as a folder has it.
-const TEXT_FILES: [&str; 6] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-];
-/// Large tokenizers have 30 MB.
-const JSON_BYTES_MAX: u64 = 256 << 20;
 /// The largest models have some two hundred.
 const SHARDS_MAX: usize = 4096;
 
 pub(crate) struct SafetensorsFolder {
     pub config: ConfigJson,
     config_bytes: Vec<u8>,
-    /// Those of `TEXT_FILES` that are there, by name.
-    texts: BTreeMap<&'static str, Vec<u8>>,
+    /// `None` without a tokenizer.json.
+    texts: Option<TokenizerFiles>,
 }
 
 #[derive(Deserialize)]
@@ -46,43 +40,47 @@ struct Index {
 impl SafetensorsFolder {
     /// Reads all but the weights, which are mapped.
     pub(crate) fn open(path: &Path) -> Result<(Self, Vec<MappedFile>, TensorDirectory), CheckpointError> {
-        let config_bytes = read(path, CONFIG)?.ok_or_else(|| CheckpointError::MissingFile {
+        let config_bytes = read_file(path, CONFIG)?.ok_or_else(|| CheckpointError::MissingFile {
             file: CONFIG.to_owned(),
             hint: ": a model is a GGUF file, or a folder with config.json and safetensors files",
         })?;
-        let mut texts = BTreeMap::new();
-        for name in TEXT_FILES {
-            if let Some(text) = read(path, name)? {
-                texts.insert(name, text);
-            }
-        }
         let (files, directory) = open_weights(path)?;
         let folder = Self {
             config: ConfigJson::parse(&config_bytes)?,
             config_bytes,
-            texts,
+            texts: TokenizerFiles::read(path)?,
         };
         Ok((folder, files, directory))
     }
 
-    /// One of the tokenizer's files.
-    pub(crate) fn text(&self, name: &str) -> Option<&[u8]> {
-        self.texts.get(name).map(Vec::as_slice)
+    /// The tokenizer's files. Errors if there is no tokenizer.json.
+    pub(crate) fn texts(&self) -> Result<&TokenizerFiles, CheckpointError> {
+        self.texts.as_ref().ok_or_else(|| CheckpointError::MissingFile {
+            file: "tokenizer.json".to_owned(),
+            hint: "",
+        })
+    }
+
+    /// Empty without a tokenizer.json.
+    pub(crate) fn token_roles(&self, vocab_size: u32) -> Result<TokenRoles, CheckpointError> {
+        match &self.texts {
+            Some(texts) => Ok(TokenRoles::from_files(texts, vocab_size)?),
+            None => Ok(TokenRoles::default()),
+        }
     }
 
     /// Over everything but the weights.
     pub(crate) fn hash(&self, hasher: &mut blake3::Hasher) {
-        let config = std::iter::once((CONFIG, &self.config_bytes));
-        for (name, bytes) in config.chain(self.texts.iter().map(|(name, bytes)| (*name, bytes))) {
-            hasher.update(name.as_bytes());
-            hasher.update(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(bytes);
+        hasher.update(&(self.config_bytes.len() as u64).to_le_bytes());
+        hasher.update(&self.config_bytes);
+        if let Some(texts) = &self.texts {
+            texts.hash(hasher);
         }
     }
 }
 
 fn open_weights(path: &Path) -> Result<(Vec<MappedFile>, TensorDirectory), CheckpointError> {
-    let index = read(path, INDEX)?.map(|bytes| parse_index(&bytes)).transpose()?;
+    let index = read_file(path, INDEX)?.map(|bytes| parse_index(&bytes)).transpose()?;
     let names = match &index {
         Some(index) => index.weight_map.values().cloned().collect::<BTreeSet<_>>(),
         None => BTreeSet::from([WEIGHTS.to_owned()]),
@@ -161,44 +159,4 @@ fn open_shard(folder: &Path, name: &str) -> Result<MappedFile, CheckpointError> 
         },
         _ => in_file(name, CheckpointError::Open { path, source }),
     })
-}
-
-/// A small file as a whole; `None` if there is none.
-fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
-    let path = folder.join(name);
-    let open = |source| {
-        in_file(
-            name,
-            CheckpointError::Open {
-                path: path.clone(),
-                source,
-            },
-        )
-    };
-    // Asked before opening: opening a pipe without a writer waits for ever.
-    match std::fs::metadata(&path) {
-        Ok(metadata) if !metadata.is_file() => {
-            return Err(open(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(open)?,
-    };
-    let mut bytes = Vec::new();
-    let mut file = File::open(&path).map_err(open)?.take(JSON_BYTES_MAX + 1);
-    file.read_to_end(&mut bytes).map_err(open)?;
-    if bytes.len() as u64 > JSON_BYTES_MAX {
-        return Err(CheckpointError::FileTooLong {
-            file: name.to_owned(),
-            bytes: bytes.len() as u64,
-            bytes_max: JSON_BYTES_MAX,
-        });
-    }
-    Ok(Some(bytes))
-}
-
-fn in_file(file: &str, source: CheckpointError) -> CheckpointError {
-    CheckpointError::InFile {
-        file: file.to_owned(),
-        source: Box::new(source),
-    }
 }

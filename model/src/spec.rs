@@ -43,7 +43,7 @@ pub struct ModelSpec {
     pub bos_token: Option<TokenId>,
     pub eos_token: Option<TokenId>,
     pub eot_token: Option<TokenId>,
-    /// Every token that ends an answer (eos, eot, eom), ascending, each once.
+    /// Every token that ends an answer, ascending, each once.
     pub end_tokens: Vec<TokenId>,
     /// Prompts begin with `bos_token`.
     pub add_bos: bool,

@@ -15,6 +15,7 @@ pub enum GgufValue {
     Str(String),
     Strings(Vec<String>),
     I32s(Vec<i32>),
+    F32s(Vec<f32>),
     /// A value type and the bytes after it, which need not fit each other.
     Raw {
         type_id: u32,
@@ -148,6 +149,10 @@ fn put_value(file: &mut Vec<u8>, value: &GgufValue) {
             put_array_head(file, 5, values.len());
             values.iter().for_each(|value| file.extend(value.to_le_bytes()));
         }
+        GgufValue::F32s(values) => {
+            put_array_head(file, 6, values.len());
+            values.iter().for_each(|value| file.extend(value.to_le_bytes()));
+        }
         GgufValue::Raw { bytes, .. } => file.extend(bytes),
     }
 }
@@ -164,7 +169,7 @@ fn type_id(value: &GgufValue) -> u32 {
         GgufValue::F32(_) => 6,
         GgufValue::Bool(_) => 7,
         GgufValue::Str(_) => 8,
-        GgufValue::Strings(_) | GgufValue::I32s(_) => 9,
+        GgufValue::Strings(_) | GgufValue::I32s(_) | GgufValue::F32s(_) => 9,
         GgufValue::U64(_) => 10,
         GgufValue::Raw { type_id, .. } => *type_id,
     }

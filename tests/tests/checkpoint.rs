@@ -97,7 +97,11 @@ fn the_default_models_spec_is_read() {
         (spec.bos_token, spec.eos_token, spec.eot_token),
         (Some(TokenId(1)), Some(TokenId(2)), None)
     );
-    assert_eq!((spec.end_tokens.as_slice(), spec.add_bos), (&[TokenId(2)][..], false));
+    // The end of a turn by its key; the end of a text and "<reponame>" by what they say.
+    assert_eq!(
+        (spec.end_tokens.as_slice(), spec.add_bos),
+        (&[TokenId(0), TokenId(2), TokenId(4)][..], false)
+    );
     let wq = checkpoint.tensor(&checkpoint.tensors().layers[29].wq).unwrap();
     assert_eq!((wq.weight_type, wq.rows, wq.cols), (WeightType::Q4_1, 576, 576));
     let embedding = checkpoint.tensor(&checkpoint.tensors().output).unwrap();

@@ -123,7 +123,7 @@ fn the_tokenizer_of_49152_tokens_is_built_in_300_ms() {
 fn long_runs_of_one_character_are_encoded_in_seconds() {
     let tokenizer = default_tokenizer();
     for text in [" ", "a", "\n", "9", "漢", "=", " \u{85}", "a ", "  a"] {
-        let text = text.repeat(200_000 / text.len());
+        let text = text.repeat(2_000_000 / text.len());
         let start = Instant::now();
         let tokens = tokenizer.encode(&text, true).unwrap();
         assert!(start.elapsed().as_secs() < 5, "{:?}: {:?}", &text[..4], start.elapsed());
@@ -175,7 +175,7 @@ fn control_tokens_can_be_left_out_of_text() {
     let tokens = tokenizer.encode("<|im_start|>user\nhi<|im_end|>", true).unwrap();
     assert_eq!(tokens[0], TokenId(1));
     assert_eq!(tokenizer.decode(&tokens, true), "user\nhi");
-    assert_eq!(tokenizer.eos_ids(), [TokenId(2)]);
+    assert_eq!(tokenizer.eos_ids(), [TokenId(0), TokenId(2), TokenId(4)]);
     assert!(tokenizer.is_control(TokenId(1)) && !tokenizer.is_control(TokenId(504)));
 }
 
@@ -214,13 +214,13 @@ fn tokenizers_that_are_not_supported_are_refused_by_name() {
     let cases = [
         (
             "tokenizer.ggml.pre",
-            string("llama-bpe"),
-            "pre-tokenizer \"llama-bpe\" is not supported yet; supported: smollm",
+            string("viking"),
+            "pre-tokenizer \"viking\" is not supported yet; supported: default, gpt-2, ",
         ),
         (
             "tokenizer.ggml.model",
-            string("llama"),
-            "tokenizer model \"llama\" is not supported yet; supported: gpt2",
+            string("bert"),
+            "tokenizer model \"bert\" is not supported yet; supported: gpt2, llama",
         ),
         (
             "tokenizer.ggml.merges",
@@ -262,8 +262,8 @@ fn tokenizers_that_are_not_supported_are_refused_by_name() {
         let error = tiny_tokenizer(|model| model.set(key, value)).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
-    let error = tiny_tokenizer(|model| model.remove("tokenizer.ggml.pre")).unwrap_err();
-    assert_eq!(error.to_string(), "metadata \"tokenizer.ggml.pre\" is missing");
+    let error = tiny_tokenizer(|model| model.remove("tokenizer.ggml.model")).unwrap_err();
+    assert_eq!(error.to_string(), "metadata \"tokenizer.ggml.model\" is missing");
     assert!(matches!(
         tiny_tokenizer(|model| model.set("tokenizer.ggml.pre", string("x"))),
         Err(CheckpointError::Tokenizer(TokenizerError::PreTokenizer { .. }))
