@@ -7,6 +7,7 @@ pub mod engine_cluster;
 pub mod gguf_writer;
 pub mod golden;
 pub mod quantize;
+pub mod reference_models;
 pub mod request_set;
 pub mod schedule;
 pub mod sim;

@@ -19,11 +19,15 @@ use rand_chacha::{
 
 use crate::{
     rank_group::{Answer, Generation, GroupOptions, RankGroup},
+    reference_models,
     tiny_model::TinyModel,
 };
 
 /// Answers per model; the digest file has one line for each.
 pub const GENERATIONS: usize = 16;
+
+/// Names of models that other packages wrote begin so.
+const REFERENCE: &str = "reference/";
 
 /// The models whose digests are checked in.
 pub fn model_names() -> Vec<String> {
@@ -33,15 +37,20 @@ pub fn model_names() -> Vec<String> {
             names.push(format!("{weight_type}-{heads}"));
         }
     }
+    names.extend(
+        reference_models::names()
+            .iter()
+            .map(|name| format!("{REFERENCE}{name}")),
+    );
     names
 }
 
 /// Opens the real model, or makes the tiny one of that name in `folder`.
 pub fn open_model(name: &str, folder: &Path) -> Arc<Checkpoint> {
-    let path = if name == "smollm2-135m" {
-        crate::default_model()
-    } else {
-        write_tiny(name, folder)
+    let path = match name.strip_prefix(REFERENCE) {
+        Some(name) => reference_models::path(name),
+        None if name == "smollm2-135m" => crate::default_model(),
+        None => write_tiny(name, folder),
     };
     Arc::new(Checkpoint::open(path).expect("a model of this list opens"))
 }
