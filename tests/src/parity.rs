@@ -9,8 +9,8 @@ use std::{
     sync::Arc,
 };
 
-use kvasir_kv::{Sampling, TokenId, Transport};
-use kvasir_model::{Checkpoint, WeightType};
+use kvasir_kv::{KvDtype, Sampling, TokenId, Transport};
+use kvasir_model::{Checkpoint, WeightMode, WeightType};
 use kvasir_worker::arith::{Isa, Kernels};
 use rand_chacha::{
     ChaCha8Rng,
@@ -28,6 +28,8 @@ pub const GENERATIONS: usize = 16;
 
 /// Names of models that other packages wrote begin so.
 const REFERENCE: &str = "reference/";
+const Q8_0_CELLS: &str = "q8_0 cells of ";
+const Q8_0_WEIGHTS: &str = "q8_0 weights of ";
 
 /// The models whose digests are checked in.
 pub fn model_names() -> Vec<String> {
@@ -37,16 +39,29 @@ pub fn model_names() -> Vec<String> {
             names.push(format!("{weight_type}-{heads}"));
         }
     }
-    names.extend(
-        reference_models::names()
-            .iter()
-            .map(|name| format!("{REFERENCE}{name}")),
-    );
+    let reference = reference_models::names();
+    names.extend(reference.iter().map(|name| format!("{REFERENCE}{name}")));
+    for of in ["smollm2-135m", "Q4_1-9/3x32", "reference/qwen3-Q4_K.gguf"] {
+        names.push(format!("{Q8_0_CELLS}{of}"));
+        names.push(format!("{Q8_0_WEIGHTS}{of}"));
+    }
     names
+}
+
+/// How a model is run, and whose name is left.
+fn variant(name: &str) -> (KvDtype, WeightMode, &str) {
+    if let Some(of) = name.strip_prefix(Q8_0_CELLS) {
+        return (KvDtype::Q8_0, WeightMode::File, of);
+    }
+    match name.strip_prefix(Q8_0_WEIGHTS) {
+        Some(of) => (KvDtype::F16, WeightMode::Q8_0, of),
+        None => (KvDtype::F16, WeightMode::File, name),
+    }
 }
 
 /// Opens the real model, or makes the tiny one of that name in `folder`.
 pub fn open_model(name: &str, folder: &Path) -> Arc<Checkpoint> {
+    let (_, _, name) = variant(name);
     let path = match name.strip_prefix(REFERENCE) {
         Some(name) => reference_models::path(name),
         None if name == "smollm2-135m" => crate::default_model(),
@@ -194,7 +209,10 @@ impl Configuration {
     }
 
     fn options(&self) -> GroupOptions {
+        let (kv_dtype, weight_mode, _) = variant(&self.model);
         GroupOptions {
+            kv_dtype,
+            weight_mode,
             ranks: self.ranks,
             threads: self.threads,
             transport: Some(self.transport),

@@ -12,6 +12,9 @@ use kvasir_kv::Transport;
 use kvasir_tests::parity::{self, Chunking, Configuration, Digests};
 use kvasir_worker::arith::Kernels;
 
+/// Configurations of a run.
+const DRAWN: usize = 100;
+
 fn env_u64(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| {
         value
@@ -51,14 +54,15 @@ fn answers_equal_the_checked_in_digests_in_every_drawn_configuration() {
     }
     let seed = env_u64("KVASIR_TEST_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     println!("KVASIR_TEST_SEED={seed}");
-    run_all(&parity::draw(seed, 40), folder.path());
+    // Every model at least once.
+    run_all(&parity::draw(seed, DRAWN), folder.path());
 }
 
 /// Runs with `cargo xtask test --all` alone: 192 configurations of each model on the fastest kernels.
 #[test]
 fn the_whole_product_equals_the_digests() {
     if std::env::var_os("KVASIR_TEST_ALL").is_none() {
-        println!("only with KVASIR_TEST_ALL=1; 40 configurations are drawn by the test above");
+        println!("only with KVASIR_TEST_ALL=1; {DRAWN} configurations are drawn by the test above");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
