@@ -2,19 +2,26 @@
 
 use std::path::PathBuf;
 
+use anyhow::Result;
 use clap::Args;
 use kvasir_kv::KvDtype;
 use kvasir_model::{BackendKind, WeightMode};
 
+use crate::model_source;
+
 #[derive(Args, Clone, Debug)]
 pub struct EngineOptions {
-    /// The model: a GGUF file
-    #[arg(long, env = "KVASIR_MODEL", value_name = "PATH")]
+    /// The model: a GGUF file, a folder with config.json and safetensors files, or a repository of the Hugging Face hub
+    /// (ORGANIZATION/NAME, or ORGANIZATION/NAME/FILE.gguf)
+    #[arg(long, env = "KVASIR_MODEL", value_name = "PATH|REPOSITORY")]
     pub model: PathBuf,
-    /// Element type of the KV cache: f16 or f32
+    /// Branch, tag or commit of the repository
+    #[arg(long, default_value = "main", value_name = "REVISION")]
+    pub revision: String,
+    /// Element type of the KV cache: f16, f32 or q8_0
     #[arg(long, default_value_t = KvDtype::F16, value_name = "TYPE")]
     pub kv_dtype: KvDtype,
-    /// Weights in memory: `file` keeps the file's types, f32 dequantizes at load
+    /// Weights in memory: `file` keeps the file's types, f32 dequantizes, q8_0 quantizes at load
     #[arg(long, default_value_t = WeightMode::File, value_name = "TYPE")]
     pub weights_dtype: WeightMode,
     /// Arithmetic: `canonical` gives the same bits on any cluster, `candle` is an independent check
@@ -26,6 +33,12 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
+    /// Makes `model` a path on this machine, fetching it if need be. Blocks.
+    pub fn locate_model(&mut self) -> Result<()> {
+        self.model = model_source::locate(&self.model, &self.revision)?;
+        Ok(())
+    }
+
     /// The flags again, for a child process.
     pub fn to_args(&self) -> Vec<String> {
         let model = self.model.to_string_lossy().into_owned();

@@ -11,6 +11,7 @@ mod coordinator;
 mod engine_options;
 mod generate;
 mod groups;
+mod model_source;
 mod plan;
 mod plan_report;
 mod status;
@@ -21,6 +22,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use kvasir_runtime::{LogFormat, logging};
+
+use crate::engine_options::EngineOptions;
 
 /// Serves large language models from a cluster of any number of workers.
 ///
@@ -48,6 +51,19 @@ enum Command {
     Bench(bench::BenchArgs),
 }
 
+impl Command {
+    /// Of the commands that open a model.
+    fn engine(&mut self) -> Option<&mut EngineOptions> {
+        match self {
+            Self::Up(args) => Some(&mut args.engine),
+            Self::Coordinator(args) => Some(&mut args.engine),
+            Self::Worker(args) => Some(&mut args.engine),
+            Self::Plan(args) => Some(&mut args.engine),
+            Self::Generate(_) | Self::Chat(_) | Self::Status(_) | Self::Bench(_) => None,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let quiet = matches!(
@@ -70,7 +86,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<ExitCode> {
+fn run(mut command: Command) -> anyhow::Result<ExitCode> {
+    if let Some(engine) = command.engine() {
+        engine.locate_model()?;
+    }
     if let Command::Plan(args) = command {
         return plan::run(&args).map(|()| ExitCode::SUCCESS);
     }

@@ -19,7 +19,7 @@ const SEARCH_MAX: usize = 1024;
 )]
 pub struct PlanArgs {
     #[command(flatten)]
-    engine: EngineOptions,
+    pub engine: EngineOptions,
     /// Ranks, any number
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     workers: u32,

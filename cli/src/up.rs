@@ -42,7 +42,7 @@ const RESTART_PAUSE: Duration = Duration::from_millis(500);
 )]
 pub struct UpArgs {
     #[command(flatten)]
-    engine: EngineOptions,
+    pub engine: EngineOptions,
     #[command(flatten)]
     size: WorkerSize,
     #[command(flatten)]

@@ -15,7 +15,7 @@ use crate::engine_options::EngineOptions;
 #[command(after_help = "Example:\n  kvasir worker --model model.gguf --coordinator http://127.0.0.1:50051")]
 pub struct WorkerArgs {
     #[command(flatten)]
-    engine: EngineOptions,
+    pub engine: EngineOptions,
     #[command(flatten)]
     size: WorkerSize,
     /// The coordinator to join; it is waited for when it is away
