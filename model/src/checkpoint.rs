@@ -166,7 +166,7 @@ impl Checkpoint {
     pub fn chat_template(&self) -> Result<ChatTemplate, CheckpointError> {
         let metadata = match &self.source {
             Source::Gguf(header) => header.metadata(&self.files[0]),
-            Source::Folder(_) => return Err(ChatTemplateError::Missing.into()),
+            Source::Folder(folder) => return Ok(ChatTemplate::from_files(folder.texts()?)?),
         };
         let source = metadata
             .str("tokenizer.chat_template")?
