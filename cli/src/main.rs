@@ -11,6 +11,8 @@ mod coordinator;
 mod engine_options;
 mod generate;
 mod groups;
+mod local_cluster;
+mod perplexity;
 mod plan;
 mod plan_report;
 mod status;
@@ -45,6 +47,7 @@ enum Command {
     Chat(chat::ChatArgs),
     Status(status::StatusArgs),
     Plan(plan::PlanArgs),
+    Perplexity(perplexity::PerplexityArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -55,7 +58,7 @@ fn main() -> ExitCode {
         Command::Generate(_) | Command::Chat(_) | Command::Status(_) | Command::Bench(_)
     );
     // `up` tells people what happens in its own words.
-    let default = if quiet || matches!(cli.command, Command::Up(_)) {
+    let default = if quiet || matches!(cli.command, Command::Up(_) | Command::Perplexity(_)) {
         "error"
     } else {
         "info"
@@ -84,6 +87,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Chat(args) => chat::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Plan(args) => plan::run(&args),
+            Command::Perplexity(args) => perplexity::run(args).await,
             Command::Bench(args) => bench::run(args).await,
         }
     })?;
