@@ -1,4 +1,4 @@
-//! An answer as it comes together at the client, and as `--json` prints it.
+//! An answer as it comes together at the client, and as `--json` prints it: alone, or with the other choices.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,13 @@ use tonic::Status;
 /// the same tokens and stands where the first one stood.
 #[derive(Debug, Default)]
 pub struct Answer {
+    pub choice: u32,
     pub descriptor: Option<v1::ResumeDescriptor>,
     pub text: String,
     pub token_ids: Vec<u32>,
     pub logprobs: Vec<TokenLogprob>,
+    /// Of the prompt's tokens from the second on, as far as they were asked for.
+    pub prompt_logprobs: Vec<TokenLogprob>,
     pub finish_reason: &'static str,
     pub usage: v1::Usage,
     pub resumes: u32,
@@ -34,7 +37,53 @@ pub struct TopLogprob {
     pub logprob: f32,
 }
 
+impl TokenLogprob {
+    fn new(id: u32, logprob: f32, top: Vec<v1::TopLogprob>) -> Self {
+        let top = top.into_iter().map(|top| TopLogprob {
+            id: top.id,
+            logprob: top.logprob,
+        });
+        Self {
+            id,
+            logprob,
+            top: top.collect(),
+        }
+    }
+}
+
+/// What of an answer was asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shown {
+    pub logprobs: bool,
+    pub prompt_logprobs: bool,
+}
+
 impl Answer {
+    pub fn of_choice(choice: u32) -> Self {
+        Self {
+            choice,
+            ..Self::default()
+        }
+    }
+
+    pub fn is_finished(&self) -> bool {
+        !self.finish_reason.is_empty()
+    }
+
+    /// Errors if a position is missing or comes twice: then the server is not one of ours.
+    pub fn add_scores(&mut self, scores: v1::PromptScores) -> Result<(), Status> {
+        let expected = self.prompt_logprobs.len() + 1;
+        if scores.position as usize != expected {
+            return Err(Status::data_loss(format!(
+                "prompt position {} came where {expected} is next",
+                scores.position
+            )));
+        }
+        let scored = |token: v1::PromptToken| TokenLogprob::new(token.id, token.logprob, token.top_logprobs);
+        self.prompt_logprobs.extend(scores.tokens.into_iter().map(scored));
+        Ok(())
+    }
+
     /// Errors if a token is missing or comes twice: then the server is not one of ours.
     pub fn add(&mut self, chunk: v1::Chunk) -> Result<(), Status> {
         for token in chunk.tokens {
@@ -46,17 +95,8 @@ impl Answer {
                 )));
             }
             self.token_ids.push(token.id);
-            let top = token.top_logprobs.iter();
-            self.logprobs.push(TokenLogprob {
-                id: token.id,
-                logprob: token.logprob,
-                top: top
-                    .map(|top| TopLogprob {
-                        id: top.id,
-                        logprob: top.logprob,
-                    })
-                    .collect(),
-            });
+            self.logprobs
+                .push(TokenLogprob::new(token.id, token.logprob, token.top_logprobs));
             self.pace.token();
         }
         self.text += &chunk.text;
@@ -74,12 +114,13 @@ impl Answer {
         self.usage = finished.usage.unwrap_or_default();
     }
 
-    /// `logprobs` only if they were asked for.
-    pub fn to_json(&self, with_logprobs: bool) -> serde_json::Result<String> {
-        serde_json::to_string(&AnswerJson {
+    fn json(&self, shown: Shown) -> AnswerJson<'_> {
+        AnswerJson {
+            choice: self.choice,
             text: &self.text,
             token_ids: &self.token_ids,
-            logprobs: with_logprobs.then_some(&self.logprobs),
+            logprobs: shown.logprobs.then_some(&self.logprobs),
+            prompt_logprobs: shown.prompt_logprobs.then_some(&self.prompt_logprobs),
             finish_reason: self.finish_reason,
             usage: UsageJson {
                 prompt_tokens: self.usage.prompt_tokens,
@@ -91,15 +132,32 @@ impl Answer {
             resumes: self.resumes,
             tokens_per_s: self.pace.tokens_per_s(),
             longest_pause_ms: self.pace.longest_pause.as_millis() as u64,
-        })
+        }
+    }
+}
+
+/// One answer as an object, several as `choices`.
+pub fn to_json(answers: &[Answer], shown: Shown) -> serde_json::Result<String> {
+    match answers {
+        [answer] => serde_json::to_string(&answer.json(shown)),
+        answers => serde_json::to_string(&ChoicesJson {
+            choices: answers.iter().map(|answer| answer.json(shown)).collect(),
+        }),
     }
 }
 
 #[derive(Serialize)]
+struct ChoicesJson<'a> {
+    choices: Vec<AnswerJson<'a>>,
+}
+
+#[derive(Serialize)]
 struct AnswerJson<'a> {
+    choice: u32,
     text: &'a str,
     token_ids: &'a [u32],
     logprobs: Option<&'a Vec<TokenLogprob>>,
+    prompt_logprobs: Option<&'a Vec<TokenLogprob>>,
     finish_reason: &'a str,
     usage: UsageJson,
     request_id: &'a str,
@@ -168,10 +226,35 @@ mod tests {
         for bits in [0xbdcc_cccdu32, 0xc123_4567, 0x8000_0000, 0x8000_0001, 0xbf7f_ffff] {
             let mut answer = Answer::default();
             answer.add(chunk(0, f32::from_bits(bits))).unwrap();
-            let json: serde_json::Value = serde_json::from_str(&answer.to_json(true).unwrap()).unwrap();
+            let shown = Shown {
+                logprobs: true,
+                prompt_logprobs: false,
+            };
+            let json: serde_json::Value = serde_json::from_str(&to_json(&[answer], shown).unwrap()).unwrap();
+            assert!(json["prompt_logprobs"].is_null());
             let read = json["logprobs"][0]["logprob"].as_f64().unwrap() as f32;
             assert_eq!(read.to_bits(), bits);
         }
+    }
+
+    #[test]
+    fn several_answers_are_choices() {
+        let answers = [Answer::of_choice(0), Answer::of_choice(1)];
+        let json: serde_json::Value = serde_json::from_str(&to_json(&answers, Shown::default()).unwrap()).unwrap();
+        assert_eq!(json["choices"][1]["choice"], 1);
+    }
+
+    #[test]
+    fn a_repeated_or_missing_position_is_refused() {
+        let scores = |position| v1::PromptScores {
+            position,
+            tokens: vec![v1::PromptToken::default(); 2],
+        };
+        let mut answer = Answer::default();
+        assert!(answer.add_scores(scores(0)).is_err());
+        answer.add_scores(scores(1)).unwrap();
+        assert!(answer.add_scores(scores(2)).is_err() && answer.add_scores(scores(4)).is_err());
+        answer.add_scores(scores(3)).unwrap();
     }
 
     #[test]

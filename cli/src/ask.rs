@@ -11,7 +11,7 @@ use kvasir_proto::v1::{self, generate_request::Prompt};
 use owo_colors::OwoColorize;
 
 use crate::{
-    answer::{Answer, Pace},
+    answer::{Answer, Pace, Shown, to_json},
     client::{self, Server},
 };
 
@@ -31,6 +31,24 @@ pub struct AskOptions {
     /// Only the likeliest tokens that reach this probability together, above 0 up to 1
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
+    /// Only tokens at least so likely as this part of the likeliest, 0 to 1
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// Makes tokens of prompt and answer less likely above 1, likelier below; 1 changes nothing
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f32>,
+    /// Taken from the logits of tokens that are in the answer, -2 to 2
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+    /// Taken from a token's logit as often as it is in the answer, -2 to 2
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+    /// Added to the logit of a token, -100 to 100; may be given for many tokens
+    #[arg(long, value_name = "ID:BIAS", value_parser = parse_bias)]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// A token that ends the answer besides the model's own; may be given up to 128 times
+    #[arg(long, value_name = "ID")]
+    pub stop_token_id: Vec<u32>,
     /// The same seed gives the same answer [default: drawn by the server]
     #[arg(long, value_name = "S")]
     pub seed: Option<u64>,
@@ -67,7 +85,7 @@ pub struct AskOptions {
 }
 
 impl AskOptions {
-    pub fn request(&self, prompt: Prompt) -> v1::GenerateRequest {
+    fn request(&self, prompt: Prompt, wanted: Wanted) -> v1::GenerateRequest {
         v1::GenerateRequest {
             request_id: self.request_id.clone().unwrap_or_default(),
             prompt: Some(prompt),
@@ -78,6 +96,12 @@ impl AskOptions {
                 seed: self.seed,
                 choice: 0,
                 top_logprobs: self.logprobs.unwrap_or(0),
+                min_p: self.min_p,
+                repetition_penalty: self.repetition_penalty,
+                presence_penalty: self.presence_penalty,
+                frequency_penalty: self.frequency_penalty,
+                logit_bias: self.logit_bias.iter().map(wire_bias).collect(),
+                stop_token_ids: self.stop_token_id.clone(),
             }),
             max_tokens: self.max_tokens,
             stop: self.stop.clone(),
@@ -85,30 +109,49 @@ impl AskOptions {
             timeout_ms: self.timeout.map(|seconds| (seconds * 1000.0) as u64),
             tenant: self.tenant.clone(),
             priority: self.priority,
+            n: (wanted.choices > 1).then_some(wanted.choices),
+            prompt_logprobs: wanted.prompt_logprobs,
         }
     }
 
-    /// Asks, shows the answer as it comes, and returns it.
-    pub async fn ask(&self, prompt: Prompt) -> Result<Answer> {
+    /// Asks, shows the answers, and returns the text of the first. One is shown as it comes; several, which come at the
+    /// same time, one after the other when all are there.
+    pub async fn ask(&self, prompt: Prompt, wanted: Wanted) -> Result<String> {
+        let is_one = wanted.choices <= 1;
         let mut shown = false;
         let mut title = LiveTitle::new();
-        let show = |text: &str, pace: &Pace| {
-            shown |= !text.is_empty();
-            self.show(text);
+        let show = |_: u32, text: &str, pace: &Pace| {
+            if is_one {
+                shown |= !text.is_empty();
+                self.show(text);
+            }
             title.update(pace);
         };
-        let answer = client::generate(&self.server.endpoint, self.request(prompt), !self.no_resume, show).await;
+        let request = self.request(prompt, wanted);
+        let answers = client::generate(&self.server.endpoint, request, !self.no_resume, show).await;
         if !self.json && shown {
             // Errors, too, begin on a line of their own.
             println!();
         }
-        let answer = answer?;
+        let answers = answers?;
         if self.json {
-            println!("{}", answer.to_json(self.logprobs.is_some())?);
-        } else if stderr().is_terminal() {
-            eprintln!("{}", summary(&answer).dimmed());
+            let shown = Shown {
+                logprobs: self.logprobs.is_some(),
+                prompt_logprobs: wanted.prompt_logprobs.is_some(),
+            };
+            println!("{}", to_json(&answers, shown)?);
+        } else {
+            for answer in &answers {
+                if !is_one {
+                    println!("[choice {}]\n{}", answer.choice, answer.text);
+                }
+                if stderr().is_terminal() {
+                    eprintln!("{}", summary(answer).dimmed());
+                }
+            }
         }
-        Ok(answer)
+        let first = answers.into_iter().next();
+        Ok(first.map(|answer| answer.text).unwrap_or_default())
     }
 
     /// A reader that went away is noticed at the next piece; the answer goes on.
@@ -121,6 +164,34 @@ impl AskOptions {
             let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         }
     }
+}
+
+/// What only `generate` asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    pub choices: u32,
+    pub prompt_logprobs: Option<u32>,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self {
+            choices: 1,
+            prompt_logprobs: None,
+        }
+    }
+}
+
+fn parse_bias(text: &str) -> Result<(u32, f32), String> {
+    let parsed = text.split_once(':').and_then(|(id, bias)| {
+        let (id, bias) = (id.trim().parse().ok()?, bias.trim().parse().ok()?);
+        Some((id, bias))
+    });
+    parsed.ok_or_else(|| format!("`{text}` is not a token id and its bias, as in 42:-1.5"))
+}
+
+fn wire_bias(&(id, bias): &(u32, f32)) -> v1::LogitBias {
+    v1::LogitBias { id, bias }
 }
 
 /// Live tokens/s in the terminal's title: the only place where it does not stand in the way of the text.

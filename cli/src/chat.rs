@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use kvasir_proto::v1::{self, generate_request::Prompt};
 
-use crate::ask::AskOptions;
+use crate::ask::{AskOptions, Wanted};
 
 /// Talks with the model, by the chat template of its file
 #[derive(Args, Debug)]
@@ -39,8 +39,8 @@ async fn turn(ask: &AskOptions, messages: &mut Vec<v1::ChatMessage>, prompt: &st
     let chat = v1::Chat {
         messages: messages.clone(),
     };
-    let answer = ask.ask(Prompt::Chat(chat)).await?;
-    messages.push(message("assistant", &answer.text));
+    let answer = ask.ask(Prompt::Chat(chat), Wanted::default()).await?;
+    messages.push(message("assistant", &answer));
     Ok(())
 }
 

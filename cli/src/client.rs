@@ -61,24 +61,37 @@ pub async fn status(endpoint: &str) -> Result<v1::StatusResponse> {
         .map_err(|status| refused(&status))
 }
 
-/// Streams one answer into `answer`; `show` is called with each new piece of text and the pace so far. Goes on elsewhere, or later, when
-/// the connection breaks and `resume` is set.
+/// Streams the answers to a request, one for each of its choices from 0 on; `show` is called with each new piece of text,
+/// the answer that it belongs to, and the pace so far. Goes on elsewhere, or later, when the connection breaks and
+/// `resume` is set.
 pub async fn generate(
     endpoint: &str,
     request: v1::GenerateRequest,
     resume: bool,
-    mut show: impl FnMut(&str, &Pace),
-) -> Result<Answer> {
+    mut show: impl FnMut(u32, &str, &Pace),
+) -> Result<Vec<Answer>> {
     let channel = connect(endpoint).await?;
-    let mut answer = Answer::default();
-    let mut broken = match stream(channel, request, &mut answer, &mut show).await {
-        Ok(()) => return Ok(answer),
-        Err(broken) => broken,
-    };
+    let mut answers: Vec<Answer> = (0..request.n.unwrap_or(1)).map(Answer::of_choice).collect();
+    if let Err(broken) = stream(channel, request, &mut answers, &mut show).await {
+        for answer in answers.iter_mut().filter(|answer| !answer.is_finished()) {
+            go_on(endpoint, answer, broken.clone(), resume, &mut show).await?;
+        }
+    }
+    Ok(answers)
+}
+
+/// Goes on with one answer whose stream broke.
+async fn go_on(
+    endpoint: &str,
+    answer: &mut Answer,
+    mut broken: Status,
+    resume: bool,
+    show: &mut impl FnMut(u32, &str, &Pace),
+) -> Result<()> {
     let (mut attempts, mut known) = (0, answer.token_ids.len());
     loop {
         // An answer that has begun waits for room, a new one does not.
-        let begun = attempts > 0 || !answer.token_ids.is_empty();
+        let begun = attempts > 0 || !answer.token_ids.is_empty() || !answer.prompt_logprobs.is_empty();
         let goes_on = is_resumable(&broken) || begun && retry_after(&broken).is_some();
         let Some(descriptor) = answer.descriptor.clone().filter(|_| resume && goes_on) else {
             return Err(refused(&broken));
@@ -101,35 +114,47 @@ pub async fn generate(
             prompt: Some(Prompt::Resume(v1::Resume {
                 descriptor: Some(descriptor),
                 received_token_ids: answer.token_ids.clone(),
+                received_prompt_logprobs: answer.prompt_logprobs.len() as u32,
             })),
             ..Default::default()
         };
-        match stream(channel, request, &mut answer, &mut show).await {
-            Ok(()) => return Ok(answer),
+        match stream(channel, request, std::slice::from_mut(answer), show).await {
+            Ok(()) => return Ok(()),
             Err(again) => broken = again,
         }
     }
 }
 
+/// Until all of these answers are finished.
 async fn stream(
     channel: Channel,
     request: v1::GenerateRequest,
-    answer: &mut Answer,
-    show: &mut impl FnMut(&str, &Pace),
+    answers: &mut [Answer],
+    show: &mut impl FnMut(u32, &str, &Pace),
 ) -> Result<(), Status> {
     let mut responses = InferenceClient::new(channel).generate(request).await?.into_inner();
     while let Some(response) = responses.message().await? {
+        let choice = response.choice;
+        let mut wanted = answers.iter_mut();
+        let Some(answer) = wanted.find(|answer| answer.choice == choice) else {
+            return Err(Status::data_loss(format!(
+                "choice {choice} came, which nobody asked for"
+            )));
+        };
         match response.event {
             Some(Event::Started(started)) => answer.descriptor = started.descriptor,
+            Some(Event::PromptScores(scores)) => answer.add_scores(scores)?,
             Some(Event::Chunk(chunk)) => {
                 let text = chunk.text.clone();
                 answer.add(chunk)?;
-                show(&text, &answer.pace);
+                show(choice, &text, &answer.pace);
             }
             Some(Event::Finished(finished)) => {
-                show(&finished.text, &answer.pace);
+                show(choice, &finished.text, &answer.pace);
                 answer.finish(finished);
-                return Ok(());
+                if answers.iter().all(Answer::is_finished) {
+                    return Ok(());
+                }
             }
             None => {}
         }

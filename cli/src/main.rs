@@ -11,7 +11,9 @@ mod coordinator;
 mod engine_options;
 mod generate;
 mod groups;
+mod local_cluster;
 mod model_source;
+mod perplexity;
 mod plan;
 mod plan_report;
 mod status;
@@ -48,6 +50,7 @@ enum Command {
     Chat(chat::ChatArgs),
     Status(status::StatusArgs),
     Plan(plan::PlanArgs),
+    Perplexity(perplexity::PerplexityArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -59,6 +62,7 @@ impl Command {
             Self::Coordinator(args) => Some(&mut args.engine),
             Self::Worker(args) => Some(&mut args.engine),
             Self::Plan(args) => Some(&mut args.engine),
+            Self::Perplexity(args) => Some(&mut args.engine),
             Self::Generate(_) | Self::Chat(_) | Self::Status(_) | Self::Bench(_) => None,
         }
     }
@@ -71,7 +75,7 @@ fn main() -> ExitCode {
         Command::Generate(_) | Command::Chat(_) | Command::Status(_) | Command::Bench(_)
     );
     // `up` tells people what happens in its own words.
-    let default = if quiet || matches!(cli.command, Command::Up(_)) {
+    let default = if quiet || matches!(cli.command, Command::Up(_) | Command::Perplexity(_)) {
         "error"
     } else {
         "info"
@@ -103,6 +107,7 @@ fn run(mut command: Command) -> anyhow::Result<ExitCode> {
             Command::Chat(args) => chat::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Plan(args) => plan::run(&args),
+            Command::Perplexity(args) => perplexity::run(args).await,
             Command::Bench(args) => bench::run(args).await,
         }
     })?;

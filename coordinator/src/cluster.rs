@@ -81,10 +81,10 @@ impl Cluster {
             Event::WorkerGone { session } => self.on_gone(session),
             Event::FromWorker { session, message } => self.on_message(session, message),
             Event::Submit {
-                sequence,
+                sequences,
                 request,
                 deadline,
-            } => self.submit(sequence, request, deadline),
+            } => self.submit(&sequences, &request, deadline),
             Event::Cancel { sequence, reason } => {
                 for group in &mut self.groups {
                     group.scheduler.cancel(sequence, reason, &mut self.effects);

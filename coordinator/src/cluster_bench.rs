@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use kvasir_kv::{
-    CellLayout, Epoch, FromWorker, HeadLayout, KvDtype, LoadReport, ModelShape, NumericsId, Progress, Request,
-    RequestId, SampledToken, Sampling, SequenceId, StepOutput, StepPlan, StepTimes, TenantId, ToWorker, TokenId,
-    UnitBytes, UnitLayout, WorkerId, WorkerInfo,
+    CellLayout, Epoch, FromWorker, HeadLayout, KvDtype, LoadReport, ModelShape, NumericsId, Progress, PromptLogprob,
+    Request, RequestId, SampledToken, Sampling, ScoredPrompt, SequenceId, StepOutput, StepPlan, StepTimes, TenantId,
+    ToWorker, TokenId, UnitBytes, UnitLayout, WorkerId, WorkerInfo,
 };
 
 use crate::{Cluster, ClusterConfig, Effect, Event, LossCause, Now, SessionId, status::GroupPhase};
@@ -131,21 +131,14 @@ impl Bench {
     }
 
     pub fn submit_prompt(&mut self, sequence: u64, prompt: Vec<TokenId>, max_tokens: u32) -> Vec<Effect> {
-        let request = Request {
-            id: RequestId(format!("r{sequence}")),
-            prompt,
-            generated: Vec::new(),
-            sampling: Sampling::default(),
-            max_tokens,
-            stop_tokens: Vec::new(),
-            tenant: TenantId::default(),
-            priority: 0,
-        };
-        let (sequence, deadline) = (SequenceId(sequence), None);
+        self.submit_request(&[sequence], request(prompt, max_tokens))
+    }
+
+    pub fn submit_request(&mut self, sequences: &[u64], request: Request) -> Vec<Effect> {
         self.on(Event::Submit {
-            sequence,
+            sequences: sequences.iter().copied().map(SequenceId).collect(),
             request,
-            deadline,
+            deadline: None,
         })
     }
 
@@ -166,6 +159,7 @@ impl Bench {
             epoch: plan.epoch,
             step: plan.step,
             sampled: sampled.collect(),
+            scored: scored_by(plan),
             poisoned: Vec::new(),
             times: StepTimes::default(),
         };
@@ -242,4 +236,33 @@ pub fn lost(effects: &[Effect]) -> Vec<(&str, LossCause)> {
         _ => None,
     };
     effects.iter().filter_map(lost).collect()
+}
+
+pub fn request(prompt: Vec<TokenId>, max_tokens: u32) -> Request {
+    Request {
+        id: RequestId("r".to_owned()),
+        prompt,
+        generated: Vec::new(),
+        sampling: Sampling::default(),
+        max_tokens,
+        prompt_logprobs: None,
+        stop_tokens: Vec::new(),
+        tenant: TenantId::default(),
+        priority: 0,
+    }
+}
+
+/// What a step that went well has scored.
+pub fn scored_by(plan: &StepPlan) -> Vec<ScoredPrompt> {
+    let score = |position| PromptLogprob {
+        logprob: -f64::from(position) as f32,
+        top_logprobs: Vec::new(),
+    };
+    let scoring = plan.work.iter().filter(|work| !work.scored.is_empty());
+    let scored = scoring.map(|work| ScoredPrompt {
+        sequence: work.sequence,
+        start: work.scored.start,
+        logprobs: work.scored.clone().map(score).collect(),
+    });
+    scored.collect()
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use kvasir_kv::{
-    Epoch, FinishReason, FromWorker, GroupId, KvDtype, NumericsId, Rank, RefusalKind, SampledToken, SequenceId, StepId,
-    StepOutput, StepPlan, StepTimes, ToWorker, TokenId, Transport,
+    Epoch, FinishReason, FromWorker, GroupId, KvDtype, NumericsId, PromptLogprobs, Rank, RefusalKind, SampledToken,
+    SequenceId, StepId, StepOutput, StepPlan, StepTimes, ToWorker, TokenId, Transport,
 };
 
 use crate::{
     Effect, Event, LossCause, SequenceError, SessionId, Usage,
-    cluster_bench::{Bench, aborted, formed, info, lost, plans},
+    cluster_bench::{Bench, aborted, formed, info, lost, plans, request, scored_by},
 };
 
 #[test]
@@ -364,6 +364,7 @@ fn a_block_is_found_only_when_every_rank_has_acknowledged_the_step_that_filled_i
             logprob: 0.0,
             top_logprobs: Vec::new(),
         }],
+        scored: Vec::new(),
         poisoned: Vec::new(),
         times: StepTimes::default(),
     };
@@ -394,6 +395,7 @@ fn what_went_out_of_range_is_not_found_again() {
         epoch: sent[0].epoch,
         step: sent[0].step,
         sampled: Vec::new(),
+        scored: Vec::new(),
         poisoned: vec![SequenceId(5)],
         times: StepTimes::default(),
     };
@@ -424,4 +426,40 @@ fn a_new_epoch_finds_nothing_and_without_the_cache_nothing_is_found_either() {
     let status = bench.cluster.status();
     assert_eq!(status.groups[0].blocks.cached, 0);
     assert_eq!(status.counters.prefix_queries_tokens, 0);
+}
+
+#[test]
+fn a_rank_whose_scores_are_not_those_asked_for_is_lost() {
+    for spoil in [
+        |output: &mut StepOutput| output.scored.clear(),
+        |output: &mut StepOutput| output.scored[0].start += 1,
+        |output: &mut StepOutput| drop(output.scored[0].logprobs.pop()),
+        |output: &mut StepOutput| output.scored.push(output.scored[0].clone()),
+    ] {
+        let mut bench = Bench::running(1);
+        let mut asked = request(vec![TokenId(1); 5], 1);
+        asked.prompt_logprobs = Some(PromptLogprobs { top: 0, received: 0 });
+        let sent = plans(&bench.submit_request(&[5], asked));
+        let mut output = StepOutput {
+            epoch: sent[0].epoch,
+            step: sent[0].step,
+            sampled: vec![SampledToken {
+                sequence: SequenceId(5),
+                token: TokenId(9),
+                logprob: 0.0,
+                top_logprobs: Vec::new(),
+            }],
+            scored: scored_by(&sent[0]),
+            poisoned: Vec::new(),
+            times: StepTimes::default(),
+        };
+        spoil(&mut output);
+        let message = FromWorker::StepDone {
+            epoch: sent[0].epoch,
+            step: sent[0].step,
+            output: Some(output),
+        };
+        let effects = bench.say(1, message);
+        assert_eq!(lost(&effects), [("w1", LossCause::Failed)], "{effects:?}");
+    }
 }

@@ -48,10 +48,9 @@ enum Command {
         link: WorkerLink,
     },
     Submit {
-        sequence: SequenceId,
+        choices: Vec<(SequenceId, Arc<TokenLog>)>,
         request: Request,
         deadline: Option<Now>,
-        log: Arc<TokenLog>,
     },
     Event(Event),
     Status(oneshot::Sender<ClusterStatus>),
@@ -109,18 +108,17 @@ impl ClusterHandle {
         self.send(Command::Event(Event::WorkerGone { session })).await
     }
 
+    /// One sequence for each answer that is wanted, of the request's choice and the next ones.
     pub async fn submit(
         &self,
-        sequence: SequenceId,
+        choices: Vec<(SequenceId, Arc<TokenLog>)>,
         request: Request,
         deadline: Option<Now>,
-        log: Arc<TokenLog>,
     ) -> Result<(), ShuttingDown> {
         let command = Command::Submit {
-            sequence,
+            choices,
             request,
             deadline,
-            log,
         };
         self.send(command).await
     }
@@ -228,14 +226,14 @@ impl Driver {
                 self.deliver(Event::WorkerJoined { session, info });
             }
             Command::Submit {
-                sequence,
+                choices,
                 request,
                 deadline,
-                log,
             } => {
-                self.logs.insert(sequence, log);
+                let sequences = choices.iter().map(|(sequence, _)| *sequence).collect();
+                self.logs.extend(choices);
                 self.deliver(Event::Submit {
-                    sequence,
+                    sequences,
                     request,
                     deadline,
                 });
@@ -282,6 +280,15 @@ impl Driver {
             Effect::Token { sequence, index, token } => {
                 if let Some(log) = self.logs.get(&sequence) {
                     log.append(index, token);
+                }
+            }
+            Effect::PromptLogprobs {
+                sequence,
+                position,
+                logprobs,
+            } => {
+                if let Some(log) = self.logs.get(&sequence) {
+                    log.append_scores(position, logprobs);
                 }
             }
             Effect::Finished {

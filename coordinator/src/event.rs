@@ -6,8 +6,8 @@
 use std::{fmt, time::Duration};
 
 use kvasir_kv::{
-    Epoch, FinishReason, FromWorker, GroupId, Rank, Request, SampledToken, SequenceId, ToWorker, Transport, WorkerId,
-    WorkerInfo,
+    Epoch, FinishReason, FromWorker, GroupId, PromptLogprob, Rank, Request, SampledToken, SequenceId, ToWorker,
+    Transport, WorkerId, WorkerInfo,
 };
 
 /// Time since the driver's start, monotonic.
@@ -49,9 +49,10 @@ pub enum Event {
         session: SessionId,
         message: FromWorker,
     },
-    /// `sequence` is fresh. A request with `generated` tokens continues after them.
+    /// `sequences` are fresh: one for each answer that is wanted, of this choice and the next ones; all are taken or none.
+    /// A request with `generated` tokens continues after them.
     Submit {
-        sequence: SequenceId,
+        sequences: Vec<SequenceId>,
         request: Request,
         deadline: Option<Now>,
     },
@@ -85,6 +86,12 @@ pub enum Effect {
         sequence: SequenceId,
         index: u32,
         token: SampledToken,
+    },
+    /// Logprobs of the prompt's tokens from `position` on, without gap or repetition; all of them before the first token.
+    PromptLogprobs {
+        sequence: SequenceId,
+        position: u32,
+        logprobs: Vec<PromptLogprob>,
     },
     /// The last effect of a sequence that ended as it should.
     Finished {
@@ -200,8 +207,13 @@ pub enum SequenceError {
         num_blocks: u32,
         block_size: u32,
     },
-    #[error("{waiting} requests wait, at most {queue_max} may")]
-    QueueFull { waiting: u32, queue_max: u32 },
+    #[error("{waiting} requests wait, at most {queue_max} may{}", choices_too_many(*num_choices))]
+    QueueFull {
+        waiting: u32,
+        queue_max: u32,
+        /// Answers that were wanted together.
+        num_choices: u32,
+    },
     #[error("requests of {waiting_tokens} tokens wait; with {tokens} more they would exceed {queue_tokens_max}")]
     QueueTokens {
         waiting_tokens: u64,
@@ -214,4 +226,11 @@ pub enum SequenceError {
     Duplicate(SequenceId),
     #[error("a request needs a prompt and room for an answer: {prompt_len} prompt tokens, {max_tokens} answer tokens")]
     Empty { prompt_len: u32, max_tokens: u32 },
+}
+
+fn choices_too_many(num_choices: u32) -> String {
+    match num_choices {
+        0 | 1 => String::new(),
+        _ => format!("; the {num_choices} choices of this one are taken together or not at all"),
+    }
 }

@@ -1,76 +1,151 @@
-//! One answer as a stream of messages: the descriptor, tokens with their text, the end.
+//! Answers as a stream of messages: for each choice the descriptor, the prompt's logprobs if they are wanted, tokens with
+//! their text, the end.
 
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use futures::Stream;
-use kvasir_kv::{FinishReason, SampledToken, TokenId};
+use futures::{Stream, StreamExt as _, stream::select_all};
+use kvasir_kv::{FinishReason, PromptLogprob, Request, SampledToken, TokenId};
+use kvasir_model::Tokenizer;
 use kvasir_proto::v1::{self, generate_response::Event};
 use tonic::Status;
 
 use crate::{
     Now, Usage,
     answer_text::AnswerText,
-    driver::ClusterHandle,
+    driver::{ClusterHandle, ShuttingDown},
     grpc::status,
     intake::Accepted,
-    running_requests::RunningRequest,
+    running_requests::RunningChoice,
     stop_strings::Scanned,
-    token_log::{Ending, TokenLog},
+    token_log::{Ending, Place, TokenLog},
 };
 
-/// Bounds a message when a slow client has let tokens pile up.
+/// Bounds a message when a slow client has let tokens, or logprobs of the prompt, pile up.
 const CHUNK_TOKENS_MAX: usize = 256;
 
-/// Submits the request and reads its log. Dropping the stream drops `running`, which cancels the sequence.
+/// One answer on its way.
+struct Answer {
+    accepted: Accepted,
+    text: AnswerText,
+    log: Arc<TokenLog>,
+    /// Cancels the sequence when it is dropped.
+    running: RunningChoice,
+}
+
+impl Answer {
+    fn new(accepted: Accepted, tokenizer: &Arc<Tokenizer>, running: RunningChoice) -> Self {
+        Self {
+            text: AnswerText::new(tokenizer.clone(), accepted.stop.clone()),
+            log: Arc::new(TokenLog::new(place_of(&accepted.request))),
+            accepted,
+            running,
+        }
+    }
+
+    fn response(&self, event: Event) -> v1::GenerateResponse {
+        response(self.choice(), event)
+    }
+
+    fn choice(&self) -> u32 {
+        self.accepted.request.sampling.choice
+    }
+}
+
+/// Submits the request and reads the logs of its choices. Dropping the stream drops `running`, which cancels them.
 pub fn stream(
     accepted: Accepted,
-    mut text: AnswerText,
+    tokenizer: &Arc<Tokenizer>,
     cluster: ClusterHandle,
-    running: RunningRequest,
+    running: Vec<RunningChoice>,
 ) -> impl Stream<Item = Result<v1::GenerateResponse, Status>> + Send + 'static {
+    let choices = (0..).zip(running);
+    let mut answers: Vec<Answer> = choices
+        .map(|(nth, running)| Answer::new(accepted.nth_choice(nth), tokenizer, running))
+        .collect();
     async_stream::try_stream! {
-        let sequence = running.sequence();
-        yield started(&accepted);
-        let mut index = accepted.request.generated.len() as u32;
-        if let Some((reason, index)) = catch_up(&accepted, &mut text) {
-            yield finished(reason, usage_of(&accepted, index), text.finish());
+        let mut over = None;
+        for answer in &mut answers {
+            yield started(answer);
+            over = over.or(catch_up(&answer.accepted, &mut answer.text));
+        }
+        // Only one that is resumed, hence alone, can be over.
+        if let Some((reason, index)) = over && let Some(answer) = answers.pop() {
+            let (choice, usage) = (answer.choice(), usage_of(&answer.accepted, index));
+            yield response(choice, finished(reason, usage, answer.text.finish()));
             return;
         }
-        let log = Arc::new(TokenLog::new(index));
+        let logs = answers.iter().map(|answer| (answer.running.sequence(), answer.log.clone())).collect();
         let deadline = accepted.deadline_unix_ms.map(|deadline| on_our_clock(&cluster, deadline));
-        let submitted = cluster.submit(sequence, accepted.request.clone(), deadline, log.clone()).await;
+        let submitted = cluster.submit(logs, accepted.request.clone(), deadline).await;
         submitted.map_err(status::shutting_down)?;
+        let mut all = select_all(answers.into_iter().map(|answer| Box::pin(events(answer, cluster.clone()))));
+        while let Some(response) = all.next().await {
+            yield response?;
+        }
+    }
+}
+
+/// What comes of one answer after its start.
+fn events(
+    mut answer: Answer,
+    cluster: ClusterHandle,
+) -> impl Stream<Item = Result<v1::GenerateResponse, Status>> + Send + 'static {
+    async_stream::try_stream! {
+        let mut next = place_of(&answer.accepted.request);
         loop {
-            let (tokens, ending) = log.read(index, CHUNK_TOKENS_MAX).await;
-            let (chunk, stopped) = take_chunk(&mut text, index, tokens);
-            index += chunk.tokens.len() as u32;
+            let read = answer.log.read(next, CHUNK_TOKENS_MAX).await;
+            if !read.scores.is_empty() {
+                let scores = prompt_scores(&answer.accepted.request, next.position, read.scores);
+                next.position += scores.tokens.len() as u32;
+                yield answer.response(Event::PromptScores(scores));
+            }
+            let (chunk, stopped) = take_chunk(&mut answer.text, next.index, read.tokens);
+            next.index += chunk.tokens.len() as u32;
             if !chunk.tokens.is_empty() {
-                yield response(Event::Chunk(chunk));
+                yield answer.response(Event::Chunk(chunk));
             }
             if stopped {
-                cluster.stop(sequence, index - 1).await.map_err(status::shutting_down)?;
-                let usage = match log.ended().await {
-                    Ending::Finished { usage, .. } => Usage { completion_tokens: index, ..usage },
-                    // The answer was complete before whatever happened.
-                    Ending::Failed(_) | Ending::Shutdown => usage_of(&accepted, index),
-                };
-                yield finished(FinishReason::Stop, usage, String::new());
+                let usage = stop(&answer, next.index, &cluster).await?;
+                yield answer.response(finished(FinishReason::Stop, usage, String::new()));
                 return;
             }
-            match ending {
+            match read.ending {
                 None => {}
                 Some(Ending::Finished { reason, usage }) => {
                     status::check_finished(reason)?;
-                    yield finished(reason, usage, text.finish());
+                    let choice = answer.choice();
+                    yield response(choice, finished(reason, usage, answer.text.finish()));
                     return;
                 }
                 Some(Ending::Failed(error)) => Err(status::sequence_error(&error))?,
-                Some(Ending::Shutdown) => Err(status::shutting_down(crate::driver::ShuttingDown))?,
+                Some(Ending::Shutdown) => Err(status::shutting_down(ShuttingDown))?,
             }
         }
+    }
+}
+
+/// Ends the sequence after a stop string that `num_tokens` tokens complete.
+async fn stop(answer: &Answer, num_tokens: u32, cluster: &ClusterHandle) -> Result<Usage, Status> {
+    let stopped = cluster.stop(answer.running.sequence(), num_tokens - 1).await;
+    stopped.map_err(status::shutting_down)?;
+    Ok(match answer.log.ended().await {
+        Ending::Finished { usage, .. } => Usage {
+            completion_tokens: num_tokens,
+            ..usage
+        },
+        // The answer was complete before whatever happened.
+        Ending::Failed(_) | Ending::Shutdown => usage_of(&answer.accepted, num_tokens),
+    })
+}
+
+/// Where a stream begins: after what the client has.
+fn place_of(request: &Request) -> Place {
+    Place {
+        position: 1 + request.prompt_logprobs.map_or(0, |wanted| wanted.received),
+        index: request.generated.len() as u32,
     }
 }
 
@@ -85,7 +160,9 @@ fn catch_up(accepted: &Accepted, text: &mut AnswerText) -> Option<(FinishReason,
         }
     }
     let received = request.generated.len() as u32;
-    (received >= request.max_tokens).then_some((FinishReason::Length, received))
+    let has_scores = place_of(request).position >= request.prompt.len() as u32;
+    let wants_scores = request.prompt_logprobs.is_some() && !has_scores;
+    (received >= request.max_tokens && !wants_scores).then_some((FinishReason::Length, received))
 }
 
 /// Up to the token that completes a stop string, and whether there is one.
@@ -106,22 +183,40 @@ fn take_chunk(text: &mut AnswerText, first_index: u32, tokens: Vec<SampledToken>
 }
 
 fn wire_token(index: u32, token: SampledToken) -> v1::Token {
-    let top = |(TokenId(id), logprob)| v1::TopLogprob { id, logprob };
     v1::Token {
         index,
         id: token.token.0,
         logprob: token.logprob,
-        top_logprobs: token.top_logprobs.into_iter().map(top).collect(),
+        top_logprobs: wire_top(token.top_logprobs),
     }
 }
 
-fn started(accepted: &Accepted) -> v1::GenerateResponse {
-    response(Event::Started(v1::Started {
-        descriptor: Some(accepted.descriptor()),
+fn wire_top(top: Vec<(TokenId, f32)>) -> Vec<v1::TopLogprob> {
+    let top = top.into_iter();
+    top.map(|(TokenId(id), logprob)| v1::TopLogprob { id, logprob })
+        .collect()
+}
+
+fn prompt_scores(request: &Request, position: u32, scores: Vec<PromptLogprob>) -> v1::PromptScores {
+    let tokens = request.prompt.iter().skip(position as usize).zip(scores);
+    let wire = |(token, score): (&TokenId, PromptLogprob)| v1::PromptToken {
+        id: token.0,
+        logprob: score.logprob,
+        top_logprobs: wire_top(score.top_logprobs),
+    };
+    v1::PromptScores {
+        position,
+        tokens: tokens.map(wire).collect(),
+    }
+}
+
+fn started(answer: &Answer) -> v1::GenerateResponse {
+    answer.response(Event::Started(v1::Started {
+        descriptor: Some(answer.accepted.descriptor()),
     }))
 }
 
-fn finished(reason: FinishReason, usage: Usage, text: String) -> v1::GenerateResponse {
+fn finished(reason: FinishReason, usage: Usage, text: String) -> Event {
     let reason = match reason {
         FinishReason::Stop => v1::FinishReason::Stop,
         FinishReason::Length => v1::FinishReason::Length,
@@ -129,7 +224,7 @@ fn finished(reason: FinishReason, usage: Usage, text: String) -> v1::GenerateRes
         // `status::check_finished` has made errors of these.
         FinishReason::Numerical | FinishReason::Deadline => v1::FinishReason::Unspecified,
     };
-    response(Event::Finished(v1::Finished {
+    Event::Finished(v1::Finished {
         reason: reason.into(),
         usage: Some(v1::Usage {
             prompt_tokens: usage.prompt_tokens,
@@ -137,11 +232,14 @@ fn finished(reason: FinishReason, usage: Usage, text: String) -> v1::GenerateRes
             completion_tokens: usage.completion_tokens,
         }),
         text,
-    }))
+    })
 }
 
-fn response(event: Event) -> v1::GenerateResponse {
-    v1::GenerateResponse { event: Some(event) }
+fn response(choice: u32, event: Event) -> v1::GenerateResponse {
+    v1::GenerateResponse {
+        choice,
+        event: Some(event),
+    }
 }
 
 fn usage_of(accepted: &Accepted, completion_tokens: u32) -> Usage {

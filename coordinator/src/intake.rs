@@ -5,16 +5,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kvasir_kv::{NumericsId, Request, RequestId, Sampling, TOP_LOGPROBS_MAX, TenantId, TokenId};
+use kvasir_kv::{NumericsId, PromptLogprobs, Request, RequestId, TenantId, TokenId};
 use kvasir_model::{ChatMessage, ChatTemplate, ChatTemplateError, Tokenizer, TokenizerError};
 use kvasir_proto::v1;
 use uuid::Uuid;
+
+use crate::sampling_params::{self, check_in_vocabulary, check_top};
 
 const REQUEST_ID_BYTES_MAX: usize = 128;
 const TENANT_BYTES_MAX: usize = 128;
 const STOPS_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 1024;
-const TEMPERATURE_MAX: f32 = 100.0;
+const STOP_TOKENS_MAX: usize = 128;
+const CHOICES_MAX: u32 = 128;
 const ROLES: [&str; 3] = ["system", "user", "assistant"];
 
 /// What is wrong with a request, with the values that make it so.
@@ -31,6 +34,18 @@ pub enum RequestError {
         position: usize,
         vocab_size: usize,
     },
+    #[error("token {token} of {what} is not in the vocabulary of {vocab_size}")]
+    NoSuchToken {
+        what: &'static str,
+        token: u32,
+        vocab_size: usize,
+    },
+    #[error("token {token} has two logit biases; each token may have one")]
+    BiasedTwice { token: u32 },
+    #[error("n is {n}, with a resume descriptor; each choice is resumed alone, by its own descriptor and without n")]
+    ResumedTogether { n: u32 },
+    #[error("n is {n} and choice is {choice}; several answers are the choices from 0 on, one answer may be any choice")]
+    ChoiceOfMany { n: u32, choice: u32 },
     #[error("message {position} has role {role:?}; roles are system, user and assistant")]
     Role { position: usize, role: String },
     #[error("{what} is {found}; expected {expected}")]
@@ -59,7 +74,7 @@ pub enum RequestError {
     Tokenizer(#[from] TokenizerError),
 }
 
-fn out_of_range(what: &'static str, found: impl ToString, expected: impl Into<String>) -> RequestError {
+pub(crate) fn out_of_range(what: &'static str, found: impl ToString, expected: impl Into<String>) -> RequestError {
     RequestError::OutOfRange {
         what,
         found: found.to_string(),
@@ -74,10 +89,26 @@ pub struct Accepted {
     pub stop: Vec<String>,
     pub deadline_unix_ms: Option<u64>,
     pub resumed: bool,
+    num_choices: u32,
     numerics_id: NumericsId,
 }
 
 impl Accepted {
+    /// The answers that are wanted.
+    pub fn choices(&self) -> impl Iterator<Item = u32> {
+        let first = self.request.sampling.choice;
+        (0..self.num_choices).map(move |nth| first + nth)
+    }
+
+    /// What was accepted for one of them alone.
+    pub fn nth_choice(&self, nth: u32) -> Self {
+        Self {
+            request: self.request.nth_choice(nth),
+            num_choices: 1,
+            ..self.clone()
+        }
+    }
+
     /// All that determines the answer.
     pub fn descriptor(&self) -> v1::ResumeDescriptor {
         let ids = |tokens: &[TokenId]| tokens.iter().map(|token| token.0).collect();
@@ -88,6 +119,19 @@ impl Accepted {
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            repetition_penalty: sampling.repetition_penalty,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            logit_bias: sampling
+                .logit_bias
+                .iter()
+                .map(|(token, bias)| v1::LogitBias {
+                    id: token.0,
+                    bias: *bias,
+                })
+                .collect(),
+            prompt_logprobs: request.prompt_logprobs.map(|wanted| wanted.top),
             seed: sampling.seed,
             choice: sampling.choice,
             top_logprobs: sampling.top_logprobs,
@@ -142,27 +186,39 @@ impl Intake {
         use v1::generate_request::Prompt;
         check_request_id(&request.request_id)?;
         let prompt = match request.prompt.clone().ok_or(RequestError::NoPrompt)? {
-            Prompt::Resume(resume) => return self.accept_resume(&request.request_id, resume, now_unix_ms),
+            Prompt::Resume(resume) => {
+                if let Some(n) = request.n {
+                    return Err(RequestError::ResumedTogether { n });
+                }
+                return self.accept_resume(&request.request_id, resume, now_unix_ms);
+            }
             Prompt::Text(text) => self.encode_text(&text)?,
             Prompt::TokenIds(tokens) => self.check_tokens(&tokens.ids)?,
             Prompt::Chat(chat) => self.encode_chat(chat)?,
         };
         let timeout = check_timeout(request.timeout_ms)?.unwrap_or(self.timeout);
+        let prompt_logprobs = check_prompt_logprobs(request.prompt_logprobs)?;
+        let sampling = request.sampling.unwrap_or_default();
+        let stop_tokens = self.stop_tokens(request.ignore_eos, &sampling.stop_token_ids)?;
+        let max_tokens_min = if prompt_logprobs.is_some() && request.n.unwrap_or(1) == 1 {
+            0
+        } else {
+            1
+        };
         Ok(Accepted {
             stop: check_stop(request.stop)?,
+            num_choices: check_choices(request.n, sampling.choice)?,
             deadline_unix_ms: Some(now_unix_ms.saturating_add(timeout.as_millis() as u64)),
             resumed: false,
             numerics_id: self.numerics_id,
             request: Request {
                 id: name_or_new(request.request_id),
-                max_tokens: self.check_lengths(&prompt, request.max_tokens)?,
+                max_tokens: self.check_lengths(&prompt, request.max_tokens, max_tokens_min)?,
+                prompt_logprobs,
                 prompt,
                 generated: Vec::new(),
-                sampling: check_sampling(resolve(request.sampling.unwrap_or_default()))?,
-                stop_tokens: match request.ignore_eos {
-                    true => Vec::new(),
-                    false => self.tokenizer.eos_ids().to_vec(),
-                },
+                sampling: sampling_params::check(sampling_params::resolve(sampling), self.vocab_size())?,
+                stop_tokens,
                 tenant: check_tenant(request.tenant)?,
                 priority: request.priority,
             },
@@ -185,13 +241,22 @@ impl Intake {
         check_deadline(deadline_unix_ms, now_unix_ms)?;
         let prompt = self.check_tokens(&descriptor.prompt_token_ids)?;
         let generated = self.check_known(&resume.received_token_ids)?;
-        let max_tokens = self.check_lengths(&prompt, Some(descriptor.max_tokens))?;
+        let prompt_logprobs = check_received(
+            check_prompt_logprobs(descriptor.prompt_logprobs)?,
+            resume.received_prompt_logprobs,
+            prompt.len() as u32 - 1,
+            !generated.is_empty(),
+        )?;
+        let max_tokens_min = if prompt_logprobs.is_some() { 0 } else { 1 };
+        let max_tokens = self.check_lengths(&prompt, Some(descriptor.max_tokens), max_tokens_min)?;
         if generated.len() > max_tokens as usize {
             let expected = format!("at most max_tokens, {max_tokens}");
             return Err(out_of_range("number of received_token_ids", generated.len(), expected));
         }
+        let sampling = sampling_params::check(sampling_params::of_descriptor(&descriptor), self.vocab_size())?;
         Ok(Accepted {
             stop: check_stop(descriptor.stop)?,
+            num_choices: 1,
             deadline_unix_ms,
             resumed: true,
             numerics_id: self.numerics_id,
@@ -199,16 +264,10 @@ impl Intake {
                 id: name_or_new(descriptor.request_id),
                 prompt,
                 generated,
-                sampling: check_sampling(Sampling {
-                    temperature: descriptor.temperature,
-                    top_k: descriptor.top_k,
-                    top_p: descriptor.top_p,
-                    seed: descriptor.seed,
-                    choice: descriptor.choice,
-                    top_logprobs: descriptor.top_logprobs,
-                })?,
+                sampling,
                 max_tokens,
-                stop_tokens: self.check_known(&descriptor.stop_token_ids)?,
+                prompt_logprobs,
+                stop_tokens: self.check_stop_tokens(&descriptor.stop_token_ids)?,
                 tenant: check_tenant(descriptor.tenant)?,
                 priority: descriptor.priority,
             },
@@ -256,8 +315,31 @@ impl Intake {
         self.check_known(ids)
     }
 
+    fn vocab_size(&self) -> usize {
+        self.tokenizer.vocab_size()
+    }
+
+    /// The model's own end, unless it is ignored, and what the client names besides.
+    fn stop_tokens(&self, ignore_eos: bool, named: &[u32]) -> Result<Vec<TokenId>, RequestError> {
+        if named.len() > STOP_TOKENS_MAX {
+            let expected = format!("at most {STOP_TOKENS_MAX}");
+            return Err(out_of_range("number of stop_token_ids", named.len(), expected));
+        }
+        let mut tokens = match ignore_eos {
+            true => Vec::new(),
+            false => self.tokenizer.eos_ids().to_vec(),
+        };
+        tokens.extend(self.check_stop_tokens(named)?);
+        Ok(tokens)
+    }
+
+    fn check_stop_tokens(&self, ids: &[u32]) -> Result<Vec<TokenId>, RequestError> {
+        let check = |&id| check_in_vocabulary("stop_token_ids", id, self.vocab_size()).map(|()| TokenId(id));
+        ids.iter().map(check).collect()
+    }
+
     fn check_known(&self, ids: &[u32]) -> Result<Vec<TokenId>, RequestError> {
-        let vocab_size = self.tokenizer.vocab_size();
+        let vocab_size = self.vocab_size();
         match ids.iter().position(|&id| id as usize >= vocab_size) {
             None => Ok(ids.iter().copied().map(TokenId).collect()),
             Some(position) => Err(RequestError::UnknownToken {
@@ -268,11 +350,17 @@ impl Intake {
         }
     }
 
-    /// The resolved `max_tokens`.
-    fn check_lengths(&self, prompt: &[TokenId], max_tokens: Option<u32>) -> Result<u32, RequestError> {
+    /// The resolved `max_tokens`. Where none are asked for, the prompt may fill the context.
+    fn check_lengths(
+        &self,
+        prompt: &[TokenId],
+        max_tokens: Option<u32>,
+        max_tokens_min: u32,
+    ) -> Result<u32, RequestError> {
         let context_len = self.context_len;
+        let needed = max_tokens.unwrap_or(1).min(1);
         let prompt_len = match u32::try_from(prompt.len()) {
-            Ok(len) if len < context_len => len,
+            Ok(len) if len.saturating_add(needed) <= context_len => len,
             _ => {
                 let prompt_len = prompt.len() as u64;
                 return Err(RequestError::PromptTooLong {
@@ -283,7 +371,10 @@ impl Intake {
         };
         match max_tokens {
             None => Ok(context_len - prompt_len),
-            Some(0) => Err(out_of_range("max_tokens", 0, "1 or more")),
+            Some(0) if max_tokens_min > 0 => {
+                let expected = "1 or more; 0 only with prompt_logprobs and one choice";
+                Err(out_of_range("max_tokens", 0, expected))
+            }
             Some(max_tokens) if max_tokens > context_len - prompt_len => Err(RequestError::TooLong {
                 prompt_len,
                 max_tokens,
@@ -313,24 +404,6 @@ fn name_or_new(name: String) -> RequestId {
     })
 }
 
-fn resolve(sampling: v1::SamplingParams) -> Sampling {
-    let default = Sampling::default();
-    Sampling {
-        temperature: sampling.temperature.unwrap_or(default.temperature),
-        top_k: sampling.top_k.unwrap_or(default.top_k),
-        top_p: sampling.top_p.unwrap_or(default.top_p),
-        seed: sampling.seed.unwrap_or_else(random_seed),
-        choice: sampling.choice,
-        top_logprobs: sampling.top_logprobs,
-    }
-}
-
-/// 64 random bits. A UUID has 122 of them; its fixed bits fall on different places of the two halves here.
-pub fn random_seed() -> u64 {
-    let (high, low) = Uuid::new_v4().as_u64_pair();
-    high ^ low.rotate_left(32)
-}
-
 fn check_request_id(name: &str) -> Result<(), RequestError> {
     if name.len() > REQUEST_ID_BYTES_MAX {
         let expected = format!("at most {REQUEST_ID_BYTES_MAX}");
@@ -347,21 +420,6 @@ fn check_tenant(name: String) -> Result<TenantId, RequestError> {
     Ok(TenantId(name))
 }
 
-fn check_sampling(sampling: Sampling) -> Result<Sampling, RequestError> {
-    if !(0.0..=TEMPERATURE_MAX).contains(&sampling.temperature) {
-        let expected = format!("0 to {TEMPERATURE_MAX}");
-        return Err(out_of_range("temperature", sampling.temperature, expected));
-    }
-    if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
-        return Err(out_of_range("top_p", sampling.top_p, "above 0, at most 1"));
-    }
-    if sampling.top_logprobs > TOP_LOGPROBS_MAX {
-        let expected = format!("at most {TOP_LOGPROBS_MAX}");
-        return Err(out_of_range("top_logprobs", sampling.top_logprobs, expected));
-    }
-    Ok(sampling)
-}
-
 fn check_stop(stop: Vec<String>) -> Result<Vec<String>, RequestError> {
     if stop.len() > STOPS_MAX {
         let expected = format!("at most {STOPS_MAX}");
@@ -374,6 +432,39 @@ fn check_stop(stop: Vec<String>) -> Result<Vec<String>, RequestError> {
         }
     }
     Ok(stop)
+}
+
+fn check_choices(n: Option<u32>, choice: u32) -> Result<u32, RequestError> {
+    match n {
+        None | Some(1) => Ok(1),
+        Some(n @ 2..=CHOICES_MAX) if choice == 0 => Ok(n),
+        Some(n @ 2..=CHOICES_MAX) => Err(RequestError::ChoiceOfMany { n, choice }),
+        Some(n) => Err(out_of_range("n", n, format!("1 to {CHOICES_MAX}"))),
+    }
+}
+
+fn check_prompt_logprobs(top: Option<u32>) -> Result<Option<PromptLogprobs>, RequestError> {
+    let wanted = |top| check_top("prompt_logprobs", top).map(|()| PromptLogprobs { top, received: 0 });
+    top.map(wanted).transpose()
+}
+
+/// `all`: positions of the prompt that have logprobs.
+fn check_received(
+    wanted: Option<PromptLogprobs>,
+    received: u32,
+    all: u32,
+    has_tokens: bool,
+) -> Result<Option<PromptLogprobs>, RequestError> {
+    let (least, most) = match &wanted {
+        None => (0, 0),
+        Some(_) if has_tokens => (all, all),
+        Some(_) => (0, all),
+    };
+    if !(least..=most).contains(&received) {
+        let expected = format!("{least} to {most}: all of the prompt's come before the first token");
+        return Err(out_of_range("received_prompt_logprobs", received, expected));
+    }
+    Ok(wanted.map(|wanted| PromptLogprobs { received, ..wanted }))
 }
 
 fn check_timeout(timeout_ms: Option<u64>) -> Result<Option<Duration>, RequestError> {

@@ -26,6 +26,7 @@ mod router;
 #[cfg(test)]
 mod router_tests;
 mod running_requests;
+mod sampling_params;
 mod scheduler;
 mod sequence;
 mod server;

@@ -1,19 +1,24 @@
 //! What the scheduler plans, as text that a reviewer can read: arrivals in, plans out.
 //!
-//! A scenario is a list of lines. `arrive NAME PROMPT+ANSWER [tenant=T] [priority=P] [like=OTHER:N]` is a request of so many
-//! tokens, `like` with the first N of another's prompt. `plan` composes a step, `done` brings back the oldest one,
+//! A scenario is a list of lines. `arrive NAME PROMPT+ANSWER [tenant=T] [priority=P] [like=OTHER:N] [scored=N]` is a request of
+//! so many tokens, `like` with the first N of another's prompt, `scored` one that wants its prompt's logprobs and has N. `plan` composes a step, `done` brings back the oldest one,
 //! `step` is both, `run N` is N steps. `cancel NAME` is what it says.
 //!
-//! A plan names `sequence[start..end)`, `*` where it samples, `+` the blocks it allocates, `=` those it shares.
+//! A plan names `sequence[start..end)`, `*` where it samples, `+` the blocks it allocates, `=` those it shares,
+//! `?` the positions it scores.
 
 use std::{collections::VecDeque, fmt::Write as _};
 
 use kvasir_kv::{
-    BlockId, CellLayout, Epoch, FinishReason, KvDtype, NumericsId, Rank, Request, RequestId, SampledToken, Sampling,
-    SequenceId, SequenceWork, StepOutput, StepPlan, StepTimes, TenantId, TokenId,
+    BlockId, CellLayout, Epoch, FinishReason, KvDtype, NumericsId, PromptLogprobs, Rank, Request, RequestId,
+    SampledToken, Sampling, SequenceId, SequenceWork, StepOutput, StepPlan, StepTimes, TenantId, TokenId,
 };
 
-use crate::{ClusterConfig, Effect, Now, detector::Steady, scheduler::Scheduler, sequence::Sequence};
+use crate::{
+    ClusterConfig, Effect, Now, cluster_bench::scored_by, detector::Steady, scheduler::Scheduler, sequence::Sequence,
+};
+
+mod scored;
 
 const BLOCK: u32 = 16;
 
@@ -68,7 +73,7 @@ impl Stage {
         let prompt_len: u32 = prompt_len.parse().unwrap();
         let salt = 1000 * (self.names.len() as u32 + 1);
         let mut prompt: Vec<TokenId> = (0..prompt_len).map(|position| TokenId(salt + position)).collect();
-        let (mut tenant, mut priority) = (TenantId::default(), 0);
+        let (mut tenant, mut priority, mut prompt_logprobs) = (TenantId::default(), 0, None);
         for option in options {
             match option.split_once('=').unwrap() {
                 ("tenant", value) => tenant = TenantId(value.to_owned()),
@@ -77,6 +82,10 @@ impl Stage {
                     let (other, len) = value.split_once(':').unwrap();
                     let (other, len) = (self.id_of(other).0 as usize, len.parse().unwrap());
                     prompt[..len].copy_from_slice(&self.prompts[other][..len]);
+                }
+                ("scored", value) => {
+                    let received = value.parse().unwrap();
+                    prompt_logprobs = Some(PromptLogprobs { top: 0, received });
                 }
                 _ => panic!("`{option}` is not an option of a request"),
             }
@@ -90,6 +99,7 @@ impl Stage {
             generated: Vec::new(),
             sampling: Sampling::default(),
             max_tokens: max_tokens.parse().unwrap(),
+            prompt_logprobs,
             stop_tokens: Vec::new(),
             tenant,
             priority,
@@ -144,8 +154,12 @@ impl Stage {
                 format!(" {sign}{}", ids.join(","))
             }
         };
+        let scored = match &work.scored {
+            scored if scored.is_empty() => String::new(),
+            scored => format!("?{}..{}", scored.start, scored.end),
+        };
         format!(
-            "{}[{}..{}){}{}{}",
+            "{}[{}..{}){}{scored}{}{}",
             self.name_of(work.sequence),
             work.start,
             work.start + work.num_tokens,
@@ -195,6 +209,7 @@ impl Stage {
                     top_logprobs: Vec::new(),
                 })
                 .collect(),
+            scored: scored_by(&plan),
             poisoned: Vec::new(),
             times: StepTimes::default(),
         };

@@ -10,19 +10,30 @@ use kvasir_kv::{BlockHash, GroupId, Request, SequenceId, TenantId};
 use crate::{Cluster, Effect, Now, SequenceError, group::Group, scheduler::Scheduler, sequence::Sequence};
 
 impl Cluster {
-    /// Takes a request, or refuses it at once with the numbers.
-    pub(crate) fn submit(&mut self, id: SequenceId, request: Request, deadline: Option<Now>) {
-        self.counters.submitted += 1;
-        if let Err(error) = self.admissible(id, &request) {
-            self.counters.failed += 1;
+    /// Takes a request with all its choices, or refuses it at once with the numbers.
+    pub(crate) fn submit(&mut self, ids: &[SequenceId], request: &Request, deadline: Option<Now>) {
+        let num_choices = ids.len() as u64;
+        self.counters.submitted += num_choices;
+        if let Err(error) = self.admissible(ids, request) {
+            self.counters.failed += num_choices;
             let full = matches!(
                 error,
                 SequenceError::QueueFull { .. } | SequenceError::QueueTokens { .. }
             );
-            self.counters.rejected += u64::from(full);
-            self.effects.push(Effect::Failed { sequence: id, error });
+            self.counters.rejected += if full { num_choices } else { 0 };
+            let failed = |&sequence| Effect::Failed {
+                sequence,
+                error: error.clone(),
+            };
+            self.effects.extend(ids.iter().map(failed));
             return;
         }
+        for (index, id) in (0..).zip(ids) {
+            self.take(*id, request.nth_choice(index), deadline);
+        }
+    }
+
+    fn take(&mut self, id: SequenceId, request: Request, deadline: Option<Now>) {
         self.counters.prompt_tokens += request.prompt.len() as u64;
         self.arrivals += 1;
         let mut sequence = Sequence::new(id, request, self.arrivals, deadline, self.now);
@@ -39,14 +50,15 @@ impl Cluster {
         }
     }
 
-    fn admissible(&self, id: SequenceId, request: &Request) -> Result<(), SequenceError> {
+    fn admissible(&self, ids: &[SequenceId], request: &Request) -> Result<(), SequenceError> {
         let prompt_len = u32::try_from(request.prompt.len()).unwrap_or(u32::MAX);
         let max_tokens = request.max_tokens;
         let context_len = self.layout.shape().context_len;
-        if self.groups.iter().any(|group| group.scheduler.contains(id)) {
-            return Err(SequenceError::Duplicate(id));
+        let is_known = |id: &&SequenceId| self.groups.iter().any(|group| group.scheduler.contains(**id));
+        if let Some(id) = ids.iter().find(is_known) {
+            return Err(SequenceError::Duplicate(*id));
         }
-        if prompt_len == 0 || max_tokens == 0 {
+        if prompt_len == 0 || max_tokens == 0 && request.prompt_logprobs.is_none() {
             return Err(SequenceError::Empty { prompt_len, max_tokens });
         }
         if prompt_len.saturating_add(max_tokens) > context_len {
@@ -57,7 +69,7 @@ impl Cluster {
             });
         }
         self.fits_some_group(request)?;
-        self.fits_queue(request)
+        self.fits_queue(request, ids.len() as u32)
     }
 
     /// Whether its worst case, alone, fits an empty pool. Unknown, hence not refused, while no group serves.
@@ -75,7 +87,7 @@ impl Cluster {
         }
     }
 
-    fn fits_queue(&self, request: &Request) -> Result<(), SequenceError> {
+    fn fits_queue(&self, request: &Request, num_choices: u32) -> Result<(), SequenceError> {
         let (mut waiting, mut waiting_tokens) = (0, 0);
         for sequence in self.groups.iter().flat_map(|group| group.scheduler.waiting()) {
             waiting += 1;
@@ -85,10 +97,14 @@ impl Cluster {
         let serving = self.groups.iter().filter(|group| group.serves());
         let free_places: u32 = serving.map(|group| group.scheduler.num_free_places()).sum();
         let queue_max = self.config.queue_max;
-        if waiting >= queue_max.saturating_add(free_places) {
-            return Err(SequenceError::QueueFull { waiting, queue_max });
+        if waiting + num_choices > queue_max.saturating_add(free_places) {
+            return Err(SequenceError::QueueFull {
+                waiting,
+                queue_max,
+                num_choices,
+            });
         }
-        let tokens = (request.prompt.len() + request.generated.len()) as u64;
+        let tokens = (request.prompt.len() + request.generated.len()) as u64 * u64::from(num_choices);
         let queue_tokens_max = self.config.queue_tokens_max;
         if waiting > 0 && waiting_tokens + tokens > queue_tokens_max {
             return Err(SequenceError::QueueTokens {

@@ -1,10 +1,10 @@
 //! Several groups by hand: who goes where, and what happens to those who wait when a group ends or is full.
 
-use kvasir_kv::{FinishReason, GroupId, SequenceId, TokenId};
+use kvasir_kv::{FinishReason, GroupId, PromptLogprobs, SequenceId, TokenId};
 
 use crate::{
     Effect, Event, SequenceError, SessionId,
-    cluster_bench::{Bench, formed, plans_to},
+    cluster_bench::{Bench, formed, plans, plans_to, request},
     status::GroupPhase,
 };
 
@@ -207,6 +207,7 @@ fn whoever_finds_a_free_place_does_not_queue() {
     let full = SequenceError::QueueFull {
         waiting: 2,
         queue_max: 1,
+        num_choices: 1,
     };
     assert_eq!(*failure(&bench.submit(4, 5, 2)), full);
 }
@@ -248,4 +249,67 @@ fn whoever_waits_too_long_for_a_first_step_is_refused_but_not_who_had_one() {
     });
     assert!(matches!(effects[0], Effect::Finished { .. }));
     assert_eq!(bench.cluster.status().counters.cancelled, 1);
+}
+
+#[test]
+fn the_choices_of_a_request_are_taken_together_or_not_at_all() {
+    let mut bench = Bench::alone_with(|config| {
+        config.sequences_max = 2;
+        config.queue_max = 2;
+        config.look_ahead = 0;
+    });
+    let mut asked = request(vec![TokenId(1); 5], 2);
+    asked.prompt_logprobs = Some(PromptLogprobs { top: 1, received: 0 });
+    asked.sampling.choice = 3;
+    let refused = bench.submit_request(&[1, 2, 3, 4, 5], asked.clone());
+    let full = SequenceError::QueueFull {
+        waiting: 0,
+        queue_max: 2,
+        num_choices: 5,
+    };
+    let failed = |sequence| Effect::Failed {
+        sequence: SequenceId(sequence),
+        error: full.clone(),
+    };
+    assert_eq!(refused, (1..=5).map(failed).collect::<Vec<_>>());
+    assert!(full.to_string().contains("the 5 choices"), "{full}");
+    assert_eq!(bench.cluster.status().counters.rejected, 5);
+    assert!(bench.cluster.status().sequences.is_empty());
+
+    let taken = bench.submit_request(&[6, 7, 8, 9], asked);
+    assert_eq!(bench.cluster.status().sequences.len(), 4);
+    let admitted: Vec<_> = plans(&taken).into_iter().flat_map(|plan| plan.admitted).collect();
+    let choices: Vec<u32> = admitted.iter().map(|admitted| admitted.sampling.choice).collect();
+    assert_eq!(choices, [3, 4]);
+    let scored: Vec<_> = plans(&taken)[0].work.iter().map(|work| work.scored.clone()).collect();
+    assert_eq!(scored, [1..5, 0..0], "the first choice scores the prompt for all");
+}
+
+#[test]
+fn a_request_without_an_answer_is_taken_only_for_its_prompts_logprobs() {
+    let mut bench = Bench::alone_with(|config| config.look_ahead = 0);
+    let mut asked = request(vec![TokenId(1); 5], 0);
+    let empty = SequenceError::Empty {
+        prompt_len: 5,
+        max_tokens: 0,
+    };
+    assert_eq!(*failure(&bench.submit_request(&[1], asked.clone())), empty);
+    asked.prompt_logprobs = Some(PromptLogprobs { top: 0, received: 2 });
+    let sent = plans(&bench.submit_request(&[2], asked));
+    assert_eq!((sent[0].work[0].num_tokens, sent[0].work[0].samples), (4, false));
+    let effects = bench.done(&sent[0], 1);
+    let [
+        Effect::PromptLogprobs {
+            position: 3, logprobs, ..
+        },
+        Effect::Finished {
+            reason: FinishReason::Length,
+            usage,
+            ..
+        },
+    ] = &effects[..]
+    else {
+        panic!("{effects:?}");
+    };
+    assert_eq!((logprobs.len(), usage.completion_tokens), (2, 0));
 }

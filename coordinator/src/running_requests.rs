@@ -1,7 +1,7 @@
-//! The requests whose streams are open, by the client's name for them.
+//! The requests whose streams are open, by the client's name for them and by choice.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -15,24 +15,31 @@ pub struct AlreadyRunning {
     pub request_id: RequestId,
 }
 
+/// The sequence of each choice.
+type Choices = BTreeMap<u32, SequenceId>;
+
 #[derive(Debug, Default)]
 pub struct RunningRequests {
-    by_id: Mutex<HashMap<RequestId, SequenceId>>,
+    /// None without choices.
+    by_id: Mutex<HashMap<RequestId, Choices>>,
 }
 
 impl RunningRequests {
-    /// The request runs until what this returns is dropped.
+    /// Each choice runs until its part of what this returns is dropped.
     pub fn enter(
         self: &Arc<Self>,
         cluster: &ClusterHandle,
         request_id: RequestId,
-        sequence: SequenceId,
-    ) -> Result<RunningRequest, AlreadyRunning> {
-        match self.lock().entry(request_id.clone()) {
-            Entry::Occupied(_) => return Err(AlreadyRunning { request_id }),
-            Entry::Vacant(vacant) => vacant.insert(sequence),
-        };
-        Ok(self.running(cluster, request_id, sequence))
+        choices: Choices,
+    ) -> Result<Vec<RunningChoice>, AlreadyRunning> {
+        let mut by_id = self.lock();
+        if by_id.contains_key(&request_id) {
+            return Err(AlreadyRunning { request_id });
+        }
+        by_id.insert(request_id.clone(), choices.clone());
+        drop(by_id);
+        let running = |(choice, sequence)| self.running(cluster, &request_id, choice, sequence);
+        Ok(choices.into_iter().map(running).collect())
     }
 
     /// As `enter`, but for a client that comes back: a stream that it lost, and we do not know it yet, gives way.
@@ -40,60 +47,80 @@ impl RunningRequests {
         self: &Arc<Self>,
         cluster: &ClusterHandle,
         request_id: RequestId,
+        choice: u32,
         sequence: SequenceId,
-    ) -> RunningRequest {
-        if let Some(lost) = self.lock().insert(request_id.clone(), sequence) {
+    ) -> RunningChoice {
+        let mut by_id = self.lock();
+        let lost = by_id.entry(request_id.clone()).or_default().insert(choice, sequence);
+        drop(by_id);
+        if let Some(lost) = lost {
             cluster.cancel_soon(lost);
         }
-        self.running(cluster, request_id, sequence)
+        self.running(cluster, &request_id, choice, sequence)
     }
 
-    pub fn find(&self, request_id: &RequestId) -> Option<SequenceId> {
-        self.lock().get(request_id).copied()
+    /// All choices of a request.
+    pub fn find(&self, request_id: &RequestId) -> Vec<SequenceId> {
+        let by_id = self.lock();
+        let choices = by_id.get(request_id).into_iter().flat_map(BTreeMap::values);
+        choices.copied().collect()
     }
 
     fn running(
         self: &Arc<Self>,
         cluster: &ClusterHandle,
-        request_id: RequestId,
+        request_id: &RequestId,
+        choice: u32,
         sequence: SequenceId,
-    ) -> RunningRequest {
-        RunningRequest {
+    ) -> RunningChoice {
+        RunningChoice {
             requests: self.clone(),
             cluster: cluster.clone(),
-            request_id,
+            request_id: request_id.clone(),
+            choice,
             sequence,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<RequestId, SequenceId>> {
-        // Each change is one call on the map.
+    /// Unless another stream has taken over.
+    fn leave(&self, request_id: &RequestId, choice: u32, sequence: SequenceId) {
+        let mut by_id = self.lock();
+        let Some(choices) = by_id.get_mut(request_id) else {
+            return;
+        };
+        if choices.get(&choice) == Some(&sequence) {
+            choices.remove(&choice);
+        }
+        if choices.is_empty() {
+            by_id.remove(request_id);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RequestId, Choices>> {
+        // Nothing panics between the changes of one call.
         self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Dropping it frees the name and cancels the sequence if that has not ended.
 #[derive(Debug)]
-pub struct RunningRequest {
+pub struct RunningChoice {
     requests: Arc<RunningRequests>,
     cluster: ClusterHandle,
     request_id: RequestId,
+    choice: u32,
     sequence: SequenceId,
 }
 
-impl RunningRequest {
+impl RunningChoice {
     pub fn sequence(&self) -> SequenceId {
         self.sequence
     }
 }
 
-impl Drop for RunningRequest {
+impl Drop for RunningChoice {
     fn drop(&mut self) {
-        let mut by_id = self.requests.lock();
-        if by_id.get(&self.request_id) == Some(&self.sequence) {
-            by_id.remove(&self.request_id);
-        }
-        drop(by_id);
+        self.requests.leave(&self.request_id, self.choice, self.sequence);
         self.cluster.cancel_soon(self.sequence);
     }
 }

@@ -7,8 +7,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kvasir_kv::{
-    BlockCounts, BlockHash, Epoch, FinishReason, NumericsId, Rank, Request, SampledToken, SequenceId, StepId,
-    StepOutput, TenantId,
+    BlockCounts, BlockHash, Epoch, FinishReason, NumericsId, Rank, Request, SampledToken, ScoredPrompt, SequenceId,
+    StepId, StepOutput, TenantId,
 };
 
 use crate::{
@@ -225,6 +225,9 @@ impl Scheduler {
                 self.fail(*id, SequenceError::Numerical { index }, effects);
             }
         }
+        for scored in returned.output.scored {
+            self.deliver_scores(scored, effects);
+        }
         for token in returned.output.sampled {
             self.deliver(token, effects);
         }
@@ -247,6 +250,26 @@ impl Scheduler {
         }
         if let Some(books) = self.books.as_mut() {
             books.note_filled(filled);
+        }
+    }
+
+    /// Hands on the logprobs of a prompt. A sequence that was to be scored only has ended with the last of them.
+    fn deliver_scores(&mut self, scored: ScoredPrompt, effects: &mut Vec<Effect>) {
+        let id = scored.sequence;
+        let Some(sequence) = self.sequences.get_mut(&id) else {
+            return;
+        };
+        let Some((position, logprobs)) = sequence.take_scores(scored) else {
+            return;
+        };
+        let finished = sequence.finish_reason();
+        effects.push(Effect::PromptLogprobs {
+            sequence: id,
+            position,
+            logprobs,
+        });
+        if let Some(reason) = finished {
+            self.finish(id, reason, effects);
         }
     }
 
@@ -282,7 +305,7 @@ impl Scheduler {
     /// Whether its worst case, alone, fits an empty pool. Unknown, hence not refused, while no group runs.
     pub fn fits_pool(&self, request: &Request) -> Result<(), SequenceError> {
         let Some(books) = &self.books else { return Ok(()) };
-        let needed_blocks = (request.total_len_max() - 1).div_ceil(self.limits.block_size);
+        let needed_blocks = request.positions_max().div_ceil(self.limits.block_size);
         let num_blocks = books.pool.counts().total;
         if needed_blocks > num_blocks {
             return Err(SequenceError::TooFewBlocks {

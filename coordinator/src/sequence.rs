@@ -3,9 +3,11 @@
 //! Two counts may run ahead of what is known: positions scheduled in plans that are still on their way, and samples
 //! that those plans will bring. Everything the scheduler wants of a sequence is one subtraction between them.
 
+use std::ops::Range;
+
 use kvasir_kv::{
-    AdmittedSequence, BlockHash, BlockTable, FinishReason, Request, SequenceId, SequenceWork, StepId, TaggedBlock,
-    TokenId,
+    AdmittedSequence, BlockHash, BlockTable, FinishReason, PromptLogprob, Request, ScoredPrompt, SequenceId,
+    SequenceWork, StepId, TaggedBlock, TokenId,
 };
 
 use crate::{Now, Usage, step_books::FilledBlock};
@@ -28,6 +30,8 @@ pub(crate) struct Sequence {
     pub submitted: Now,
     /// Prompt and answer: the token log.
     pub tokens: Vec<TokenId>,
+    /// Positions of the prompt whose logprobs are known, from position 1; counted only where they are wanted.
+    pub num_scored: u32,
     /// Samples that plans on their way will bring. Outlives a preemption.
     pub samples_in_flight: u32,
     /// Positions that were computed at some time, whether or not their cells are still held.
@@ -96,6 +100,7 @@ impl Sequence {
     pub fn new(id: SequenceId, request: Request, arrival: u64, deadline: Option<Now>, now: Now) -> Self {
         let tokens = [request.prompt.as_slice(), &request.generated].concat();
         let priority = request.priority;
+        let num_scored = request.prompt_logprobs.map_or(0, |wanted| wanted.received);
         Self {
             id,
             request,
@@ -103,6 +108,7 @@ impl Sequence {
             deadline,
             submitted: now,
             tokens,
+            num_scored,
             samples_in_flight: 0,
             computed_max: 0,
             recomputed: 0,
@@ -123,9 +129,14 @@ impl Sequence {
         &self.hashes
     }
 
-    /// The hashes of the blocks that it could start after. The last token is always computed: its logits are needed.
+    /// The hashes of the blocks that it could start after. The last token is always computed: its logits are needed, and
+    /// so are those of each token of a prompt that is still to be scored.
     pub fn reusable_hashes(&mut self, root: BlockHash, block_size: u32) -> &[BlockHash] {
-        let reusable = (self.tokens.len() - 1) / block_size as usize;
+        let reusable_len = match self.wants_scores() {
+            true => self.num_scored as usize,
+            false => self.tokens.len() - 1,
+        };
+        let reusable = reusable_len / block_size as usize;
         &self.block_hashes(root, block_size)[..reusable]
     }
 
@@ -187,10 +198,52 @@ impl Sequence {
     /// computed: nobody samples after it.
     pub fn wanted(&self) -> u32 {
         let expected = self.len_expected();
-        if expected >= self.request.total_len_max() {
+        if expected >= self.request.total_len_max() && !self.is_only_scored() {
             return 0;
         }
-        expected - self.running().map_or(0, |running| running.scheduled)
+        self.computable_len() - self.running().map_or(0, |running| running.scheduled)
+    }
+
+    /// Nothing is generated after the prompt.
+    fn is_only_scored(&self) -> bool {
+        self.request.max_tokens == 0
+    }
+
+    /// Positions that can be computed as things stand.
+    fn computable_len(&self) -> u32 {
+        self.len_expected().min(self.positions_max())
+    }
+
+    /// Some logprobs of its prompt are wanted and not known.
+    pub fn wants_scores(&self) -> bool {
+        self.request.prompt_logprobs.is_some() && self.num_scored + 1 < self.prompt_len()
+    }
+
+    /// The positions of the prompt that the rows from `start` to `end` score.
+    fn scored_by(&self, start: u32, end: u32) -> Range<u32> {
+        let scored = start.max(self.num_scored) + 1..self.prompt_len().min(end + 1);
+        match self.wants_scores() && !scored.is_empty() {
+            true => scored,
+            false => 0..0,
+        }
+    }
+
+    /// Takes what a step has scored. Returns what is news, and the position where that begins: a preempted sequence is
+    /// computed, and scored, again.
+    pub fn take_scores(&mut self, scored: ScoredPrompt) -> Option<(u32, Vec<PromptLogprob>)> {
+        let next = self.num_scored + 1;
+        assert!(
+            scored.start <= next,
+            "what came before position {} is missing",
+            scored.start
+        );
+        let news: Vec<_> = scored
+            .logprobs
+            .into_iter()
+            .skip((next - scored.start) as usize)
+            .collect();
+        self.num_scored += news.len() as u32;
+        (!news.is_empty()).then_some((next, news))
     }
 
     /// Puts its next `num_tokens` positions into a plan; it runs and has the blocks for them.
@@ -206,7 +259,8 @@ impl Sequence {
         let recomputed = end.min(self.computed_max).saturating_sub(start);
         self.recomputed += recomputed;
         let samples = end == expected;
-        let is_chunk = end < self.tokens.len() as u32;
+        let is_chunk = end < self.computable_len().min(self.tokens.len() as u32);
+        let scored = self.scored_by(start, end);
         self.samples_in_flight += u32::from(samples);
         Scheduled {
             admitted: is_new.then(|| self.describe()),
@@ -216,6 +270,7 @@ impl Sequence {
                 num_tokens,
                 new_blocks,
                 samples,
+                scored,
             },
             recomputed,
             is_chunk,
@@ -228,6 +283,7 @@ impl Sequence {
             tokens: self.tokens.clone(),
             prompt_len: self.prompt_len(),
             sampling: self.request.sampling.clone(),
+            prompt_top_logprobs: self.request.prompt_logprobs.map_or(0, |wanted| wanted.top),
         }
     }
 
@@ -242,11 +298,14 @@ impl Sequence {
 
     /// Most positions that are ever computed.
     pub fn positions_max(&self) -> u32 {
-        self.request.total_len_max() - 1
+        self.request.positions_max()
     }
 
     /// Whether the answer is complete as it stands.
     pub fn finish_reason(&self) -> Option<FinishReason> {
+        if self.wants_scores() {
+            return None;
+        }
         let last = (self.answer_len() > 0).then(|| self.tokens.last()).flatten();
         if last.is_some_and(|token| self.request.stop_tokens.contains(token)) {
             Some(FinishReason::Stop)

@@ -25,12 +25,15 @@ use crate::{
     Cluster, ClusterConfig,
     driver::{ClusterHandle, Driver},
     grpc::{AdminService, ClusterService, InferenceService},
-    intake::{Intake, random_seed},
+    intake::Intake,
+    sampling_params::random_seed,
 };
 
 /// A connection whose peer does not answer for so long is closed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// An output of 65536 scored positions with 20 likeliest tokens each takes 10 MB.
+const WORKER_MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Streams have ended by themselves long before; this is for clients that do not let go.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
@@ -263,7 +266,7 @@ fn routes(
     Routes::new(health)
         .add_service(InferenceServer::new(inference))
         .add_service(AdminServer::new(admin))
-        .add_service(ClusterServer::new(workers))
+        .add_service(ClusterServer::new(workers).max_decoding_message_size(WORKER_MESSAGE_BYTES_MAX))
         .add_service(reflection().build_v1().expect(embedded))
         // grpcurl before 1.9 asks for this one only.
         .add_service(reflection().build_v1alpha().expect(embedded))

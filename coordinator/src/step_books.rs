@@ -57,6 +57,8 @@ pub(crate) enum StepViolation {
     },
     #[error("the output of step {step} has no sample of sequence {sequence}, or has too many")]
     WrongSamples { step: StepId, sequence: SequenceId },
+    #[error("the output of step {step} has other logprobs of the prompt of sequence {sequence} than were asked for")]
+    WrongScores { step: StepId, sequence: SequenceId },
 }
 
 /// What the output of a step was for.
@@ -184,6 +186,7 @@ impl StepBooks {
         }
         let sent = self.without_output.front().expect("rank 0 acknowledges in order");
         check_samples(&sent.work, &output)?;
+        check_scores(&sent.work, &output)?;
         let sent = self.without_output.pop_front().expect("just seen");
         let took = now.since(sent.sent.max(self.last_output));
         self.last_output = now;
@@ -214,4 +217,21 @@ fn check_samples(work: &[SequenceWork], output: &StepOutput) -> Result<(), StepV
         }),
         None => Ok(()),
     }
+}
+
+/// The logprobs asked for, in order; those of a poisoned sequence may be missing.
+fn check_scores(work: &[SequenceWork], output: &StepOutput) -> Result<(), StepViolation> {
+    let wrong = |sequence| StepViolation::WrongScores {
+        step: output.step,
+        sequence,
+    };
+    let mut scored = output.scored.iter().peekable();
+    for work in work.iter().filter(|work| !work.scored.is_empty()) {
+        match scored.next_if(|scored| scored.sequence == work.sequence) {
+            Some(scored) if scored.start == work.scored.start && scored.logprobs.len() == work.scored.len() => {}
+            None if output.poisoned.contains(&work.sequence) => {}
+            _ => return Err(wrong(work.sequence)),
+        }
+    }
+    scored.next().map_or(Ok(()), |scored| Err(wrong(scored.sequence)))
 }

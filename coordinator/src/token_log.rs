@@ -1,10 +1,11 @@
-//! The tokens of one answer, written by the driver and read by index: a slow reader never holds up a step.
+//! The tokens of one answer, and the logprobs of its prompt where they are wanted, written by the driver and read by index:
+//! a slow reader never holds up a step.
 //!
-//! It holds at most `max_tokens` tokens and goes away with its reader.
+//! It holds at most `max_tokens` tokens, and logprobs for the prompt's length, and goes away with its reader.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kvasir_kv::{FinishReason, SampledToken};
+use kvasir_kv::{FinishReason, PromptLogprob, SampledToken};
 use tokio::sync::Notify;
 
 use crate::{SequenceError, Usage};
@@ -21,25 +22,43 @@ pub enum Ending {
     Shutdown,
 }
 
+/// What comes next of an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Place {
+    /// Of the prompt's logprobs.
+    pub position: u32,
+    /// Of the answer's tokens.
+    pub index: u32,
+}
+
+/// Logprobs of the prompt come alone, before all tokens.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Read {
+    pub scores: Vec<PromptLogprob>,
+    pub tokens: Vec<SampledToken>,
+    pub ending: Option<Ending>,
+}
+
 /// For one reader.
 #[derive(Debug)]
 pub struct TokenLog {
-    first_index: u32,
+    first: Place,
     written: Mutex<Written>,
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Written {
+    scores: Vec<PromptLogprob>,
     tokens: Vec<SampledToken>,
     ending: Option<Ending>,
 }
 
 impl TokenLog {
-    /// A log whose first token has `first_index` in the answer: a resumed answer does not begin at 0.
-    pub fn new(first_index: u32) -> Self {
+    /// A log that begins there: a resumed answer does not begin at its first token.
+    pub fn new(first: Place) -> Self {
         Self {
-            first_index,
+            first,
             written: Mutex::default(),
             changed: Notify::new(),
         }
@@ -48,9 +67,19 @@ impl TokenLog {
     /// Panics unless `index` is the next.
     pub fn append(&self, index: u32, token: SampledToken) {
         let mut written = self.lock();
-        let next = self.first_index + written.tokens.len() as u32;
+        let next = self.first.index + written.tokens.len() as u32;
         assert_eq!(index, next, "an answer has no gap and no repetition");
         written.tokens.push(token);
+        drop(written);
+        self.changed.notify_one();
+    }
+
+    /// Panics unless `position` is the next.
+    pub fn append_scores(&self, position: u32, scores: Vec<PromptLogprob>) {
+        let mut written = self.lock();
+        let next = self.first.position + written.scores.len() as u32;
+        assert_eq!(position, next, "a prompt is scored without gap and repetition");
+        written.scores.extend(scores);
         drop(written);
         self.changed.notify_one();
     }
@@ -61,30 +90,40 @@ impl TokenLog {
         self.changed.notify_one();
     }
 
-    /// Up to `count_max` tokens from `index` on; the ending once there are no more. Waits until there is one or the
-    /// other; the deadline is the sequence's own, which ends the log.
-    pub async fn read(&self, index: u32, count_max: usize) -> (Vec<SampledToken>, Option<Ending>) {
+    /// Up to `count_max` tokens, or logprobs of the prompt, from `next` on; the ending once there are no more. Waits until
+    /// there is something; the deadline is the sequence's own, which ends the log.
+    pub async fn read(&self, next: Place, count_max: usize) -> Read {
         loop {
             let notified = self.changed.notified();
-            if let Some(found) = self.try_read(index, count_max) {
+            if let Some(found) = self.try_read(next, count_max) {
                 return found;
             }
             notified.await;
         }
     }
 
-    fn try_read(&self, index: u32, count_max: usize) -> Option<(Vec<SampledToken>, Option<Ending>)> {
+    fn try_read(&self, next: Place, count_max: usize) -> Option<Read> {
         let written = self.lock();
-        let from = index.saturating_sub(self.first_index) as usize;
-        let rest = written.tokens.get(from..).unwrap_or_default();
+        let scores = rest(&written.scores, self.first.position, next.position);
+        if !scores.is_empty() {
+            let scores = scores[..scores.len().min(count_max)].to_vec();
+            return Some(Read {
+                scores,
+                ..Read::default()
+            });
+        }
+        let rest = rest(&written.tokens, self.first.index, next.index);
         let tokens = rest[..rest.len().min(count_max)].to_vec();
-        if tokens.len() < rest.len() {
-            return Some((tokens, None));
-        }
-        match &written.ending {
-            None if tokens.is_empty() => None,
-            ending => Some((tokens, ending.clone())),
-        }
+        let ending = match &written.ending {
+            _ if tokens.len() < rest.len() => None,
+            None if tokens.is_empty() => return None,
+            ending => ending.clone(),
+        };
+        Some(Read {
+            tokens,
+            ending,
+            ..Read::default()
+        })
     }
 
     /// Waits until the log has ended, whatever has not been read.
@@ -104,6 +143,11 @@ impl TokenLog {
     }
 }
 
+/// What is there from `next` on, of what begins with `first`.
+fn rest<T>(written: &[T], first: u32, next: u32) -> &[T] {
+    written.get(next.saturating_sub(first) as usize..).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use kvasir_kv::{SequenceId, TokenId};
@@ -121,25 +165,55 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_gets_every_token_once_and_then_the_ending() {
-        let log = TokenLog::new(5);
+        let at = |index| Place { position: 0, index };
+        let log = TokenLog::new(at(5));
         for index in 5..9 {
             log.append(index, token(index));
         }
         log.end(Ending::Shutdown);
         log.end(Ending::Failed(SequenceError::Numerical { index: 0 }));
-        let (tokens, ending) = log.read(5, 3).await;
-        assert_eq!((tokens.len(), ending), (3, None));
-        assert_eq!(log.read(8, 3).await, (vec![token(8)], Some(Ending::Shutdown)));
-        assert_eq!(log.read(9, 3).await, (Vec::new(), Some(Ending::Shutdown)));
+        let read = |tokens: Vec<SampledToken>, ending| Read {
+            tokens,
+            ending,
+            ..Read::default()
+        };
+        let first_three = (5..8).map(token).collect();
+        assert_eq!(log.read(at(5), 3).await, read(first_three, None));
+        assert_eq!(log.read(at(8), 3).await, read(vec![token(8)], Some(Ending::Shutdown)));
+        assert_eq!(log.read(at(9), 3).await, read(Vec::new(), Some(Ending::Shutdown)));
         assert_eq!(log.ended().await, Ending::Shutdown);
     }
 
     #[tokio::test]
+    async fn what_the_prompt_scored_comes_before_the_tokens_in_pieces() {
+        let scores = |from: u32, to: u32| {
+            let score = |position| PromptLogprob {
+                logprob: position as f32,
+                top_logprobs: Vec::new(),
+            };
+            (from..to).map(score).collect::<Vec<_>>()
+        };
+        let at = |position| Place { position, index: 0 };
+        let log = TokenLog::new(at(3));
+        log.append_scores(3, scores(3, 5));
+        log.append(0, token(7));
+        log.append_scores(5, scores(5, 8));
+        log.end(Ending::Shutdown);
+        for (position, end) in [(3, 6), (6, 8)] {
+            let read = log.read(at(position), 3).await;
+            assert_eq!((read.scores, read.ending), (scores(position, end), None));
+            assert!(read.tokens.is_empty());
+        }
+        let read = log.read(at(8), 3).await;
+        assert_eq!((read.tokens, read.ending), (vec![token(7)], Some(Ending::Shutdown)));
+    }
+
+    #[tokio::test]
     async fn a_waiting_reader_is_woken() {
-        let log = std::sync::Arc::new(TokenLog::new(0));
+        let log = std::sync::Arc::new(TokenLog::new(Place::default()));
         let reader = tokio::spawn({
             let log = log.clone();
-            async move { log.read(0, 9).await.0 }
+            async move { log.read(Place::default(), 9).await.tokens }
         });
         tokio::task::yield_now().await;
         log.append(0, token(7));
@@ -149,6 +223,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "no gap")]
     fn a_gap_is_not_accepted() {
-        TokenLog::new(0).append(1, token(7));
+        TokenLog::new(Place::default()).append(1, token(7));
     }
 }

@@ -206,6 +206,18 @@ pub enum StepRefused {
         end: u32,
         known: u32,
     },
+    #[error(
+        "sequence {sequence}: logprobs of positions {begin} to {end} are wanted from the rows {start} to {start} + \
+         {num_tokens}, of a prompt of {prompt_len}"
+    )]
+    WrongScores {
+        sequence: SequenceId,
+        begin: u32,
+        end: u32,
+        start: u32,
+        num_tokens: u32,
+        prompt_len: u32,
+    },
     #[error("sequence {sequence}: {blocks} blocks do not hold {end} tokens")]
     TooFewBlocks {
         sequence: SequenceId,

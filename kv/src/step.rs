@@ -4,6 +4,8 @@
 //! Plans name tokens by sequence, never by value, except at admission: the ranks fill in what they sampled themselves,
 //! so that the next step is on the wire before the output of this one is back.
 
+use std::ops::Range;
+
 use crate::{Epoch, Sampling, SequenceId, StepId, TaggedBlock, TokenId};
 
 #[derive(Clone, PartialEq, Debug)]
@@ -33,6 +35,8 @@ pub struct AdmittedSequence {
     /// How many of `tokens` are the prompt: the sampler counts answer tokens from here.
     pub prompt_len: u32,
     pub sampling: Sampling,
+    /// Likeliest tokens to report at each scored position of the prompt.
+    pub prompt_top_logprobs: u32,
 }
 
 /// Compute tokens `[start, start + num_tokens)` of a sequence. When that reaches the sequence's last known token, its
@@ -48,6 +52,9 @@ pub struct SequenceWork {
     pub new_blocks: Vec<TaggedBlock>,
     /// True if the last row is sampled.
     pub samples: bool,
+    /// Positions of the prompt whose tokens' logprobs the rows before them tell; each is above `start` and at most
+    /// `start + num_tokens`. Empty where nobody asked.
+    pub scored: Range<u32>,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -56,6 +63,8 @@ pub struct StepOutput {
     pub step: StepId,
     /// One per work entry that samples, in the plan's order.
     pub sampled: Vec<SampledToken>,
+    /// One per work entry that scores, in the plan's order.
+    pub scored: Vec<ScoredPrompt>,
     /// Sequences with a partial sum out of range; they end with an error.
     pub poisoned: Vec<SequenceId>,
     pub times: StepTimes,
@@ -68,6 +77,23 @@ pub struct SampledToken {
     /// Natural logarithm of the probability before temperature.
     pub logprob: f32,
     /// The likeliest tokens, best first, ties by lower id; as many as the sampling asks for.
+    pub top_logprobs: Vec<(TokenId, f32)>,
+}
+
+/// Logprobs of some of a prompt's tokens, one after the other.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ScoredPrompt {
+    pub sequence: SequenceId,
+    /// Position of the first.
+    pub start: u32,
+    pub logprobs: Vec<PromptLogprob>,
+}
+
+/// How likely a token of the prompt was, given those before it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct PromptLogprob {
+    pub logprob: f32,
+    /// The likeliest tokens, best first, ties by lower id.
     pub top_logprobs: Vec<(TokenId, f32)>,
 }
 

@@ -62,6 +62,7 @@ pub fn from_worker(message: kv::FromWorker) -> v1::FromWorker {
         kv::FromWorker::StepDone { epoch, step, output } => {
             let output = output.map(|output| v1::StepOutput {
                 sampled: output.sampled.into_iter().map(sampled).collect(),
+                scored: output.scored.into_iter().map(scored).collect(),
                 poisoned: output.poisoned.into_iter().map(|sequence| sequence.0).collect(),
                 compute_us: output.times.compute_us,
                 reduce_us: output.times.reduce_us,
@@ -187,7 +188,11 @@ pub fn parse_to_worker(message: v1::ToWorker) -> Result<kv::ToWorker, ConvertErr
             Message::Step(plan) => kv::ToWorker::Step(kv::StepPlan {
                 epoch: parse_epoch(plan.epoch)?,
                 step: kv::StepId(plan.step),
-                admitted: plan.admitted.into_iter().map(parse_admitted).collect(),
+                admitted: plan
+                    .admitted
+                    .into_iter()
+                    .map(parse_admitted)
+                    .collect::<Result<_, _>>()?,
                 work: plan.work.into_iter().map(parse_work).collect::<Result<_, _>>()?,
                 retired: plan.retired.into_iter().map(kv::SequenceId).collect(),
             }),
@@ -339,21 +344,42 @@ fn parse_span(span: Option<v1::UnitSpan>, field: &'static str) -> Result<Range<u
 }
 
 fn admitted(admitted: kv::AdmittedSequence) -> v1::AdmittedSequence {
+    let sampling = admitted.sampling;
+    let (bias_ids, biases) = sampling
+        .logit_bias
+        .into_iter()
+        .map(|(token, bias)| (token.0, bias))
+        .unzip();
     v1::AdmittedSequence {
         sequence: admitted.sequence.0,
         tokens: admitted.tokens.into_iter().map(|token| token.0).collect(),
         prompt_len: admitted.prompt_len,
-        temperature: admitted.sampling.temperature,
-        top_k: admitted.sampling.top_k,
-        top_p: admitted.sampling.top_p,
-        seed: admitted.sampling.seed,
-        choice: admitted.sampling.choice,
-        top_logprobs: admitted.sampling.top_logprobs,
+        temperature: sampling.temperature,
+        top_k: sampling.top_k,
+        top_p: sampling.top_p,
+        min_p: sampling.min_p,
+        repetition_penalty: sampling.repetition_penalty,
+        presence_penalty: sampling.presence_penalty,
+        frequency_penalty: sampling.frequency_penalty,
+        bias_ids,
+        biases,
+        seed: sampling.seed,
+        choice: sampling.choice,
+        top_logprobs: sampling.top_logprobs,
+        prompt_top_logprobs: admitted.prompt_top_logprobs,
     }
 }
 
-fn parse_admitted(admitted: v1::AdmittedSequence) -> kv::AdmittedSequence {
-    kv::AdmittedSequence {
+fn parse_admitted(admitted: v1::AdmittedSequence) -> Result<kv::AdmittedSequence, ConvertError> {
+    let (bias_ids, biases) = (admitted.bias_ids, admitted.biases);
+    if bias_ids.len() != biases.len() {
+        return Err(ConvertError::Bad {
+            field: "biases",
+            found: format!("{} ids and {} biases", bias_ids.len(), biases.len()),
+            expected: "one bias per id",
+        });
+    }
+    Ok(kv::AdmittedSequence {
         sequence: kv::SequenceId(admitted.sequence),
         tokens: admitted.tokens.into_iter().map(kv::TokenId).collect(),
         prompt_len: admitted.prompt_len,
@@ -361,11 +387,17 @@ fn parse_admitted(admitted: v1::AdmittedSequence) -> kv::AdmittedSequence {
             temperature: admitted.temperature,
             top_k: admitted.top_k,
             top_p: admitted.top_p,
+            min_p: admitted.min_p,
+            repetition_penalty: admitted.repetition_penalty,
+            presence_penalty: admitted.presence_penalty,
+            frequency_penalty: admitted.frequency_penalty,
+            logit_bias: bias_ids.into_iter().map(kv::TokenId).zip(biases).collect(),
             seed: admitted.seed,
             choice: admitted.choice,
             top_logprobs: admitted.top_logprobs,
         },
-    }
+        prompt_top_logprobs: admitted.prompt_top_logprobs,
+    })
 }
 
 fn work(work: kv::SequenceWork) -> v1::SequenceWork {
@@ -379,6 +411,8 @@ fn work(work: kv::SequenceWork) -> v1::SequenceWork {
             .flat_map(|block| [block.id.0, block.tag.0])
             .collect(),
         samples: work.samples,
+        scored_begin: work.scored.start,
+        scored_end: work.scored.end,
     }
 }
 
@@ -401,6 +435,7 @@ fn parse_work(work: v1::SequenceWork) -> Result<kv::SequenceWork, ConvertError> 
         num_tokens: work.num_tokens,
         new_blocks: work.new_blocks.chunks_exact(2).map(tagged).collect(),
         samples: work.samples,
+        scored: work.scored_begin..work.scored_end,
     })
 }
 
@@ -419,6 +454,40 @@ fn sampled(sampled: kv::SampledToken) -> v1::SampledToken {
     }
 }
 
+fn scored(scored: kv::ScoredPrompt) -> v1::ScoredPrompt {
+    let top = scored.logprobs.iter().flat_map(|scored| &scored.top_logprobs);
+    let (top_ids, top_logprobs) = top.map(|(token, logprob)| (token.0, *logprob)).unzip();
+    v1::ScoredPrompt {
+        sequence: scored.sequence.0,
+        start: scored.start,
+        logprobs: scored.logprobs.iter().map(|scored| scored.logprob).collect(),
+        top_ids,
+        top_logprobs,
+    }
+}
+
+fn parse_scored(scored: v1::ScoredPrompt) -> Result<kv::ScoredPrompt, ConvertError> {
+    let (num_scored, num_ids, num_top) = (scored.logprobs.len(), scored.top_ids.len(), scored.top_logprobs.len());
+    if num_ids != num_top || num_ids > 0 && (num_scored == 0 || !num_ids.is_multiple_of(num_scored)) {
+        return Err(ConvertError::Bad {
+            field: "top_logprobs",
+            found: format!("{num_ids} ids and {num_top} logprobs for {num_scored} positions"),
+            expected: "one logprob per id, and as many for each position",
+        });
+    }
+    let mut top = scored.top_ids.into_iter().map(kv::TokenId).zip(scored.top_logprobs);
+    let of_each = num_ids.checked_div(num_scored).unwrap_or(0);
+    let mut logprob = |logprob| kv::PromptLogprob {
+        logprob,
+        top_logprobs: top.by_ref().take(of_each).collect(),
+    };
+    Ok(kv::ScoredPrompt {
+        sequence: kv::SequenceId(scored.sequence),
+        start: scored.start,
+        logprobs: scored.logprobs.into_iter().map(&mut logprob).collect(),
+    })
+}
+
 fn parse_output(epoch: kv::Epoch, step: kv::StepId, output: v1::StepOutput) -> Result<kv::StepOutput, ConvertError> {
     let times = kv::StepTimes {
         compute_us: output.compute_us,
@@ -433,6 +502,7 @@ fn parse_output(epoch: kv::Epoch, step: kv::StepId, output: v1::StepOutput) -> R
             .into_iter()
             .map(parse_sampled)
             .collect::<Result<_, _>>()?,
+        scored: output.scored.into_iter().map(parse_scored).collect::<Result<_, _>>()?,
         poisoned: output.poisoned.into_iter().map(kv::SequenceId).collect(),
         times,
     })
@@ -485,8 +555,14 @@ mod tests {
                     temperature: 0.5,
                     seed: u64::MAX,
                     top_logprobs: 3,
+                    min_p: 0.25,
+                    repetition_penalty: 1.5,
+                    presence_penalty: -0.5,
+                    frequency_penalty: 0.75,
+                    logit_bias: vec![(kv::TokenId(3), -100.0), (kv::TokenId(4), 0.1)],
                     ..Default::default()
                 },
+                prompt_top_logprobs: 7,
             }],
             work: vec![kv::SequenceWork {
                 sequence: kv::SequenceId(1),
@@ -497,6 +573,7 @@ mod tests {
                     tag: kv::BlockTag(8),
                 }],
                 samples: true,
+                scored: 1..2,
             }],
             retired: vec![kv::SequenceId(2)],
         });
@@ -516,6 +593,16 @@ mod tests {
                     token: kv::TokenId(5),
                     logprob: -f32::MIN_POSITIVE / 3.0,
                     top_logprobs: vec![(kv::TokenId(5), -0.1), (kv::TokenId(9), -3.0)],
+                }],
+                scored: vec![kv::ScoredPrompt {
+                    sequence: kv::SequenceId(2),
+                    start: 4,
+                    logprobs: [-0.3, -f32::MIN_POSITIVE / 5.0]
+                        .map(|logprob| kv::PromptLogprob {
+                            logprob,
+                            top_logprobs: vec![(kv::TokenId(1), -0.2), (kv::TokenId(2), logprob)],
+                        })
+                        .to_vec(),
                 }],
                 poisoned: vec![kv::SequenceId(8)],
                 times: kv::StepTimes {
@@ -549,6 +636,27 @@ mod tests {
                 field: "new_blocks",
                 ..
             })
+        ));
+        let uneven = v1::ScoredPrompt {
+            logprobs: vec![-1.0, -2.0],
+            top_ids: vec![1, 2, 3],
+            top_logprobs: vec![-1.0, -2.0, -3.0],
+            ..Default::default()
+        };
+        assert!(matches!(
+            parse_scored(uneven),
+            Err(ConvertError::Bad {
+                field: "top_logprobs",
+                ..
+            })
+        ));
+        let unbiased = v1::AdmittedSequence {
+            bias_ids: vec![1],
+            ..Default::default()
+        };
+        assert!(matches!(
+            parse_admitted(unbiased),
+            Err(ConvertError::Bad { field: "biases", .. })
         ));
         assert_eq!(
             parse_to_worker(v1::ToWorker { message: None }),

@@ -4,6 +4,7 @@
 //! Processes are named by pid; nothing here waits by sleeping for a guessed time.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     fs::File,
     io::{BufRead, BufReader, Read},
@@ -12,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvasir_kv::TokenId;
+use kvasir_kv::{PromptLogprob, TokenId};
 use kvasir_proto::v1::{self, generate_request::Prompt, generate_response::Event, inference_client::InferenceClient};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
@@ -244,6 +245,16 @@ impl ClusterSandbox {
         Ok(self.inference().await.generate(request).await?.into_inner())
     }
 
+    /// The choices of a request with `n`, by choice.
+    pub async fn generate_choices(&self, request: v1::GenerateRequest) -> Result<BTreeMap<u32, GrpcAnswer>, Status> {
+        let mut stream = self.open_stream(request).await?;
+        let mut answers: BTreeMap<u32, GrpcAnswer> = BTreeMap::new();
+        while let Some(response) = stream.message().await? {
+            answers.entry(response.choice).or_default().add(response);
+        }
+        Ok(answers)
+    }
+
     pub async fn generate(&self, request: v1::GenerateRequest) -> Result<GrpcAnswer, Status> {
         let mut stream = self.open_stream(request).await?;
         let mut answer = GrpcAnswer::default();
@@ -280,9 +291,23 @@ pub fn request_of(generation: &Generation) -> v1::GenerateRequest {
             seed: Some(sampling.seed),
             choice: sampling.choice,
             top_logprobs: sampling.top_logprobs,
+            min_p: Some(sampling.min_p),
+            repetition_penalty: Some(sampling.repetition_penalty),
+            presence_penalty: Some(sampling.presence_penalty),
+            frequency_penalty: Some(sampling.frequency_penalty),
+            logit_bias: sampling
+                .logit_bias
+                .iter()
+                .map(|(token, bias)| v1::LogitBias {
+                    id: token.0,
+                    bias: *bias,
+                })
+                .collect(),
+            stop_token_ids: Vec::new(),
         }),
         max_tokens: Some(generation.max_tokens as u32),
         ignore_eos: true,
+        prompt_logprobs: generation.prompt_logprobs,
         ..Default::default()
     }
 }
@@ -291,6 +316,9 @@ pub fn request_of(generation: &Generation) -> v1::GenerateRequest {
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct GrpcAnswer {
     pub descriptor: v1::ResumeDescriptor,
+    /// Position of the first of `prompt_scores`.
+    pub scored_from: Option<u32>,
+    pub prompt_scores: Vec<v1::PromptToken>,
     pub tokens: Vec<v1::Token>,
     pub text: String,
     pub finished: Option<v1::Finished>,
@@ -300,6 +328,13 @@ impl GrpcAnswer {
     pub fn add(&mut self, response: v1::GenerateResponse) {
         match response.event {
             Some(Event::Started(started)) => self.descriptor = started.descriptor.unwrap_or_default(),
+            Some(Event::PromptScores(scores)) => {
+                assert!(self.tokens.is_empty(), "logprobs of the prompt after a token");
+                let from = *self.scored_from.get_or_insert(scores.position);
+                let next = from + self.prompt_scores.len() as u32;
+                assert_eq!(scores.position, next, "a gap in the logprobs of the prompt");
+                self.prompt_scores.extend(scores.tokens);
+            }
             Some(Event::Chunk(chunk)) => {
                 self.text += &chunk.text;
                 self.tokens.extend(chunk.tokens);
@@ -314,17 +349,17 @@ impl GrpcAnswer {
 
     /// For a digest.
     pub fn to_parity(&self) -> Answer {
-        let top = |token: &v1::Token| {
-            token
-                .top_logprobs
-                .iter()
-                .map(|top| (TokenId(top.id), top.logprob))
-                .collect()
+        let pairs = |top: &[v1::TopLogprob]| top.iter().map(|top| (TokenId(top.id), top.logprob)).collect();
+        let top = |token: &v1::Token| pairs(&token.top_logprobs);
+        let score = |token: &v1::PromptToken| PromptLogprob {
+            logprob: token.logprob,
+            top_logprobs: pairs(&token.top_logprobs),
         };
         Answer {
             tokens: self.tokens.iter().map(|token| TokenId(token.id)).collect(),
             logprobs: self.tokens.iter().map(|token| token.logprob).collect(),
             top_logprobs: self.tokens.iter().map(top).collect(),
+            prompt_logprobs: self.prompt_scores.iter().map(score).collect(),
             poisoned: false,
         }
     }

@@ -19,8 +19,8 @@ use kvasir_coordinator::{
     Cluster, ClusterConfig, ClusterStatus, Effect, Event, Now, SequenceError, SessionId, Usage, status::GroupStatus,
 };
 use kvasir_kv::{
-    Epoch, FinishReason, FromWorker, NumericsId, Rank, Request, SampledToken, SequenceId, StepPlan, ToWorker, WorkerId,
-    WorkerInfo,
+    Epoch, FinishReason, FromWorker, NumericsId, PromptLogprob, Rank, Request, SampledToken, SequenceId, StepPlan,
+    ToWorker, WorkerId, WorkerInfo,
 };
 use kvasir_model::{BackendKind, Checkpoint, WeightMode, numerics_id};
 use kvasir_worker::rank::{RankConfig, RankControl, RankWorker};
@@ -154,7 +154,7 @@ impl EngineCluster {
         );
         let deadline = None;
         self.on(Event::Submit {
-            sequence,
+            sequences: vec![sequence],
             request,
             deadline,
         });
@@ -254,6 +254,11 @@ impl EngineCluster {
         match effect {
             Effect::Send { session, message } => self.send(session.0 as usize, message),
             Effect::Token { sequence, index, token } => self.deliver(sequence, index, token),
+            Effect::PromptLogprobs {
+                sequence,
+                position,
+                logprobs,
+            } => self.deliver_scores(sequence, position, logprobs),
             Effect::Finished {
                 sequence,
                 reason,
@@ -314,6 +319,21 @@ impl EngineCluster {
         served.answer.logprobs.push(token.logprob);
         served.answer.top_logprobs.push(token.top_logprobs);
         self.tokens += 1;
+    }
+
+    fn deliver_scores(&mut self, sequence: SequenceId, position: u32, logprobs: Vec<PromptLogprob>) {
+        let served = self.served.get_mut(&sequence).expect("it was submitted");
+        assert_eq!(
+            served.ending, None,
+            "logprobs of the prompt after the end of {sequence}"
+        );
+        let answer = &mut served.answer;
+        assert!(
+            answer.tokens.is_empty(),
+            "logprobs of the prompt after a token of {sequence}"
+        );
+        assert_eq!(position as usize, answer.prompt_logprobs.len() + 1, "of {sequence}");
+        answer.prompt_logprobs.extend(logprobs);
     }
 
     fn end(&mut self, sequence: SequenceId, ending: Ending) {

@@ -23,8 +23,41 @@ use crate::{
     tiny_model::TinyModel,
 };
 
-/// Answers per model; the digest file has one line for each.
+/// Answers per model to [`Questions::Plain`]; the digest file has one line for each.
 pub const GENERATIONS: usize = 16;
+/// And to [`Questions::Knobs`].
+pub const KNOBS: usize = 12;
+
+/// What a model is asked.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Questions {
+    /// Greedy and random by turns.
+    Plain,
+    /// With every knob of the sampling, and with the prompt's logprobs.
+    Knobs,
+}
+
+impl Questions {
+    pub fn generations(self, vocab_size: u32) -> Vec<Generation> {
+        match self {
+            Self::Plain => generations(vocab_size),
+            Self::Knobs => knobs(vocab_size),
+        }
+    }
+
+    pub fn digest_file(self) -> PathBuf {
+        let name = match self {
+            Self::Plain => "parity.json",
+            Self::Knobs => "sampling.json",
+        };
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("digests").join(name)
+    }
+
+    pub fn read_digests(self) -> Digests {
+        let text = std::fs::read_to_string(self.digest_file()).expect("the digests are checked in");
+        serde_json::from_str(&text).expect("a map of lists")
+    }
+}
 
 /// Names of models that other packages wrote begin so.
 const REFERENCE: &str = "reference/";
@@ -122,18 +155,114 @@ pub fn generations(vocab_size: u32) -> Vec<Generation> {
                     seed: 7,
                     top_logprobs: 2,
                     choice: 3,
+                    ..Sampling::default()
                 },
             };
             Generation {
                 prompt,
                 max_tokens: 8 + index % 9,
                 sampling,
+                prompt_logprobs: None,
             }
         })
         .collect()
 }
 
-/// Over tokens, logprob bits and the likeliest tokens' bits.
+/// One knob after the other, greedy and random, then all at once. Every other prompt is scored, one of them longer than
+/// what a head computes at a time.
+fn knobs(vocab_size: u32) -> Vec<Generation> {
+    let mut random = ChaCha8Rng::seed_from_u64(43);
+    let mut below = |end: u32| random.next_u32() % end;
+    let sampling = |index: usize| {
+        let mut sampling = knob_sampling(index, vocab_size);
+        (sampling.seed, sampling.top_logprobs) = (index as u64, index as u32 % 3);
+        sampling
+    };
+    (0..KNOBS)
+        .map(|index| {
+            // Few different tokens, so that penalties meet some again and again.
+            let len = if index == 4 { 150 } else { 2 + below(60) };
+            let prompt = (0..len).map(|_| TokenId(3 + below(40))).collect();
+            Generation {
+                prompt,
+                max_tokens: 12 + index % 5,
+                sampling: sampling(index),
+                prompt_logprobs: (index % 2 == 0).then_some([0, 3, 20][index / 2 % 3]),
+            }
+        })
+        .collect()
+}
+
+/// The knobs alone.
+pub fn knob_sampling(index: usize, vocab_size: u32) -> Sampling {
+    let greedy = Sampling::default();
+    let random = Sampling {
+        temperature: 0.9,
+        ..Sampling::default()
+    };
+    let biases = |bias: f32| {
+        let token = |nth: u32| (TokenId(nth * (vocab_size / 7)), (bias - nth as f32).max(-100.0));
+        (0..7).map(token).collect()
+    };
+    let all = Sampling {
+        temperature: 1.3,
+        top_k: 60,
+        top_p: 0.95,
+        min_p: 0.02,
+        repetition_penalty: 1.2,
+        presence_penalty: 0.4,
+        frequency_penalty: 0.3,
+        logit_bias: biases(4.0),
+        choice: 2,
+        ..Sampling::default()
+    };
+    match index % KNOBS {
+        0 => Sampling {
+            repetition_penalty: 1.5,
+            ..greedy
+        },
+        1 => Sampling { min_p: 0.05, ..random },
+        2 => Sampling {
+            presence_penalty: 1.5,
+            ..greedy
+        },
+        3 => Sampling {
+            frequency_penalty: 0.7,
+            ..greedy
+        },
+        4 => Sampling {
+            logit_bias: biases(6.0),
+            ..greedy
+        },
+        5 => Sampling {
+            repetition_penalty: 0.7,
+            ..random
+        },
+        6 => Sampling {
+            frequency_penalty: -0.5,
+            ..random
+        },
+        7 => Sampling {
+            presence_penalty: -1.0,
+            logit_bias: biases(-100.0),
+            ..random
+        },
+        8 => Sampling {
+            top_k: 1,
+            repetition_penalty: 1.3,
+            frequency_penalty: 0.2,
+            ..random
+        },
+        9 => all,
+        10 => Sampling {
+            temperature: 0.0,
+            ..all
+        },
+        _ => random,
+    }
+}
+
+/// Over tokens, logprob bits and the likeliest tokens' bits, then those of the prompt where it was scored.
 pub fn digest(answer: &Answer) -> String {
     let mut hasher = blake3::Hasher::new();
     let mut put = |value: u32| {
@@ -149,19 +278,23 @@ pub fn digest(answer: &Answer) -> String {
             put(logprob.to_bits());
         }
     }
+    for score in &answer.prompt_logprobs {
+        put(score.logprob.to_bits());
+        put(score.top_logprobs.len() as u32);
+        for (token, logprob) in &score.top_logprobs {
+            put(token.0);
+            put(logprob.to_bits());
+        }
+    }
     hasher.finalize().to_hex()[..32].to_owned()
 }
 
 /// The checked-in digests: model name, then one digest per generation.
 pub type Digests = BTreeMap<String, Vec<String>>;
 
-pub fn digest_file() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("digests/parity.json")
-}
-
+/// Those of [`Questions::Plain`].
 pub fn read_digests() -> Digests {
-    let text = std::fs::read_to_string(digest_file()).expect("tests/digests/parity.json is checked in");
-    serde_json::from_str(&text).expect("a map of lists")
+    Questions::Plain.read_digests()
 }
 
 /// How a prompt is cut into steps.
@@ -224,8 +357,8 @@ impl Configuration {
     }
 
     /// The digests of all answers, computed this way.
-    pub fn run(&self, checkpoint: &Arc<Checkpoint>) -> Vec<String> {
-        let generations = generations(checkpoint.spec().vocab_size);
+    pub fn run(&self, questions: Questions, checkpoint: &Arc<Checkpoint>) -> Vec<String> {
+        let generations = questions.generations(checkpoint.spec().vocab_size);
         let mut group = RankGroup::start(checkpoint, self.options());
         let mut random = ChaCha8Rng::seed_from_u64(self.ranks as u64 * 31 + u64::from(self.block_size));
         let chunking = self.chunking;

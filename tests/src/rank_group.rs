@@ -5,6 +5,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    ops::Range,
     sync::{
         Arc,
         mpsc::{Receiver, Sender, channel},
@@ -13,9 +14,9 @@ use std::{
 };
 
 use kvasir_kv::{
-    AdmittedSequence, BlockId, BlockTag, CellLayout, Epoch, EpochSpec, FromWorker, GroupId, KvDtype, Rank,
-    RankCapacity, Sampling, SequenceId, SequenceWork, ShardPlan, StepId, StepPlan, TaggedBlock, ToWorker, TokenId,
-    Transport,
+    AdmittedSequence, BlockId, BlockTag, CellLayout, Epoch, EpochSpec, FromWorker, GroupId, KvDtype, PromptLogprob,
+    Rank, RankCapacity, Sampling, SequenceId, SequenceWork, ShardPlan, StepId, StepPlan, TaggedBlock, ToWorker,
+    TokenId, Transport,
 };
 use kvasir_model::{BackendKind, Checkpoint, WeightMode};
 use kvasir_worker::{
@@ -64,6 +65,8 @@ pub struct Generation {
     pub prompt: Vec<TokenId>,
     pub max_tokens: usize,
     pub sampling: Sampling,
+    /// Score the prompt, with so many likeliest tokens at each position.
+    pub prompt_logprobs: Option<u32>,
 }
 
 impl Generation {
@@ -73,6 +76,16 @@ impl Generation {
             prompt,
             max_tokens,
             sampling: Sampling::default(),
+            prompt_logprobs: None,
+        }
+    }
+
+    /// The positions of the prompt that the rows from `start` to `end` are to score.
+    fn scored_by(&self, start: usize, end: usize) -> Range<u32> {
+        let scored = start + 1..self.prompt.len().min(end + 1);
+        match self.prompt_logprobs.is_some() && !scored.is_empty() {
+            true => scored.start as u32..scored.end as u32,
+            false => 0..0,
         }
     }
 }
@@ -82,6 +95,8 @@ pub struct Answer {
     pub tokens: Vec<TokenId>,
     pub logprobs: Vec<f32>,
     pub top_logprobs: Vec<Vec<(TokenId, f32)>>,
+    /// From position 1 on; empty where nobody asked.
+    pub prompt_logprobs: Vec<PromptLogprob>,
     pub poisoned: bool,
 }
 
@@ -224,6 +239,7 @@ impl RankGroup {
                     num_tokens: num_tokens as u32,
                     new_blocks,
                     samples: end == sequence.known,
+                    scored: generations[index].scored_by(sequence.computed, end),
                 });
                 sequence.computed = end;
             }
@@ -253,6 +269,7 @@ impl RankGroup {
             tokens: generation.prompt.clone(),
             prompt_len: generation.prompt.len() as u32,
             sampling: generation.sampling.clone(),
+            prompt_top_logprobs: generation.prompt_logprobs.unwrap_or(0),
         };
         Played {
             known: admitted.tokens.len(),
@@ -274,6 +291,17 @@ impl RankGroup {
                 (_, FromWorker::StepDone { output, .. }) => output,
                 (rank, other) => panic!("rank {rank}: {other:?}"),
             };
+            for scored in output.iter().flat_map(|output| &output.scored) {
+                let mut played = sequences.iter_mut();
+                let sequence = played.find(|s| s.admitted.sequence == scored.sequence).unwrap();
+                let known = &mut sequence.answer.prompt_logprobs;
+                assert_eq!(
+                    scored.start as usize,
+                    known.len() + 1,
+                    "a gap in what the prompt scores"
+                );
+                known.extend(scored.logprobs.iter().cloned());
+            }
             for sampled in output.iter().flat_map(|output| &output.sampled) {
                 let index = sequences
                     .iter()

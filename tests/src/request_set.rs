@@ -2,9 +2,9 @@
 //!
 //! Prompts share beginnings, answers are greedy and random by turns, and some end at a stop token.
 
-use kvasir_kv::{Request, RequestId, Sampling, TenantId, TokenId};
+use kvasir_kv::{PromptLogprobs, Request, RequestId, Sampling, TenantId, TokenId};
 
-use crate::sim::dice::Dice;
+use crate::{parity, sim::dice::Dice};
 
 const TENANTS: [&str; 4] = ["", "ada", "bob", "eve"];
 const SEED: u64 = 1138;
@@ -25,6 +25,8 @@ pub struct RequestSet {
     pub answer_lens: [u32; 2],
     /// Of four names and several priorities, instead of one.
     pub tenants: bool,
+    /// With penalties, biases and the like; some prompts are scored.
+    pub knobs: bool,
 }
 
 /// For schedules on small models of various heads and weights.
@@ -44,6 +46,14 @@ pub const REAL: RequestSet = RequestSet {
     suffix_len_max: 24,
     answer_lens: [12, 60],
     tenants: false,
+    knobs: false,
+};
+
+/// What is asked with every knob, and prompts that are scored.
+pub const KNOBS: RequestSet = RequestSet {
+    name: "knobs",
+    knobs: true,
+    ..tiny("Q8_0-14/2x32")
 };
 
 pub const THOUSAND: RequestSet = RequestSet {
@@ -54,6 +64,7 @@ pub const THOUSAND: RequestSet = RequestSet {
     suffix_len_max: 30,
     answer_lens: [4, 24],
     tenants: true,
+    knobs: false,
 };
 
 const fn tiny(model: &'static str) -> RequestSet {
@@ -65,6 +76,7 @@ const fn tiny(model: &'static str) -> RequestSet {
         suffix_len_max: 40,
         answer_lens: [4, 48],
         tenants: false,
+        knobs: false,
     }
 }
 
@@ -96,12 +108,29 @@ impl RequestSet {
             id: RequestId(format!("{} {index}", self.name)),
             prompt: [prefix, &suffix].concat(),
             generated: Vec::new(),
-            sampling: sampling(index),
+            sampling: self.sampling(index, vocab_size),
             max_tokens,
+            prompt_logprobs: self.prompt_logprobs(index),
             stop_tokens: stop_tokens(index, vocab_size),
             tenant: self.tenant(index),
             priority: if self.tenants { priority } else { 0 },
         }
+    }
+
+    fn sampling(&self, index: usize, vocab_size: u32) -> Sampling {
+        match self.knobs {
+            true => Sampling {
+                seed: index as u64,
+                ..parity::knob_sampling(index, vocab_size)
+            },
+            false => sampling(index),
+        }
+    }
+
+    /// One in three of those with knobs: the others find what these have computed.
+    fn prompt_logprobs(&self, index: usize) -> Option<PromptLogprobs> {
+        let top = index as u32 % 4;
+        (self.knobs && index.is_multiple_of(3)).then_some(PromptLogprobs { top, received: 0 })
     }
 
     /// Those of one tenant begin alike, but for a few.
@@ -135,6 +164,7 @@ fn sampling(index: usize) -> Sampling {
             seed: 11,
             choice: index as u32,
             top_logprobs: 1,
+            ..Sampling::default()
         },
     }
 }

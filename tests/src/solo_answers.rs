@@ -16,7 +16,7 @@ use kvasir_model::Checkpoint;
 use crate::{
     parity,
     rank_group::{Answer, Generation, GroupOptions, RankGroup},
-    request_set::{REAL, RequestSet, THOUSAND, TINY},
+    request_set::{KNOBS, REAL, RequestSet, THOUSAND, TINY},
 };
 
 const DIGITS_PER_TOKEN: usize = 4;
@@ -66,6 +66,7 @@ fn first(answer: &Answer, len: usize) -> Answer {
         tokens: answer.tokens[..len].to_vec(),
         logprobs: answer.logprobs[..len].to_vec(),
         top_logprobs: answer.top_logprobs[..len].to_vec(),
+        prompt_logprobs: answer.prompt_logprobs.clone(),
         poisoned: answer.poisoned,
     }
 }
@@ -85,7 +86,7 @@ fn read_or_write() -> Lines {
 /// Replaced in one go: each test is a process, and they do this at the same time.
 fn write() {
     let folder = tempfile::tempdir_in(file().parent().expect("it lies in a folder")).expect("room for a folder");
-    let all = TINY.into_iter().chain([REAL, THOUSAND]);
+    let all = TINY.into_iter().chain([REAL, THOUSAND, KNOBS]);
     let lines: Lines = all
         .map(|set| (set.name.to_owned(), compute(&set, folder.path())))
         .collect();
@@ -110,6 +111,7 @@ fn alone(group: &mut RankGroup, request: &Request) -> Answer {
         prompt: request.prompt.clone(),
         max_tokens: request.max_tokens as usize,
         sampling: request.sampling.clone(),
+        prompt_logprobs: request.prompt_logprobs.map(|wanted| wanted.top),
     };
     let whole = group.generate(&[generation], |_, _| usize::MAX).remove(0);
     let is_stop = |token| request.stop_tokens.contains(token);

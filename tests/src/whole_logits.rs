@@ -72,6 +72,7 @@ fn works(options: &GroupOptions, sequences: &[Vec<TokenId>], steps: &[Vec<(usize
                 ..Sampling::default()
             },
             prompt_len: end as u32,
+            ..WorkInput::default()
         }
     };
     steps.iter().map(|step| step.iter().map(&mut work).collect()).collect()
@@ -106,7 +107,7 @@ fn transport(ranks: usize) -> Transport {
 }
 
 /// What connects each rank to the others; to be called on threads of their own.
-fn collectives(ranks: usize) -> Vec<impl FnOnce() -> Box<dyn Collective> + Send> {
+pub fn collectives(ranks: usize) -> Vec<impl FnOnce() -> Box<dyn Collective> + Send> {
     let seat = |rank| Seat {
         nonce: EpochNonce(1),
         rank,

@@ -92,6 +92,11 @@ fn resume(answer: &GrpcAnswer, received: usize) -> GenerateRequest {
         prompt: Some(Prompt::Resume(v1::Resume {
             descriptor: Some(answer.descriptor.clone()),
             received_token_ids: answer.ids()[..received].to_vec(),
+            // They come before the first token.
+            received_prompt_logprobs: match received {
+                0 => 0,
+                _ => answer.prompt_scores.len() as u32,
+            },
         })),
         ..Default::default()
     }

@@ -40,6 +40,7 @@ fn in_f32_all_golden_tokens_are_equal_and_the_likeliest_logprobs_close() {
         prompt: golden.prompt.clone(),
         max_tokens: golden.output.len(),
         sampling: sampling.clone(),
+        prompt_logprobs: None,
     };
     let generations: Vec<Generation> = goldens.iter().map(ask).collect();
 

@@ -39,6 +39,7 @@ fn the_oracle_gives_the_golden_answers() {
             top_logprobs: 5,
             ..Sampling::default()
         },
+        prompt_logprobs: None,
     };
     let generations: Vec<Generation> = goldens.iter().map(generation).collect();
     let mut group = RankGroup::start(&real_model(), all_in_f32(BackendKind::Candle, 1));

@@ -9,7 +9,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use kvasir_kv::Transport;
-use kvasir_tests::parity::{self, Chunking, Configuration, Digests};
+use kvasir_tests::parity::{self, Chunking, Configuration, Digests, Questions};
 use kvasir_worker::arith::Kernels;
 
 /// Configurations of a run.
@@ -37,42 +37,54 @@ fn plain(model: &str) -> Configuration {
     }
 }
 
-#[test]
-fn answers_equal_the_checked_in_digests_in_every_drawn_configuration() {
+/// With `KVASIR_WRITE_DIGESTS` set, the file is written anew first.
+fn check_drawn(questions: Questions, count: usize) {
     let folder = tempfile::tempdir().unwrap();
     if env_u64("KVASIR_WRITE_DIGESTS").is_some() {
-        let of_model = |name: &String| plain(name).run(&parity::open_model(name, folder.path()));
+        let of_model = |name: &String| plain(name).run(questions, &parity::open_model(name, folder.path()));
         let digests: Digests = parity::model_names()
             .into_iter()
             .map(|name| (name.clone(), of_model(&name)))
             .collect();
         std::fs::write(
-            parity::digest_file(),
+            questions.digest_file(),
             serde_json::to_string_pretty(&digests).unwrap() + "\n",
         )
         .unwrap();
     }
     let seed = env_u64("KVASIR_TEST_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     println!("KVASIR_TEST_SEED={seed}");
-    // Every model at least once.
-    run_all(&parity::draw(seed, DRAWN), folder.path());
+    run_all(questions, &parity::draw(seed, count), folder.path());
+}
+
+#[test]
+fn answers_equal_the_checked_in_digests_in_every_drawn_configuration() {
+    check_drawn(Questions::Plain, DRAWN);
+}
+
+#[test]
+fn answers_with_every_knob_and_scored_prompts_equal_the_digests_in_every_drawn_configuration() {
+    check_drawn(Questions::Knobs, DRAWN);
 }
 
 /// Runs with `cargo xtask test --all` alone: 192 configurations of each model on the fastest kernels.
 #[test]
 fn the_whole_product_equals_the_digests() {
     if std::env::var_os("KVASIR_TEST_ALL").is_none() {
-        println!("only with KVASIR_TEST_ALL=1; {DRAWN} configurations are drawn by the test above");
+        println!("only with KVASIR_TEST_ALL=1; the tests above draw some of the configurations");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
     for model in parity::model_names() {
-        run_all(&parity::product(&model, &[Kernels::best().isa()]), folder.path());
+        for questions in [Questions::Plain, Questions::Knobs] {
+            let product = parity::product(&model, &[Kernels::best().isa()]);
+            run_all(questions, &product, folder.path());
+        }
     }
 }
 
-fn run_all(configurations: &[Configuration], folder: &Path) {
-    let expected = parity::read_digests();
+fn run_all(questions: Questions, configurations: &[Configuration], folder: &Path) {
+    let expected = questions.read_digests();
     let mut opened = BTreeMap::new();
     for (index, configuration) in configurations.iter().enumerate() {
         let begun = std::time::Instant::now();
@@ -80,7 +92,11 @@ fn run_all(configurations: &[Configuration], folder: &Path) {
         let checkpoint = opened
             .entry(model.clone())
             .or_insert_with(|| parity::open_model(model, folder));
-        assert_eq!(configuration.run(checkpoint), expected[model], "{configuration:?}");
+        assert_eq!(
+            configuration.run(questions, checkpoint),
+            expected[model],
+            "{questions:?} {configuration:?}"
+        );
         println!(
             "{}/{} {configuration:?} {:.1?}",
             index + 1,
@@ -93,11 +109,16 @@ fn run_all(configurations: &[Configuration], folder: &Path) {
 #[test]
 fn the_digests_tell_answers_apart() {
     let mut seen = std::collections::BTreeSet::new();
-    for (model, digests) in parity::read_digests() {
-        assert_eq!(digests.len(), parity::GENERATIONS, "{model}");
-        assert!(
-            digests.iter().all(|digest| seen.insert(digest.clone())),
-            "{model}: two answers have one digest"
-        );
+    for (questions, count) in [
+        (Questions::Plain, parity::GENERATIONS),
+        (Questions::Knobs, parity::KNOBS),
+    ] {
+        for (model, digests) in questions.read_digests() {
+            assert_eq!(digests.len(), count, "{model}");
+            assert!(
+                digests.iter().all(|digest| seen.insert(digest.clone())),
+                "{model}: two answers have one digest"
+            );
+        }
     }
 }

@@ -15,7 +15,7 @@ use kvasir_model::Checkpoint;
 use kvasir_tests::{
     engine_cluster::{Ending, EngineCluster, EngineOptions, Served},
     parity,
-    request_set::{REAL, RequestSet, THOUSAND, TINY},
+    request_set::{KNOBS, REAL, RequestSet, THOUSAND, TINY},
     schedule::{Asked, Leaves, Schedule},
     sim::dice::Dice,
     solo_answers::SoloAnswers,
@@ -137,6 +137,9 @@ impl Case {
             panic!("no answer to {what}");
         };
         assert_eq!(usage.prompt_tokens as usize, asked.request.prompt.len(), "{what}");
+        if asked.request.prompt_logprobs.is_some() {
+            assert_eq!(usage.cached_tokens, 0, "{what}");
+        }
         assert_eq!(usage.completion_tokens as usize, served.answer.tokens.len(), "{what}");
         if reason == FinishReason::Cancelled {
             assert!(left_in_time(asked.leaves, served), "wrong end of {what}");
@@ -297,6 +300,11 @@ fn random_schedules_give_the_digests_on_the_real_model() {
 }
 
 #[test]
+fn random_schedules_give_the_digests_of_penalized_answers_and_scored_prompts() {
+    run_tight_and_drawn(&[Case::open(KNOBS)], 16);
+}
+
+#[test]
 fn a_thousand_requests_get_their_solo_tokens_on_a_pool_that_is_too_small() {
     let case = Case::open(THOUSAND);
     let mut dice = Dice::new(seed());
@@ -330,7 +338,7 @@ fn a_thousand_requests_get_their_solo_tokens_on_a_pool_that_is_too_small() {
 
 #[test]
 fn the_solo_answers_tell_requests_apart() {
-    for case in TINY.into_iter().chain([REAL, THOUSAND]).map(Case::open) {
+    for case in TINY.into_iter().chain([REAL, THOUSAND, KNOBS]).map(Case::open) {
         let lines = case.solo.lines();
         assert_eq!(lines.len(), case.set.num_requests, "{}", case.set.name);
         // Some ask the same.

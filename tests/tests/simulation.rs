@@ -55,6 +55,7 @@ fn no_answer_changes_and_nothing_hangs_whatever_the_weather() {
             counters.sequences_rerouted > SEEDS / 5 && counters.routed_by_prefix > SEEDS / 5,
             "{total:?}"
         );
+        assert!(total.scores > 10 * SEEDS, "{total:?}");
         assert!(
             counters.preemptions_for_others > SEEDS / 5 && counters.chunks > SEEDS,
             "{total:?}"

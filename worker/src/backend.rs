@@ -3,27 +3,106 @@
 //! Two implementations stand behind it: [`crate::canonical`] (the same bits for any plan) and `crate::oracle`
 //! (candle, an independent check, and later the way to GPUs). A backend never samples and knows no requests.
 
-use kvasir_kv::{BlockId, EpochSpec, LoadReport, UnitLayout};
+use kvasir_kv::{BlockId, EpochSpec, LoadReport, TokenId, UnitLayout};
 
 use crate::{
     arith::UnitSummary,
     collective::{Collective, CollectiveError},
     rank_books::WorkInput,
-    sampler::UnitRows,
+    sampler::{LogitsShare, UnitRows},
+    scorer::ScoreShare,
 };
+
+/// Most rows whose logits a backend holds at a time: a prompt whose tokens are scored has one for each of them.
+pub const HEAD_ROWS_MAX: usize = 64;
 
 /// What a forward pass leaves on one rank.
 #[derive(Clone, Debug, Default)]
 pub struct ForwardOutput {
     /// `[sampled rows][rows of the local vocab units]`, in the order of the step's sequences. Empty for a row that is
-    /// picked from the summaries alone: greedy, without top logprobs.
+    /// picked from the summaries alone (`Sampling::needs_logits`).
     pub logits: Vec<Vec<f32>>,
     /// `[sampled rows][local vocab units]`
     pub summaries: Vec<UnitSummary>,
+    /// One per scored row, in the order of the step's rows.
+    pub scored: Vec<ScoreShare>,
     /// One per sequence: a partial sum, or an activation, was out of range.
     pub poisoned: Vec<bool>,
     /// Microseconds inside collectives.
     pub reduce_us: u32,
+    /// Sampled rows that the head has given.
+    num_sampled: usize,
+    /// Logits of a scored row.
+    scratch: Vec<f32>,
+}
+
+impl ForwardOutput {
+    /// Ready for the head's rows, buffers kept.
+    pub(crate) fn clear_head(&mut self, work: &[WorkInput]) {
+        let num_sampled = work.iter().filter(|work| work.samples).count();
+        self.logits.resize_with(num_sampled, Vec::new);
+        self.summaries.clear();
+        self.scored.clear();
+        self.num_sampled = 0;
+    }
+
+    /// The next row of the head, of this work. `gather` appends the row's local logits.
+    pub(crate) fn take_head_row(
+        &mut self,
+        row: &HeadRow,
+        work: &WorkInput,
+        units: &[UnitRows],
+        summaries: &[UnitSummary],
+        gather: impl FnOnce(&mut Vec<f32>),
+    ) {
+        if let Some(target) = row.target {
+            self.scratch.clear();
+            gather(&mut self.scratch);
+            let share = LogitsShare {
+                logits: &self.scratch,
+                summaries,
+                units,
+            };
+            self.scored
+                .push(ScoreShare::new(share, target, work.prompt_top_logprobs));
+            return;
+        }
+        self.summaries.extend(summaries);
+        let logits = &mut self.logits[self.num_sampled];
+        logits.clear();
+        if work.sampling.needs_logits() {
+            gather(logits);
+        }
+        self.num_sampled += 1;
+    }
+}
+
+/// A row that the head looks at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct HeadRow {
+    /// Row of the step.
+    pub row: usize,
+    /// Whose it is, among the step's sequences.
+    pub work: usize,
+    /// The token that comes next, where it is known and to be scored; else one is to be picked.
+    pub target: Option<TokenId>,
+}
+
+/// The rows of a step that need logits, in order.
+pub(crate) fn head_rows(work: &[WorkInput]) -> Vec<HeadRow> {
+    let mut rows = Vec::new();
+    let mut begin = 0;
+    for (index, work) in work.iter().enumerate() {
+        let head = |row, target| HeadRow {
+            row,
+            work: index,
+            target,
+        };
+        rows.extend(work.scored_rows().map(|(row, target)| head(begin + row, Some(target))));
+        begin += work.tokens.len();
+        rows.extend(work.samples.then(|| head(begin - 1, None)));
+    }
+    rows
 }
 
 #[derive(Debug, thiserror::Error)]

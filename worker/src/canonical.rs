@@ -9,12 +9,12 @@ mod products;
 
 use std::{sync::Arc, time::Instant};
 
-use kvasir_kv::{BlockId, CellLayout, EpochSpec, LoadReport, Sampling, UnitId, UnitKind, UnitLayout};
+use kvasir_kv::{BlockId, CellLayout, EpochSpec, LoadReport, UnitId, UnitKind, UnitLayout};
 use kvasir_model::{Checkpoint, WeightMode};
 
 use crate::{
-    arith::{ActivationsRef, Int8Rows, Kernels, LANES, PackedMatrix, RopeTable, panels, rope_frequencies},
-    backend::{Backend, BackendError, ForwardOutput},
+    arith::{ActivationsRef, Int8Rows, Kernels, LANES, PackedMatrix, RopeTable, UnitSummary, panels, rope_frequencies},
+    backend::{Backend, BackendError, ForwardOutput, HEAD_ROWS_MAX, HeadRow, head_rows},
     cells::Cells,
     collective::Collective,
     rank_books::WorkInput,
@@ -243,42 +243,65 @@ impl Canonical {
         self.reduce(Phase::Ffn(layer), collective)
     }
 
-    /// Logits of the rows that are sampled, for the local vocab units.
+    /// Logits of the rows that are sampled or scored, for the local vocab units: so many rows at a time that memory is
+    /// bounded. A row that only now turns out to have no finite norm poisons its sequence, on every rank alike.
     fn head(&mut self, work: &[WorkInput], output: &mut ForwardOutput) {
-        let hidden = self.hidden();
-        let sampled: Vec<&WorkInput> = work.iter().filter(|work| work.samples).collect();
-        self.step.keep_sampled_rows(work, hidden);
-        let matrices: Vec<&PackedMatrix> = self.weights.vocab.values().collect();
-        let step = &mut self.step;
-        normalize(&self.kernels, step, &self.weights.output_norm, self.eps, &matrices);
-        step.multiply_normed(&mut self.team, &self.kernels, &matrices);
-        output.summaries.clear();
-        output.logits.resize_with(sampled.len(), Vec::new);
-        for (row, work) in sampled.iter().enumerate() {
-            let logits = &mut output.logits[row];
-            logits.clear();
-            let mut unit_at = 0;
-            for unit in &self.vocab_units {
-                let rows = unit.rows as usize;
-                let panels = &step.columns[unit_at..][..rows.next_multiple_of(LANES) * step.tokens];
-                unit_at += panels.len();
-                output
-                    .summaries
-                    .push(self.kernels.vocab_unit_summary(panels, step.tokens, row, rows));
-                if needs_logits(&work.sampling) {
-                    let values = panels
-                        .chunks_exact(step.tokens * LANES)
-                        .flat_map(|panel| &panel[row * LANES..][..LANES]);
-                    logits.extend(values.take(rows));
-                }
+        let residual = Residual {
+            x: std::mem::take(&mut self.step.x),
+            poison: std::mem::take(&mut self.step.poison),
+            tokens: self.step.tokens,
+        };
+        output.clear_head(work);
+        for rows in head_rows(work).chunks(HEAD_ROWS_MAX) {
+            self.step.take_rows(rows, &residual);
+            let matrices: Vec<&PackedMatrix> = self.weights.vocab.values().collect();
+            let step = &mut self.step;
+            normalize(&self.kernels, step, &self.weights.output_norm, self.eps, &matrices);
+            step.multiply_normed(&mut self.team, &self.kernels, &matrices);
+            for (at, row) in rows.iter().enumerate() {
+                output.poisoned[row.work] |= self.step.poison[at];
+                let summaries = self.summarize(at);
+                let logits = |logits: &mut Vec<f32>| self.gather_logits(at, logits);
+                output.take_head_row(row, &work[row.work], &self.vocab_units, &summaries, logits);
             }
         }
+        self.step.x = residual.x;
+    }
+
+    /// Of the head's row `at`, for each local vocab unit.
+    fn summarize(&self, at: usize) -> Vec<UnitSummary> {
+        let tokens = self.step.tokens;
+        let summary = |(panels, rows)| self.kernels.vocab_unit_summary(panels, tokens, at, rows);
+        self.vocab_panels().map(summary).collect()
+    }
+
+    fn gather_logits(&self, at: usize, logits: &mut Vec<f32>) {
+        for (panels, rows) in self.vocab_panels() {
+            let values = panels
+                .chunks_exact(self.step.tokens * LANES)
+                .flat_map(|panel| &panel[at * LANES..][..LANES]);
+            logits.extend(values.take(rows));
+        }
+    }
+
+    /// The head's output by local vocab unit, each with its number of rows.
+    fn vocab_panels(&self) -> impl Iterator<Item = (&[f32], usize)> {
+        let mut rest = self.step.columns.as_slice();
+        self.vocab_units.iter().map(move |unit| {
+            let rows = unit.rows as usize;
+            let (panels, after) = rest.split_at(rows.next_multiple_of(LANES) * self.step.tokens);
+            rest = after;
+            (panels, rows)
+        })
     }
 }
 
-/// Whether the sampler looks at single logits, or only at the units' summaries.
-fn needs_logits(sampling: &Sampling) -> bool {
-    !sampling.is_greedy() || sampling.top_logprobs > 0
+/// What the layers have left of a step's rows.
+struct Residual {
+    /// `[hidden / 16][tokens]`[16]
+    x: Vec<f32>,
+    poison: Vec<bool>,
+    tokens: usize,
 }
 
 /// `normed = norm(x)`, also in int8 if one of the matrices that read it wants that.
@@ -377,11 +400,6 @@ impl Backend for Canonical {
                 .map(|work| rows.by_ref().take(work.tokens.len()).any(|poison| *poison)),
         );
         self.head(work, output);
-        // A row that only now turned out to have no finite norm: the same on every rank.
-        let mut rows = self.step.poison.iter();
-        for (work, poisoned) in work.iter().zip(&mut output.poisoned) {
-            *poisoned |= work.samples && rows.next().is_some_and(|poison| *poison);
-        }
         output.reduce_us = self.step.reduce_us;
         Ok(())
     }
@@ -406,25 +424,19 @@ impl StepBuffers {
         self.reduced.resize(self.sums.len(), 0.0);
     }
 
-    /// The step goes on with the last row of each sequence that samples.
-    fn keep_sampled_rows(&mut self, work: &[WorkInput], hidden: usize) {
-        let mut end = 0;
-        let mut kept = Vec::new();
-        for work in work {
-            end += work.tokens.len();
-            if work.samples {
-                kept.push(end - 1);
-            }
-        }
+    /// The step goes on with these rows.
+    fn take_rows(&mut self, rows: &[HeadRow], residual: &Residual) {
+        let hidden = residual.x.len().checked_div(residual.tokens).unwrap_or(0);
         let mut row = vec![0.0; hidden];
-        let mut x = vec![0.0; hidden * kept.len()];
-        for (at, &token) in kept.iter().enumerate() {
-            panels::gather_token(&self.x, self.tokens, token, &mut row);
-            panels::scatter_token(&row, &mut x, kept.len(), at);
+        self.x.clear();
+        self.x.resize(hidden * rows.len(), 0.0);
+        for (at, head) in rows.iter().enumerate() {
+            panels::gather_token(&residual.x, residual.tokens, head.row, &mut row);
+            panels::scatter_token(&row, &mut self.x, rows.len(), at);
         }
-        self.poison = kept.iter().map(|&token| self.poison[token]).collect();
-        self.tokens = kept.len();
-        self.x = x;
+        self.poison.clear();
+        self.poison.extend(rows.iter().map(|head| residual.poison[head.row]));
+        self.tokens = rows.len();
     }
 }
 

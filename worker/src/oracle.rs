@@ -17,7 +17,7 @@ mod summary;
 use std::{sync::Arc, time::Instant};
 
 use candle_core::{D, Device, Tensor};
-use kvasir_kv::{BlockId, CellLayout, EpochSpec, LoadReport, Sampling, UnitId, UnitKind, UnitLayout};
+use kvasir_kv::{BlockId, CellLayout, EpochSpec, LoadReport, UnitId, UnitKind, UnitLayout};
 use kvasir_model::{Checkpoint, WeightMode};
 
 use self::{
@@ -29,7 +29,8 @@ use self::{
     summary::summarize,
 };
 use crate::{
-    backend::{Backend, BackendError, ForwardOutput},
+    arith::UnitSummary,
+    backend::{Backend, BackendError, ForwardOutput, HEAD_ROWS_MAX, head_rows},
     collective::Collective,
     rank_books::WorkInput,
     sampler::UnitRows,
@@ -143,40 +144,26 @@ impl Oracle {
         Ok(())
     }
 
-    /// x: `[tokens, hidden]`. Logits of the rows that are sampled, for the local vocab units.
+    /// x: `[tokens, hidden]`. Logits of the rows that are sampled or scored, for the local vocab units, so many rows at a
+    /// time.
     fn head(&self, work: &[WorkInput], x: &Tensor, output: &mut ForwardOutput) -> Result<(), BackendError> {
-        let mut end = 0;
-        let mut sampled = Vec::new();
-        for work in work {
-            end += work.tokens.len();
-            if work.samples {
-                sampled.push((end as u32 - 1, &work.sampling));
+        output.clear_head(work);
+        for rows in head_rows(work).chunks(HEAD_ROWS_MAX) {
+            let at = rows.iter().map(|head| head.row as u32).collect();
+            let at = Tensor::from_vec(at, rows.len(), &self.device)?;
+            let normed = rms_norm(&x.index_select(&at, 0)?, &self.weights.output_norm, self.eps)?;
+            let mut units = Vec::new();
+            for weight in self.weights.vocab.values() {
+                units.push(project(&normed, weight)?.to_vec2::<f32>()?);
             }
-        }
-        if sampled.is_empty() {
-            return Ok(());
-        }
-        let rows = sampled.iter().map(|(row, _)| *row).collect();
-        let rows = Tensor::from_vec(rows, sampled.len(), &self.device)?;
-        let normed = rms_norm(&x.index_select(&rows, 0)?, &self.weights.output_norm, self.eps)?;
-        let mut units = Vec::new();
-        for rows in self.weights.vocab.values() {
-            units.push(project(&normed, rows)?.to_vec2::<f32>()?);
-        }
-        for (row, (_, sampling)) in sampled.iter().enumerate() {
-            output.summaries.extend(units.iter().map(|unit| summarize(&unit[row])));
-            let logits = units.iter().filter(|_| needs_logits(sampling));
-            output
-                .logits
-                .push(logits.flat_map(|unit| &unit[row]).copied().collect());
+            for (at, row) in rows.iter().enumerate() {
+                let summaries: Vec<UnitSummary> = units.iter().map(|unit| summarize(&unit[at])).collect();
+                let logits = |logits: &mut Vec<f32>| logits.extend(units.iter().flat_map(|unit| &unit[at]));
+                output.take_head_row(row, &work[row.work], &self.vocab_units, &summaries, logits);
+            }
         }
         Ok(())
     }
-}
-
-/// Whether the sampler looks at single logits, or only at the units' summaries.
-fn needs_logits(sampling: &Sampling) -> bool {
-    !sampling.is_greedy() || sampling.top_logprobs > 0
 }
 
 /// x: `[tokens, columns]`, weight: `[rows, columns]` -> `[tokens, rows]`

@@ -15,8 +15,8 @@ use std::{
 };
 
 use kvasir_kv::{
-    BlockId, CORRUPT_CELL, Epoch, EpochSpec, FromWorker, LoadReport, Progress, Rank, SequenceId, ShardPlan, StepOutput,
-    StepPlan, StepTimes, ToWorker, TokenId,
+    BlockId, CORRUPT_CELL, Epoch, EpochSpec, FromWorker, LoadReport, Progress, PromptLogprob, Rank, ScoredPrompt,
+    SequenceId, ShardPlan, StepOutput, StepPlan, StepTimes, ToWorker, TokenId,
 };
 
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
     collective::{Abort, Collective, CollectiveError, Endpoint, EpochNonce, Listening, Seat, Terms},
     rank_books::{RankBooks, WorkInput},
     sampler::{LogitsShare, Picked, SampleRow, Sampler},
+    scorer::score,
 };
 
 /// How a rank waits for its peers.
@@ -292,6 +293,7 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
         for block in &input.filled {
             running.seals.insert(*block, self.backend.checksums(*block));
         }
+        let scores = score(&self.forward.scored, collective)?;
         let picked = sample(
             &mut self.sampler,
             self.backend.as_ref(),
@@ -306,7 +308,7 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
         running.books.commit(&tokens);
         self.control.steps_done.fetch_add(1, Ordering::Relaxed);
         let first = running.spec.rank == Rank(0);
-        let output = first.then(|| step_output(plan, &input.work, picked, &self.forward, begun));
+        let output = first.then(|| step_output(plan, &input.work, scores, picked, &self.forward, begun));
         (self.send)(FromWorker::StepDone {
             epoch: plan.epoch,
             step: plan.step,
@@ -355,6 +357,7 @@ fn sample(
         .map(|(work, &poisoned)| SampleRow {
             sequence: work.sequence,
             sampling: &work.sampling,
+            seen: &work.seen,
             index: work.answer_index(),
             poisoned,
         })
@@ -375,6 +378,7 @@ fn sample(
 fn step_output(
     plan: &StepPlan,
     work: &[WorkInput],
+    scores: Vec<Option<PromptLogprob>>,
     picked: Vec<(SequenceId, Picked)>,
     forward: &ForwardOutput,
     begun: Instant,
@@ -385,6 +389,7 @@ fn step_output(
         .filter(|(_, poisoned)| **poisoned)
         .map(|(work, _)| work.sequence)
         .collect();
+    let scored = scored_prompts(work, scores, &mut poisoned);
     let mut sampled = Vec::with_capacity(picked.len());
     for (sequence, picked) in picked {
         match picked {
@@ -403,9 +408,33 @@ fn step_output(
         epoch: plan.epoch,
         step: plan.step,
         sampled,
+        scored,
         poisoned,
         times,
     }
+}
+
+/// By sequence. One with a score that is not finite is poisoned.
+fn scored_prompts(
+    work: &[WorkInput],
+    scores: Vec<Option<PromptLogprob>>,
+    poisoned: &mut Vec<SequenceId>,
+) -> Vec<ScoredPrompt> {
+    let mut scores = scores.into_iter();
+    let mut scored = Vec::new();
+    for work in work.iter().filter(|work| !work.targets.is_empty()) {
+        let logprobs: Option<Vec<PromptLogprob>> = scores.by_ref().take(work.targets.len()).collect();
+        match logprobs {
+            Some(logprobs) => scored.push(ScoredPrompt {
+                sequence: work.sequence,
+                start: work.scored.start,
+                logprobs,
+            }),
+            None if !poisoned.contains(&work.sequence) => poisoned.push(work.sequence),
+            None => {}
+        }
+    }
+    scored
 }
 
 #[cfg(test)]
@@ -521,6 +550,7 @@ mod tests {
                     tokens: vec![TokenId(1); 30],
                     prompt_len: 30,
                     sampling: Sampling::default(),
+                    prompt_top_logprobs: 0,
                 }],
                 work: vec![SequenceWork {
                     sequence: SequenceId(sequence),
@@ -528,6 +558,7 @@ mod tests {
                     num_tokens,
                     new_blocks: new_blocks.map(block).collect(),
                     samples: false,
+                    scored: 0..0,
                 }],
                 retired: Vec::new(),
             })

@@ -6,7 +6,10 @@
 //! A new sequence may start after full blocks that others have computed. How much of each block is written is kept here
 //! too: nothing is started from that was not written in this epoch, and nothing is written twice.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use kvasir_kv::{
     AdmittedSequence, BlockId, Epoch, EpochSpec, Sampling, SequenceId, SequenceWork, StepId, StepPlan, StepRefused,
@@ -32,7 +35,7 @@ impl StepInput {
 }
 
 /// One sequence's rows of a step.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct WorkInput {
     pub sequence: SequenceId,
     /// The tokens at positions `start..start + tokens.len()`; not empty.
@@ -44,9 +47,24 @@ pub struct WorkInput {
     pub samples: bool,
     pub sampling: Sampling,
     pub prompt_len: u32,
+    /// Tokens of prompt and answer, by token, with how often each is in the answer. Empty unless the last row is sampled
+    /// with penalties.
+    pub seen: Vec<(TokenId, u32)>,
+    /// Positions whose tokens are to be scored by the rows before them.
+    pub scored: Range<u32>,
+    /// The tokens at those positions.
+    pub targets: Vec<TokenId>,
+    /// Likeliest tokens to report at each of them.
+    pub prompt_top_logprobs: u32,
 }
 
 impl WorkInput {
+    /// The rows that score, counted from the first of this sequence, with the tokens that come next.
+    pub fn scored_rows(&self) -> impl Iterator<Item = (usize, TokenId)> {
+        let rows = self.scored.clone().map(|position| (position - 1 - self.start) as usize);
+        rows.zip(self.targets.iter().copied())
+    }
+
     /// One past the last position computed.
     pub fn end(&self) -> u32 {
         self.start + self.tokens.len() as u32
@@ -76,8 +94,11 @@ struct HeldSequence {
     tokens: Vec<TokenId>,
     prompt_len: u32,
     sampling: Sampling,
+    prompt_top_logprobs: u32,
     blocks: Vec<TaggedBlock>,
     num_computed: u32,
+    /// Tokens of prompt and answer, with how often each is in the answer; counted only where it matters.
+    seen: BTreeMap<TokenId, u32>,
 }
 
 impl HeldSequence {
@@ -87,8 +108,30 @@ impl HeldSequence {
             tokens: admitted.tokens.clone(),
             prompt_len: admitted.prompt_len,
             sampling: admitted.sampling.clone(),
+            prompt_top_logprobs: admitted.prompt_top_logprobs,
             blocks: Vec::new(),
             num_computed: start,
+            seen: BTreeMap::new(),
+        }
+    }
+
+    /// What penalties go by, from the tokens: whoever comes back is told all of them.
+    fn count_seen(&mut self) {
+        if !self.sampling.is_penalized() {
+            return;
+        }
+        let prompt_len = self.tokens.len().min(self.prompt_len as usize);
+        let (prompt, answer) = self.tokens.split_at(prompt_len);
+        self.seen.extend(prompt.iter().map(|token| (*token, 0)));
+        for token in answer {
+            *self.seen.entry(*token).or_default() += 1;
+        }
+    }
+
+    fn append(&mut self, token: TokenId) {
+        self.tokens.push(token);
+        if self.sampling.is_penalized() {
+            *self.seen.entry(token).or_default() += 1;
         }
     }
 }
@@ -135,8 +178,9 @@ impl RankBooks {
         }
         for admitted in &plan.admitted {
             let start = start_of(plan, admitted.sequence);
-            self.sequences
-                .insert(admitted.sequence, HeldSequence::admit(admitted, start));
+            let mut held = HeldSequence::admit(admitted, start);
+            held.count_seen();
+            self.sequences.insert(admitted.sequence, held);
         }
         for (block, tag) in tags {
             self.tags[block as usize] = tag;
@@ -160,7 +204,7 @@ impl RankBooks {
     pub fn commit(&mut self, sampled: &[(SequenceId, TokenId)]) {
         for (sequence, token) in sampled {
             if let Some(held) = self.sequences.get_mut(sequence) {
-                held.tokens.push(*token);
+                held.append(*token);
             }
         }
     }
@@ -348,6 +392,7 @@ impl RankBooks {
                 known,
             });
         }
+        check_scores(work, held)?;
         let num_blocks = held.blocks.len() + work.new_blocks.len();
         if num_blocks < end.div_ceil(self.block_size) as usize {
             return Err(StepRefused::TooFewBlocks {
@@ -378,8 +423,33 @@ impl RankBooks {
             samples: work.samples,
             sampling: held.sampling.clone(),
             prompt_len: held.prompt_len,
+            seen: match work.samples {
+                true => held.seen.iter().map(|(token, count)| (*token, *count)).collect(),
+                false => Vec::new(),
+            },
+            targets: held.tokens[work.scored.start as usize..work.scored.end as usize].to_vec(),
+            scored: work.scored.clone(),
+            prompt_top_logprobs: held.prompt_top_logprobs,
         }
     }
+}
+
+/// Each scored token is of the prompt, and the row before it is of this work.
+fn check_scores(work: &SequenceWork, held: &HeldSequence) -> Result<(), StepRefused> {
+    let Range { start: begin, end } = work.scored;
+    let known = held.prompt_len.min(held.tokens.len() as u32);
+    let last = known.min(work.start + work.num_tokens + 1);
+    if begin == end && end == 0 || work.start < begin && begin < end && end <= last {
+        return Ok(());
+    }
+    Err(StepRefused::WrongScores {
+        sequence: work.sequence,
+        begin,
+        end,
+        start: work.start,
+        num_tokens: work.num_tokens,
+        prompt_len: held.prompt_len,
+    })
 }
 
 /// Where a sequence's work starts.

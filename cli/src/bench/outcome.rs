@@ -109,7 +109,7 @@ async fn stream(
                     whole: start.elapsed(),
                 }));
             }
-            Some(Event::Started(_)) | None => {}
+            Some(Event::Started(_) | Event::PromptScores(_)) | None => {}
         }
     }
     Err(Status::unavailable("the stream ended before the answer did"))

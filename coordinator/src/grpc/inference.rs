@@ -1,15 +1,14 @@
 //! `kvasir.v1.Inference`: Generate, Tokenize, Abort.
 
-use std::{fmt, pin::Pin, sync::Arc};
+use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc};
 
 use futures::Stream;
-use kvasir_kv::RequestId;
+use kvasir_kv::{RequestId, SequenceId};
 use kvasir_proto::v1::{self, inference_server::Inference};
 use tonic::{Request, Response, Status};
 
 use super::status;
 use crate::{
-    answer_text::AnswerText,
     driver::ClusterHandle,
     generate::{self, unix_ms},
     intake::{Accepted, Intake},
@@ -53,17 +52,21 @@ impl Inference for InferenceService {
 
     async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
         let accepted = self.accept(request.into_inner()).await?;
-        let (cluster, sequence) = (&self.cluster, self.cluster.next_sequence());
+        let cluster = &self.cluster;
         let request_id = accepted.request.id.clone();
-        let running = match accepted.resumed {
-            true => self.running.take_over(cluster, request_id, sequence),
-            false => self
-                .running
-                .enter(cluster, request_id, sequence)
-                .map_err(status::already_running)?,
+        let choices: BTreeMap<u32, SequenceId> = accepted
+            .choices()
+            .map(|choice| (choice, cluster.next_sequence()))
+            .collect();
+        let running = if accepted.resumed {
+            let take_over = |(choice, sequence)| self.running.take_over(cluster, request_id.clone(), choice, sequence);
+            choices.into_iter().map(take_over).collect()
+        } else {
+            let entered = self.running.enter(cluster, request_id, choices);
+            entered.map_err(status::already_running)?
         };
-        let text = AnswerText::new(self.intake.tokenizer().clone(), accepted.stop.clone());
-        let stream = generate::stream(accepted, text, self.cluster.clone(), running);
+        let tokenizer = self.intake.tokenizer();
+        let stream = generate::stream(accepted, tokenizer, cluster.clone(), running);
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -80,12 +83,12 @@ impl Inference for InferenceService {
 
     async fn abort(&self, request: Request<v1::AbortRequest>) -> Result<Response<v1::AbortResponse>, Status> {
         let request_id = RequestId(request.into_inner().request_id);
-        let sequence = self.running.find(&request_id);
-        if let Some(sequence) = sequence {
-            self.cluster.cancel(sequence).await.map_err(status::shutting_down)?;
+        let sequences = self.running.find(&request_id);
+        for sequence in &sequences {
+            self.cluster.cancel(*sequence).await.map_err(status::shutting_down)?;
         }
         Ok(Response::new(v1::AbortResponse {
-            found: sequence.is_some(),
+            found: !sequences.is_empty(),
         }))
     }
 }

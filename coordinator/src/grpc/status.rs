@@ -108,6 +108,7 @@ mod tests {
         let status = sequence_error(&SequenceError::QueueFull {
             waiting: 9,
             queue_max: 9,
+            num_choices: 1,
         });
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert_eq!(status.metadata().get(RETRY_AFTER).unwrap(), "1000");

@@ -7,7 +7,7 @@ pub struct GenerateRequest {
     /// Ignored with `resume`, whose descriptor holds resolved values.
     #[prost(message, optional, tag = "6")]
     pub sampling: ::core::option::Option<SamplingParams>,
-    /// Tokens of the answer; what is left of the context if absent.
+    /// Tokens of the answer; what is left of the context if absent. 0 only where nothing but `prompt_logprobs` is wanted.
     #[prost(uint32, optional, tag = "7")]
     pub max_tokens: ::core::option::Option<u32>,
     /// Texts that end the answer; they are not part of it. At most 16, not empty.
@@ -26,6 +26,16 @@ pub struct GenerateRequest {
     /// Lower is served first (0), also in place of running requests of a higher value. Ignored with `resume`.
     #[prost(int32, tag = "12")]
     pub priority: i32,
+    /// Answers to the prompt, each with the bits of a request of its own for choice 0, 1, ... (1). At most 128. They are
+    /// taken or refused together; an error of one ends the stream. Not with `resume`: each choice is resumed alone, by its
+    /// descriptor.
+    #[prost(uint32, optional, tag = "13")]
+    pub n: ::core::option::Option<u32>,
+    /// Report the logprob of each token of the prompt given those before it, from the second on, and this many likeliest
+    /// tokens at each position; none if absent. At most 20. Such a prompt is computed whatever the prefix cache has of it.
+    /// With `n`, the first choice reports them. Ignored with `resume`.
+    #[prost(uint32, optional, tag = "14")]
+    pub prompt_logprobs: ::core::option::Option<u32>,
     #[prost(oneof = "generate_request::Prompt", tags = "2, 3, 4, 5")]
     pub prompt: ::core::option::Option<generate_request::Prompt>,
 }
@@ -64,8 +74,9 @@ pub struct ChatMessage {
     #[prost(string, tag = "2")]
     pub content: ::prost::alloc::string::String,
 }
-/// Absent fields mean the value in parentheses.
-#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+/// Absent fields mean the value in parentheses. They act in this order: logit bias, penalties (repetition, frequency,
+/// presence), temperature, min_p, top_k, top_p. Logprobs are those of the model, before all of them.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SamplingParams {
     /// 0 is greedy (0). 0 to 100.
     #[prost(float, optional, tag = "1")]
@@ -85,6 +96,32 @@ pub struct SamplingParams {
     /// Report this many likeliest tokens besides the chosen one (0). At most 20.
     #[prost(uint32, tag = "6")]
     pub top_logprobs: u32,
+    /// Keep the tokens at least so likely as this part of the likeliest (0). 0 to 1.
+    #[prost(float, optional, tag = "7")]
+    pub min_p: ::core::option::Option<f32>,
+    /// Positive logits of tokens that are in prompt or answer are divided by this, negative ones multiplied (1). Above 0.
+    #[prost(float, optional, tag = "8")]
+    pub repetition_penalty: ::core::option::Option<f32>,
+    /// Taken from the logits of tokens that are in the answer (0). -2 to 2.
+    #[prost(float, optional, tag = "9")]
+    pub presence_penalty: ::core::option::Option<f32>,
+    /// Taken from a token's logit as often as it is in the answer (0). -2 to 2.
+    #[prost(float, optional, tag = "10")]
+    pub frequency_penalty: ::core::option::Option<f32>,
+    /// Added to these tokens' logits. At most 1024, each token once.
+    #[prost(message, repeated, tag = "11")]
+    pub logit_bias: ::prost::alloc::vec::Vec<LogitBias>,
+    /// Tokens that end the answer besides the model's own, also with `ignore_eos`; they are part of it. At most 128.
+    #[prost(uint32, repeated, tag = "12")]
+    pub stop_token_ids: ::prost::alloc::vec::Vec<u32>,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct LogitBias {
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    /// -100 to 100.
+    #[prost(float, tag = "2")]
+    pub bias: f32,
 }
 /// All that determines an answer. A client that keeps it, with the tokens it has received, gets the rest of the same
 /// answer from any coordinator of the same numerics_id.
@@ -122,6 +159,19 @@ pub struct ResumeDescriptor {
     pub tenant: ::prost::alloc::string::String,
     #[prost(int32, tag = "15")]
     pub priority: i32,
+    #[prost(float, tag = "16")]
+    pub min_p: f32,
+    #[prost(float, tag = "17")]
+    pub repetition_penalty: f32,
+    #[prost(float, tag = "18")]
+    pub presence_penalty: f32,
+    #[prost(float, tag = "19")]
+    pub frequency_penalty: f32,
+    /// By token.
+    #[prost(message, repeated, tag = "20")]
+    pub logit_bias: ::prost::alloc::vec::Vec<LogitBias>,
+    #[prost(uint32, optional, tag = "21")]
+    pub prompt_logprobs: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Resume {
@@ -130,10 +180,17 @@ pub struct Resume {
     /// Token ids of the answer received so far, from index 0; the stream goes on with the next index.
     #[prost(uint32, repeated, tag = "2")]
     pub received_token_ids: ::prost::alloc::vec::Vec<u32>,
+    /// Positions of the prompt whose logprobs came, from position 1; the stream goes on with the next. All of them came
+    /// before the first token of the answer.
+    #[prost(uint32, tag = "3")]
+    pub received_prompt_logprobs: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GenerateResponse {
-    #[prost(oneof = "generate_response::Event", tags = "1, 2, 3")]
+    /// Which of several answers this belongs to: the descriptor's.
+    #[prost(uint32, tag = "4")]
+    pub choice: u32,
+    #[prost(oneof = "generate_response::Event", tags = "1, 2, 3, 5")]
     pub event: ::core::option::Option<generate_response::Event>,
 }
 /// Nested message and enum types in `GenerateResponse`.
@@ -146,7 +203,29 @@ pub mod generate_response {
         Chunk(super::Chunk),
         #[prost(message, tag = "3")]
         Finished(super::Finished),
+        #[prost(message, tag = "5")]
+        PromptScores(super::PromptScores),
     }
+}
+/// Logprobs of the prompt's tokens, in order; several such messages for a long prompt, all before the first chunk.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PromptScores {
+    /// Position of the first token in the prompt.
+    #[prost(uint32, tag = "1")]
+    pub position: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub tokens: ::prost::alloc::vec::Vec<PromptToken>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PromptToken {
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    /// Natural logarithm of its probability, given the tokens before it.
+    #[prost(float, tag = "2")]
+    pub logprob: f32,
+    /// Likeliest tokens, best first, ties by lower id.
+    #[prost(message, repeated, tag = "3")]
+    pub top_logprobs: ::prost::alloc::vec::Vec<TopLogprob>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Started {
@@ -352,7 +431,8 @@ pub mod inference_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Streams one answer. The first message carries the resume descriptor, the last one a finish reason.
+        /// Streams one answer, or the choices of `n` as they come. The first message of each carries its resume descriptor, the
+        /// last one its finish reason.
         pub async fn generate(
             &mut self,
             request: impl tonic::IntoRequest<super::GenerateRequest>,
@@ -444,7 +524,8 @@ pub mod inference_server {
             >
             + std::marker::Send
             + 'static;
-        /// Streams one answer. The first message carries the resume descriptor, the last one a finish reason.
+        /// Streams one answer, or the choices of `n` as they come. The first message of each carries its resume descriptor, the
+        /// last one its finish reason.
         async fn generate(
             &self,
             request: tonic::Request<super::GenerateRequest>,
@@ -1353,6 +1434,20 @@ pub struct AdmittedSequence {
     pub choice: u32,
     #[prost(uint32, tag = "9")]
     pub top_logprobs: u32,
+    #[prost(float, tag = "10")]
+    pub min_p: f32,
+    #[prost(float, tag = "11")]
+    pub repetition_penalty: f32,
+    #[prost(float, tag = "12")]
+    pub presence_penalty: f32,
+    #[prost(float, tag = "13")]
+    pub frequency_penalty: f32,
+    #[prost(uint32, repeated, tag = "14")]
+    pub bias_ids: ::prost::alloc::vec::Vec<u32>,
+    #[prost(float, repeated, tag = "15")]
+    pub biases: ::prost::alloc::vec::Vec<f32>,
+    #[prost(uint32, tag = "16")]
+    pub prompt_top_logprobs: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SequenceWork {
@@ -1367,6 +1462,11 @@ pub struct SequenceWork {
     pub new_blocks: ::prost::alloc::vec::Vec<u32>,
     #[prost(bool, tag = "5")]
     pub samples: bool,
+    /// \[begin, end) of the prompt's positions whose logprobs are wanted.
+    #[prost(uint32, tag = "6")]
+    pub scored_begin: u32,
+    #[prost(uint32, tag = "7")]
+    pub scored_end: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StepDone {
@@ -1390,6 +1490,22 @@ pub struct StepOutput {
     pub reduce_us: u32,
     #[prost(uint32, tag = "5")]
     pub total_us: u32,
+    #[prost(message, repeated, tag = "6")]
+    pub scored: ::prost::alloc::vec::Vec<ScoredPrompt>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ScoredPrompt {
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+    #[prost(uint32, tag = "2")]
+    pub start: u32,
+    #[prost(float, repeated, tag = "3")]
+    pub logprobs: ::prost::alloc::vec::Vec<f32>,
+    /// As many for each of `logprobs`, one after the other.
+    #[prost(uint32, repeated, tag = "4")]
+    pub top_ids: ::prost::alloc::vec::Vec<u32>,
+    #[prost(float, repeated, tag = "5")]
+    pub top_logprobs: ::prost::alloc::vec::Vec<f32>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SampledToken {

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use kvasir_coordinator::{Event, Now, SequenceError, Usage};
-use kvasir_kv::{FinishReason, Request, RequestId, Sampling, SequenceId, StepPlan, TenantId, TokenId};
+use kvasir_kv::{
+    FinishReason, PromptLogprob, PromptLogprobs, Request, RequestId, Sampling, SequenceId, StepPlan, TenantId, TokenId,
+};
 
 use super::{
     dice::Dice,
@@ -23,8 +25,12 @@ pub(super) struct Client {
     request: Request,
     /// The whole answer.
     expected: Vec<TokenId>,
+    /// Of the prompt's tokens from position 1 on.
+    expected_scores: Vec<f32>,
     /// Tokens of the answer that it has.
     received: u32,
+    /// Logprobs of the prompt that it has.
+    scored: u32,
     submitted: Option<u64>,
     /// Since when this coordinator has it and has sent no step of it.
     waits_since: Option<u64>,
@@ -85,6 +91,7 @@ impl Client {
                 ..Sampling::default()
             },
             max_tokens,
+            prompt_logprobs: None,
             stop_tokens: if dice.chance(40) {
                 vec![draw_token(dice)]
             } else {
@@ -93,15 +100,28 @@ impl Client {
             tenant: draw_tenant(dice, scenario),
             priority: if dice.chance(75) { 0 } else { dice.pick(&[-1, 1, 5]) },
         };
+        // No draw of its own.
+        if request.sampling.seed.is_multiple_of(4) {
+            request.prompt_logprobs = Some(PromptLogprobs { top: 0, received: 0 });
+        }
+        if !poisoned && request.sampling.seed.is_multiple_of(16) {
+            request.max_tokens = 0;
+        }
         let expected = oracle::answer(&request);
         if !poisoned && dice.chance(15) {
             // A stream that another coordinator began.
             let known = dice.between(0, expected.len() as u64) as usize;
             request.generated = expected[..known].to_vec();
         }
-        Self {
+        let expected_scores = match request.prompt_logprobs {
+            Some(_) => oracle::prompt_scores(&request.prompt),
+            None => Vec::new(),
+        };
+        let mut client = Self {
             received: request.generated.len() as u32,
             expected,
+            expected_scores,
+            scored: 0,
             submitted: None,
             waits_since: None,
             deadline: None,
@@ -110,6 +130,31 @@ impl Client {
             stopped: None,
             ended: false,
             request,
+        };
+        if client.received > 0 {
+            client.scored = client.expected_scores.len() as u32;
+        }
+        client.present_scores();
+        client
+    }
+
+    /// Its request says what it has of the prompt's logprobs.
+    fn present_scores(&mut self) {
+        if let Some(wanted) = &mut self.request.prompt_logprobs {
+            wanted.received = self.scored;
+        }
+    }
+
+    fn has_all_scores(&self) -> bool {
+        self.scored as usize == self.expected_scores.len()
+    }
+
+    /// Prompt tokens that the prefix cache may have saved.
+    fn cached_max(&self) -> u32 {
+        let received = self.request.prompt_logprobs.map(|wanted| wanted.received);
+        match received.filter(|received| (*received as usize) < self.expected_scores.len()) {
+            Some(received) => received,
+            None => self.request.prompt.len() as u32,
         }
     }
 
@@ -147,7 +192,7 @@ impl World {
             request.tenant = TenantId::default();
         }
         let event = Event::Submit {
-            sequence,
+            sequences: vec![sequence],
             request,
             deadline: deadline.map(|deadline| Now(Duration::from_micros(deadline))),
         };
@@ -180,6 +225,7 @@ impl World {
             if client.submitted.is_some() && !client.ended {
                 client.waits_since = None;
                 client.request.generated = client.expected[..client.received as usize].to_vec();
+                client.present_scores();
                 // A stop that the dead coordinator was told of is not remembered; it is found again.
                 client.stopped = None;
                 client.stop_at = None;
@@ -210,6 +256,27 @@ impl World {
         waits_since.is_some_and(|since| self.now - since.max(awake_since) >= wait_max)
     }
 
+    pub(super) fn client_scores(&mut self, sequence: SequenceId, position: u32, logprobs: &[PromptLogprob]) {
+        let life = self.coordinator_life;
+        let client = &mut self.clients[client_of(sequence)];
+        let known = client.scored as usize;
+        let is_late = client.ended || client.received > client.request.generated.len() as u32;
+        if sequence.0 / IDS_PER_LIFE != u64::from(life) || is_late {
+            return self.violation(format!("{sequence} is scored after its first token or its end"));
+        }
+        if position as usize != known + 1 {
+            return self.violation(format!("position {position} of {sequence} is scored after {known}"));
+        }
+        let expected = client.expected_scores.get(known..known + logprobs.len());
+        let found: Vec<f32> = logprobs.iter().map(|scored| scored.logprob).collect();
+        if expected != Some(&found[..]) {
+            let what = format!("{sequence} is scored {found:?} from position {position}, right is {expected:?}");
+            return self.violation(what);
+        }
+        client.scored += found.len() as u32;
+        self.report.scores += found.len() as u64;
+    }
+
     pub(super) fn client_token(&mut self, sequence: SequenceId, index: u32, token: TokenId) {
         let life = self.coordinator_life;
         let client_index = client_of(sequence);
@@ -218,6 +285,9 @@ impl World {
         let expected = client.expected.get(index as usize).copied();
         if sequence.0 / IDS_PER_LIFE != u64::from(life) || ended {
             return self.violation(format!("a token of {sequence} after its end"));
+        }
+        if !client.has_all_scores() {
+            return self.violation(format!("a token of {sequence} before its prompt is scored"));
         }
         if index != received {
             return self.violation(format!("token {index} of {sequence} where {received} is next"));
@@ -247,7 +317,7 @@ impl World {
             .is_some_and(|last| client.request.stop_tokens.contains(last));
         let legal = match reason {
             FinishReason::Stop => complete && at_stop_token || client.stopped.is_some(),
-            FinishReason::Length => complete && client.received == client.request.max_tokens,
+            FinishReason::Length => complete && client.received == client.request.max_tokens && client.has_all_scores(),
             FinishReason::Cancelled => client.cancelled,
             FinishReason::Deadline => client.deadline.is_some_and(|deadline| now >= deadline),
             FinishReason::Numerical => false,
@@ -256,7 +326,7 @@ impl World {
         let kept = client.stopped.filter(|_| reason == FinishReason::Stop);
         let kept = kept.map_or(client.received, |last_index| client.received.min(last_index + 1));
         let counted = usage.prompt_tokens as usize == client.request.prompt.len()
-            && usage.cached_tokens <= usage.prompt_tokens
+            && usage.cached_tokens <= client.cached_max()
             && (usage.completion_tokens == kept || complete && usage.completion_tokens == client.received);
         if !legal || !counted {
             let what = format!("{sequence} finished: {reason:?}, {usage:?}, with {client:?}");
@@ -290,7 +360,12 @@ impl World {
                 let mut serving = self.lives.serving().map(|life| life.num_blocks);
                 *needed == needed_blocks && unserved_since.is_some() && serving.any(|blocks| blocks == *num_blocks)
             }
-            SequenceError::QueueFull { waiting, queue_max } => waiting >= queue_max && live().count() as u32 > *waiting,
+            SequenceError::QueueFull {
+                waiting,
+                queue_max,
+                num_choices: 1,
+            } => waiting >= queue_max && live().count() as u32 > *waiting,
+            SequenceError::QueueFull { .. } => false,
             SequenceError::QueueTokens {
                 waiting_tokens,
                 tokens,

@@ -21,6 +21,22 @@ pub(super) fn sample(digest: u64, seed: u64, answer_index: u32) -> TokenId {
     TokenId((mix(mix(digest, seed), u64::from(answer_index)) % VOCAB) as u32)
 }
 
+/// The logprob of a token of the prompt, given what attention has read before it.
+pub(super) fn score(digest: u64, token: TokenId) -> f32 {
+    -((mix(digest, u64::from(token.0)) % 1_000_000) as f32)
+}
+
+/// The logprobs of a prompt's tokens from position 1 on.
+pub(super) fn prompt_scores(prompt: &[TokenId]) -> Vec<f32> {
+    let mut history = History::default();
+    let pairs = prompt.windows(2);
+    let score_next = |pair: &[TokenId]| {
+        history.push(pair[0]);
+        score(history.digest, pair[1])
+    };
+    pairs.map(score_next).collect()
+}
+
 /// The whole answer to a request: up to a stop token or `max_tokens`.
 pub(super) fn answer(request: &Request) -> Vec<TokenId> {
     let mut history = History::default();

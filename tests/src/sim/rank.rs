@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use kvasir_coordinator::{Event, SessionId};
 use kvasir_kv::{
-    Epoch, EpochSpec, FromWorker, LoadReport, NumericsId, Progress, Rank, SampledToken, SequenceId, StepId, StepOutput,
-    StepPlan, StepRefused, StepTimes, ToWorker, TokenId, WorkerId, WorkerInfo,
+    Epoch, EpochSpec, FromWorker, LoadReport, NumericsId, Progress, PromptLogprob, Rank, SampledToken, ScoredPrompt,
+    SequenceId, StepId, StepOutput, StepPlan, StepRefused, StepTimes, ToWorker, TokenId, WorkerId, WorkerInfo,
 };
 use kvasir_worker::rank_books::{RankBooks, StepInput, WorkInput};
 
@@ -372,10 +372,9 @@ impl World {
                 write_cells(&mut worker.cells, block_size, work, lose_write);
             }
         } else if has_heads {
-            let sampling = run.input.work.iter().filter(|work| work.samples);
+            let work = run.input.work.iter();
             digests = Some(
-                sampling
-                    .map(|work| read_cells(&worker.cells, block_size, work))
+                work.flat_map(|work| read_cells(&worker.cells, block_size, work))
                     .collect(),
             );
         }
@@ -459,11 +458,17 @@ impl World {
             epoch,
             step,
             sampled: Vec::new(),
+            scored: Vec::new(),
             poisoned: Vec::new(),
             times: StepTimes::default(),
         };
         let mut committed: Vec<(SequenceId, TokenId)> = Vec::new();
-        for (work, digest) in run.input.work.iter().filter(|work| work.samples).zip(outcome) {
+        let mut digests = outcome.iter();
+        for work in &run.input.work {
+            output.scored.extend(score(work, &mut digests));
+            let Some(digest) = work.samples.then(|| digests.next()).flatten() else {
+                continue;
+            };
             if poison_index(&work.sampling).is_some_and(|index| work.answer_index() >= index) {
                 output.poisoned.push(work.sequence);
                 committed.push((work.sequence, TokenId(0)));
@@ -534,9 +539,30 @@ fn write_cells(cells: &mut [u64], block_size: u32, work: &WorkInput, lose_last: 
     }
 }
 
-fn read_cells(cells: &[u64], block_size: u32, work: &WorkInput) -> u64 {
-    (0..work.end()).fold(0, |digest, position| {
-        oracle::read(digest, cells[slot(work, block_size, position)])
+/// What attention has read at each row that scores, then at the one that samples.
+fn read_cells(cells: &[u64], block_size: u32, work: &WorkInput) -> Vec<u64> {
+    let mut digest = 0;
+    let mut digests = Vec::new();
+    for position in 0..work.end() {
+        digest = oracle::read(digest, cells[slot(work, block_size, position)]);
+        if work.scored.contains(&(position + 1)) {
+            digests.push(digest);
+        }
+    }
+    digests.extend(work.samples.then_some(digest));
+    digests
+}
+
+fn score<'a>(work: &WorkInput, digests: &mut impl Iterator<Item = &'a u64>) -> Option<ScoredPrompt> {
+    let scored = work.targets.iter().zip(digests);
+    let logprobs = scored.map(|(token, digest)| PromptLogprob {
+        logprob: oracle::score(*digest, *token),
+        top_logprobs: Vec::new(),
+    });
+    (!work.targets.is_empty()).then(|| ScoredPrompt {
+        sequence: work.sequence,
+        start: work.scored.start,
+        logprobs: logprobs.collect(),
     })
 }
 

@@ -8,6 +8,8 @@ pub struct Report {
     pub counters: Counters,
     /// Tokens that clients received.
     pub tokens: u64,
+    /// Logprobs of prompts that clients received.
+    pub scores: u64,
     pub kills: u64,
     pub pauses: u64,
     /// Steps of ended epochs that ranks refused.
@@ -20,6 +22,7 @@ impl Report {
     pub fn add(&mut self, other: &Self) {
         self.counters.add(&other.counters);
         self.tokens += other.tokens;
+        self.scores += other.scores;
         self.kills += other.kills;
         self.pauses += other.pauses;
         self.stale_steps += other.stale_steps;

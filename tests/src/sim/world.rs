@@ -341,6 +341,11 @@ impl World {
             Effect::Send { session, message } => self.send(session, message),
             Effect::CloseSession { session, .. } => self.send_down(session, None),
             Effect::Token { sequence, index, token } => self.client_token(sequence, index, token.token),
+            Effect::PromptLogprobs {
+                sequence,
+                position,
+                logprobs,
+            } => self.client_scores(sequence, position, &logprobs),
             Effect::Finished {
                 sequence,
                 reason,

@@ -92,20 +92,18 @@ fn doubt(rows: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use kvasir_kv::{CellLayout, KvDtype, Sampling, SequenceId, TokenId};
+    use kvasir_kv::{CellLayout, KvDtype, TokenId};
 
     use super::*;
     use crate::oracle::cell_tensors::CellTensors;
 
     fn work(blocks: &[u32], num_tokens: u32) -> WorkInput {
         WorkInput {
-            sequence: SequenceId(0),
             tokens: (0..num_tokens).map(TokenId).collect(),
-            start: 0,
             blocks: blocks.iter().copied().map(BlockId).collect(),
             samples: true,
-            sampling: Sampling::default(),
             prompt_len: num_tokens,
+            ..WorkInput::default()
         }
     }
 

@@ -33,6 +33,7 @@ fn admitted(sequence: u64, len: u32) -> AdmittedSequence {
         tokens: (0..len).map(|i| TokenId(100 + i)).collect(),
         prompt_len: len,
         sampling: Sampling::default(),
+        prompt_top_logprobs: 0,
     }
 }
 
@@ -43,6 +44,7 @@ fn work(sequence: u64, start: u32, num_tokens: u32, new_blocks: Vec<TaggedBlock>
         num_tokens,
         new_blocks,
         samples,
+        scored: 0..0,
     }
 }
 
@@ -94,8 +96,8 @@ fn a_step_names_its_tokens_positions_and_blocks() {
             start: 6,
             blocks: vec![BlockId(0), BlockId(1)],
             samples: true,
-            sampling: Sampling::default(),
             prompt_len: 6,
+            ..WorkInput::default()
         }]
     );
     assert_eq!(input.work[0].answer_index(), 1);
@@ -349,4 +351,81 @@ fn too_many_tokens_are_refused() {
 fn a_tag_that_wrapped_around_is_newer() {
     assert!(is_older(u32::MAX, 0));
     assert!(!is_older(0, u32::MAX));
+}
+
+#[test]
+fn tokens_are_counted_for_penalties_from_what_was_told_and_from_what_was_sampled() {
+    let penalized = |answer: &[u32]| {
+        let mut admitted = admitted(1, 4);
+        admitted.tokens = [100, 101, 100, 102]
+            .iter()
+            .chain(answer)
+            .copied()
+            .map(TokenId)
+            .collect();
+        admitted.sampling.frequency_penalty = 0.5;
+        admitted
+    };
+    let seen = |input: StepInput| {
+        let seen = input.work[0].seen.iter().map(|(token, count)| (token.0, *count));
+        seen.collect::<Vec<_>>()
+    };
+    let mut books = books();
+    let blocks = vec![block(0, 1), block(1, 1)];
+    let chunk = plan(0, vec![penalized(&[])], vec![work(1, 0, 3, blocks, false)]);
+    assert_eq!(seen(books.apply(&chunk).unwrap()), [], "nothing is sampled");
+    let last = plan(1, vec![], vec![work(1, 3, 1, vec![], true)]);
+    assert_eq!(seen(books.apply(&last).unwrap()), [(100, 0), (101, 0), (102, 0)]);
+    for (step, token) in [(2, 102), (3, 7), (4, 102)] {
+        books.commit(&[(SequenceId(1), TokenId(token))]);
+        let next = plan(step, vec![], vec![work(1, step as u32 + 2, 1, vec![], true)]);
+        let found = seen(books.apply(&next).unwrap());
+        if step == 4 {
+            assert_eq!(found, [(7, 1), (100, 0), (101, 0), (102, 2)]);
+        }
+    }
+    // One that comes back is told all of it.
+    let mut again = self::books();
+    let blocks = vec![block(0, 1), block(1, 1)];
+    let whole = plan(0, vec![penalized(&[102, 7, 102])], vec![work(1, 0, 7, blocks, true)]);
+    assert_eq!(
+        seen(again.apply(&whole).unwrap()),
+        [(7, 1), (100, 0), (101, 0), (102, 2)]
+    );
+}
+
+#[test]
+fn scored_rows_are_named_with_the_tokens_that_come_next() {
+    let mut books = books();
+    let scores = |step, start, num_tokens, samples, scored| {
+        let mut work = work(1, start, num_tokens, vec![], samples);
+        work.scored = scored;
+        if step == 0 {
+            work.new_blocks = vec![block(0, 1), block(1, 1)];
+        }
+        work
+    };
+    let mut asked = admitted(1, 6);
+    asked.prompt_top_logprobs = 3;
+    let first = plan(0, vec![asked], vec![scores(0, 0, 4, false, 2..5)]);
+    let input = books.apply(&first).unwrap();
+    let rows: Vec<_> = input.work[0].scored_rows().collect();
+    assert_eq!(rows, [(1, TokenId(102)), (2, TokenId(103)), (3, TokenId(104))]);
+    assert_eq!(input.work[0].prompt_top_logprobs, 3);
+    for scored in [4..5, 5..7, 6..6, 0..6] {
+        let refused = books.apply(&plan(1, vec![], vec![scores(1, 4, 2, true, scored.clone())]));
+        let expected = StepRefused::WrongScores {
+            sequence: SequenceId(1),
+            begin: scored.start,
+            end: scored.end,
+            start: 4,
+            num_tokens: 2,
+            prompt_len: 6,
+        };
+        assert_eq!(refused, Err(expected));
+    }
+    let last = books
+        .apply(&plan(1, vec![], vec![scores(1, 4, 2, true, 5..6)]))
+        .unwrap();
+    assert_eq!(last.work[0].targets, [TokenId(105)]);
 }

@@ -1,0 +1,250 @@
+//! A cluster of real processes on this machine: the coordinator in this process, each worker in its own.
+//!
+//! Workers end with this process, however it ends: they ask the kernel for it.
+
+use std::{
+    collections::BTreeMap,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use kvasir_coordinator::{Coordinator, CoordinatorConfig, CoordinatorError};
+use kvasir_proto::v1;
+use kvasir_runtime::ByteSize;
+use owo_colors::{OwoColorize, Stream::Stderr};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    net::TcpListener,
+    process::Command,
+    task::{JoinHandle, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{client, engine_options::EngineOptions, worker::WorkerSize};
+
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// A worker that does not end by then is killed.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+/// A group's state when it answers.
+const SERVING: &str = "serving";
+
+/// To be stopped, whatever becomes of what it is for.
+pub struct LocalCluster {
+    pub grpc: String,
+    pub workers: Workers,
+    serving: JoinHandle<Result<(), CoordinatorError>>,
+    shutdown: CancellationToken,
+}
+
+impl LocalCluster {
+    /// Begins to serve on `listener`, and starts the workers. Called on the main thread.
+    pub async fn start(
+        config: CoordinatorConfig,
+        engine: &EngineOptions,
+        size: &WorkerSize,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> Result<Self> {
+        let grpc = format!("http://{}", listener.local_addr()?);
+        let num_workers = config.group_sizes.iter().sum();
+        let coordinator = Coordinator::open(config).await?;
+        let mut workers = Workers::new(engine, size, grpc.clone());
+        workers.start_all(num_workers)?;
+        Ok(Self {
+            serving: tokio::spawn(coordinator.serve(listener, shutdown.clone())),
+            grpc,
+            workers,
+            shutdown,
+        })
+    }
+
+    /// `None` if it was told to end first.
+    pub async fn until_ready(&mut self) -> Result<Option<()>> {
+        let num_workers = self.workers.running.len() as u32;
+        until_ready(num_workers, &self.grpc, &mut self.workers, &self.shutdown).await
+    }
+
+    pub async fn stop(self) -> Result<()> {
+        self.shutdown.cancel();
+        self.workers.stop().await;
+        Ok(self.serving.await.context("the coordinator failed")??)
+    }
+}
+
+/// The worker processes, by name.
+pub struct Workers {
+    flags: Vec<String>,
+    running: BTreeMap<String, u32>,
+    exits: JoinSet<(String, u32, std::io::Result<ExitStatus>)>,
+}
+
+impl Workers {
+    fn new(engine: &EngineOptions, size: &WorkerSize, grpc: String) -> Self {
+        let mut flags = vec!["worker".to_owned(), "--coordinator".to_owned(), grpc];
+        flags.extend(engine.to_args());
+        flags.extend(size.to_args());
+        flags.extend(["--parent-pid".to_owned(), std::process::id().to_string()]);
+        Self {
+            flags,
+            running: BTreeMap::new(),
+            exits: JoinSet::new(),
+        }
+    }
+
+    fn start_all(&mut self, count: u32) -> Result<()> {
+        (0..count).try_for_each(|index| self.start(format!("w{index}")))
+    }
+
+    /// Process ids by name.
+    pub fn running(&self) -> &BTreeMap<String, u32> {
+        &self.running
+    }
+
+    /// Called on the main thread: the kernel ties the worker's life to the thread that starts it.
+    pub fn start(&mut self, id: String) -> Result<()> {
+        let binary = std::env::current_exe().context("cannot find the kvasir binary")?;
+        let mut command = Command::new(binary);
+        if ["KVASIR_LOG", "RUST_LOG"]
+            .iter()
+            .all(|name| std::env::var_os(name).is_none())
+        {
+            // What people need to know of workers, this process tells them.
+            command.env("KVASIR_LOG", "error");
+        }
+        let mut child = command
+            .args(&self.flags)
+            .args(["--id", &id])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .env_remove("KVASIR_COORDINATOR")
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot start a worker process")?;
+        let pid = child.id().context("a worker ended before it began")?;
+        self.running.insert(id.clone(), pid);
+        self.exits.spawn(async move { (id, pid, child.wait().await) });
+        Ok(())
+    }
+
+    /// The next worker that ends. Waits for ever without workers.
+    pub async fn next_exit(&mut self) -> (String, u32, String) {
+        loop {
+            match self.exits.join_next().await {
+                None => std::future::pending().await,
+                Some(Err(_)) => continue,
+                Some(Ok((id, pid, status))) => {
+                    self.running.remove(&id);
+                    let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                    return (id, pid, how);
+                }
+            }
+        }
+    }
+
+    async fn stop(mut self) {
+        self.signal_all(Signal::TERM);
+        let all = async { while self.exits.join_next().await.is_some() {} };
+        // What is left is killed when the tasks that own the children are dropped.
+        let _ = tokio::time::timeout(STOP_GRACE, all).await;
+        self.exits.shutdown().await;
+    }
+
+    fn signal_all(&self, signal: Signal) {
+        for pid in self.running.values().filter_map(|&pid| Pid::from_raw(pid as i32)) {
+            // It may have ended by itself.
+            let _ = kill_process(pid, signal);
+        }
+    }
+}
+
+/// `None` if it was told to end first. A worker that ends before the cluster serves is a failure: the group would wait
+/// for it in vain.
+async fn until_ready(
+    num_workers: u32,
+    grpc: &str,
+    workers: &mut Workers,
+    shutdown: &CancellationToken,
+) -> Result<Option<()>> {
+    let mut progress = Progress::new(num_workers);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(None),
+            (id, pid, how) = workers.next_exit() => {
+                bail!("worker {id} (pid {pid}) ended before the cluster was ready: {how}");
+            }
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
+        }
+        // The coordinator is this process: it answers, or `shutdown` says why not.
+        let Ok(status) = client::status(grpc).await else {
+            continue;
+        };
+        progress.report(&status);
+        if status.groups.iter().all(|group| group.state == SERVING) {
+            return Ok(Some(()));
+        }
+        // All workers are there and alike: what stands in the way now will not go away.
+        let num_ranks: usize = status.groups.iter().map(|group| group.ranks.len()).sum();
+        let all_joined = status.spares.len() + num_ranks == num_workers as usize;
+        if let Some(group) = status.groups.iter().find(|group| all_joined && !group.cause.is_empty()) {
+            bail!("the cluster cannot form: {}", group.cause);
+        }
+    }
+}
+
+/// Says once what has changed.
+struct Progress {
+    wanted: u32,
+    last: String,
+}
+
+impl Progress {
+    fn new(wanted: u32) -> Self {
+        Self {
+            wanted,
+            last: String::new(),
+        }
+    }
+
+    fn report(&mut self, status: &v1::StatusResponse) {
+        for line in self.lines(status) {
+            if line != self.last {
+                eprintln!("{}", line.if_supports_color(Stderr, |text| text.dimmed()));
+                self.last = line;
+            }
+        }
+    }
+
+    fn lines(&self, status: &v1::StatusResponse) -> Vec<String> {
+        let several = status.groups.len() > 1;
+        let ranks: Vec<_> = status
+            .groups
+            .iter()
+            .flat_map(|group| group.ranks.iter().map(|rank| (group.id, rank)))
+            .collect();
+        let joined = ranks.len() + status.spares.len();
+        if ranks.is_empty() && joined > 0 {
+            return vec![format!("{joined} of {} workers joined", self.wanted)];
+        }
+        if status.groups.iter().any(|group| group.state != SERVING) {
+            return vec!["loading weights".to_owned(); usize::from(!ranks.is_empty())];
+        }
+        let width = |range: &Option<v1::UnitRange>| range.as_ref().map_or(0, |range| range.end - range.begin);
+        let line = |(group, rank): &(u32, &v1::RankStatus)| {
+            let group = if several {
+                format!("group {group}, ")
+            } else {
+                String::new()
+            };
+            format!(
+                "{group}rank {}: {} KV heads, {} FFN and {} vocab units, {}",
+                rank.rank,
+                width(&rank.kv_heads),
+                width(&rank.ffn_units),
+                width(&rank.vocab_units),
+                ByteSize(rank.bytes)
+            )
+        };
+        ranks.iter().map(line).collect()
+    }
+}
