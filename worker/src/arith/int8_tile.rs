@@ -56,7 +56,7 @@ impl<Q: QuantFormat> TileFormat for Int8Tile<Q> {
             first_sub_block,
             ..
         } = unit;
-        let bytes = sub_block_bytes(Q::WEIGHT_TYPE);
+        let bytes = const { sub_block_bytes(Q::WEIGHT_TYPE) };
         let mut sums = [[s.splat(0.0); N]; G];
         for pair in 0..sub_blocks / 2 {
             let records = slices(groups, 2 * pair * bytes, 2 * bytes);
@@ -83,28 +83,30 @@ fn add_sub_block<S: Simd, Q: QuantFormat, const G: usize, const N: usize, const 
     at: usize,
     sums: &mut [[S::F; N]; G],
 ) {
-    let bytes = quants_bytes(Q::WEIGHT_TYPE);
+    let bytes = const { quants_bytes(Q::WEIGHT_TYPE) };
+    let zero_point = const { SubBlock::zero_point(Q::WEIGHT_TYPE) };
     let mins_at = IN_RECORD * SCALES_BYTES;
     let quants_at = if Q::HAS_MIN { 2 * mins_at } else { mins_at };
     let quants = slices(records, quants_at + index * bytes, bytes);
-    let [dots] = dots_of::<S, Q::Quants, 1, G, N>(s, SubBlock::zero_point(Q::WEIGHT_TYPE), quants, x, at);
-    add_scaled(s, load_each(s, records, index * SCALES_BYTES), &dots, x, at, sums);
+    let mut dots = [[[s.splat_i32(0); N]; G]];
+    add_dots::<S, Q::Quants, 1, G, N>(s, zero_point, quants, x, at, &mut dots);
+    add_scaled(s, load_each(s, records, index * SCALES_BYTES), &dots[0], x, at, sums);
     if Q::HAS_MIN {
         let mins = load_each(s, records, mins_at + index * SCALES_BYTES);
         add_mins(s, mins, x, at, sums);
     }
 }
 
-/// The exact dots of a sub-block, whole or by halves; `at` is its place in x.
+/// Puts the exact dots of a sub-block, whole or by halves, into `dots`, which are zeros; `at` is its place in x.
 #[inline(always)]
-pub(super) fn dots_of<S: Simd, Q: Quants, const HALVES: usize, const G: usize, const N: usize>(
+pub(super) fn add_dots<S: Simd, Q: Quants, const HALVES: usize, const G: usize, const N: usize>(
     s: S,
     zero_point: i32,
     quants: [&[u8]; G],
     x: &Int8Rows,
     at: usize,
-) -> [[[S::I; N]; G]; HALVES] {
-    let mut dots = [[[s.splat_i32(0); N]; G]; HALVES];
+    dots: &mut [[[S::I; N]; G]; HALVES],
+) {
     if zero_point != 0 {
         let x_sums = x.sums[at..].first_chunk::<N>().expect("a sum per token");
         let x_first = x.first_sums[at..].first_chunk::<N>().expect("a sum per token");
@@ -124,8 +126,7 @@ pub(super) fn dots_of<S: Simd, Q: Quants, const HALVES: usize, const G: usize, c
         }
     }
     let x = x.quants[at..].first_chunk::<N>().expect("quants per token");
-    Q::dots::<S, HALVES, G, N>(s, quants, x, &mut dots);
-    dots
+    Q::dots::<S, HALVES, G, N>(s, quants, x, dots);
 }
 
 /// `sums += scale * scale of x * dot`

@@ -9,7 +9,7 @@ use kvasir_model::{SubBlock, WeightType};
 
 use super::{
     Int8Rows, LANES,
-    int8_tile::{add_mins, add_scaled, dots_of, load_each},
+    int8_tile::{add_dots, add_mins, add_scaled, load_each},
     matmul::{TileFormat, TileOfUnit, slices},
     packed_format::{HEADER_BYTES, SCALES_BYTES, quants_bytes, record_bytes, records},
     quants::{Nibbles, Quants},
@@ -104,7 +104,7 @@ impl<const G: usize> Record<'_, G> {
 
     #[inline(always)]
     fn quants<K: KFormat>(&self, index: usize) -> [&[u8]; G] {
-        let bytes = quants_bytes(K::WEIGHT_TYPE);
+        let bytes = const { quants_bytes(K::WEIGHT_TYPE) };
         slices(
             self.of_groups,
             HEADER_BYTES + 2 * self.len * LANES + index * bytes,
@@ -123,8 +123,9 @@ impl<const G: usize> Record<'_, G> {
         at: usize,
         sums: &mut [[S::F; N]; G],
     ) {
-        let [dots] = dots_of::<S, K::Quants, 1, G, N>(s, 0, self.quants::<K>(index), x, at);
-        add_scaled(s, self.scales(s, d, index), &dots, x, at, sums);
+        let mut dots = [[[s.splat_i32(0); N]; G]];
+        add_dots::<S, K::Quants, 1, G, N>(s, 0, self.quants::<K>(index), x, at, &mut dots);
+        add_scaled(s, self.scales(s, d, index), &dots[0], x, at, sums);
         add_mins(s, self.scales(s, dmin, self.len + index), x, at, sums);
     }
 
@@ -139,8 +140,9 @@ impl<const G: usize> Record<'_, G> {
         at: usize,
         sums: &mut [[S::F; N]; G],
     ) {
-        let zero_point = SubBlock::zero_point(K::WEIGHT_TYPE);
-        let dots = dots_of::<S, K::Quants, 2, G, N>(s, zero_point, self.quants::<K>(index), x, at);
+        let zero_point = const { SubBlock::zero_point(K::WEIGHT_TYPE) };
+        let mut dots = [[[s.splat_i32(0); N]; G]; 2];
+        add_dots::<S, K::Quants, 2, G, N>(s, zero_point, self.quants::<K>(index), x, at, &mut dots);
         for half in 0..2 {
             add_scaled(s, self.scales(s, d, 2 * index + half), &dots[half], x, at, sums);
         }

@@ -68,9 +68,11 @@ impl<const BITS: usize> Quants for Nibbles<BITS> {
         x: &[[i8; SUB_BLOCK]; N],
         sums: &mut [[[S::I; N]; G]; HALVES],
     ) {
-        // Without high bits these are loaded for nothing, and the compiler leaves it away.
-        let first_plane = load_each(s, quants, if BITS > 0 { NIBBLES_BYTES } else { 0 });
-        let last_plane = load_each(s, quants, if BITS > 1 { NIBBLES_BYTES + PLANE_BYTES } else { 0 });
+        if BITS == 0 {
+            return dots_of_nibbles(s, quants, x, sums);
+        }
+        let first_plane = load_each(s, quants, NIBBLES_BYTES);
+        let last_plane = load_each(s, quants, NIBBLES_BYTES + BITS.saturating_sub(1) * PLANE_BYTES);
         for quad in 0..4 {
             let mut low = load_each(s, quants, 64 * quad);
             let mut high = low;
@@ -92,6 +94,30 @@ impl<const BITS: usize> Quants for Nibbles<BITS> {
                     let last = &mut sums[HALVES - 1][g][n];
                     *last = s.dot_small(*last, high[g], &x[quad + 4]);
                 }
+            }
+        }
+    }
+}
+
+/// Without high bits: the hottest of all loops.
+#[inline(always)]
+fn dots_of_nibbles<S: Simd, const HALVES: usize, const G: usize, const N: usize>(
+    s: S,
+    quants: [&[u8]; G],
+    x: &[[i8; SUB_BLOCK]; N],
+    sums: &mut [[[S::I; N]; G]; HALVES],
+) {
+    for quad in 0..4 {
+        let mut low = load_each(s, quants, 64 * quad);
+        let mut high = low;
+        for g in 0..G {
+            (low[g], high[g]) = s.split_nibbles(low[g]);
+        }
+        for n in 0..N {
+            let x = x[n].as_chunks::<4>().0;
+            for g in 0..G {
+                sums[0][g][n] = s.dot_small(sums[0][g][n], low[g], &x[quad]);
+                sums[HALVES - 1][g][n] = s.dot_small(sums[HALVES - 1][g][n], high[g], &x[quad + 4]);
             }
         }
     }
