@@ -35,7 +35,7 @@ pub struct Checkpoint {
 /// What there is besides the weights.
 enum Source {
     Gguf(GgufHeader),
-    Folder(SafetensorsFolder),
+    Folder(Box<SafetensorsFolder>),
 }
 
 impl Checkpoint {
@@ -90,7 +90,7 @@ impl Checkpoint {
         Ok(Self {
             path: path.to_path_buf(),
             files,
-            source: Source::Folder(folder),
+            source: Source::Folder(Box::new(folder)),
             directory,
             spec,
             tensors,

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::{
-    Architecture, CheckpointError, ModelSpec, RotatedPairs, TokenRoles,
+    Architecture, CheckpointError, ModelSpec, TokenRoles,
     facts::{Facts, bad_value, missing, unsupported},
     rope_scaling::Llama3Scaling,
     spec::{SizeKeys, Sizes, TensorFacts, check_divisors, check_rope_dim},
@@ -91,31 +91,15 @@ pub(crate) fn parse(
 ) -> Result<ModelSpec, CheckpointError> {
     refuse_unsupported(config)?;
     let sizes = Sizes::parse(config, &size_keys())?;
-    let heads = sizes.heads;
     check_vocabulary(config, facts.vocab_size)?;
-    let rope = Rope::parse(config, heads.head_dim())?;
+    let rope = Rope::parse(config, sizes.heads.head_dim())?;
     Ok(ModelSpec {
-        architecture: architecture.name.to_owned(),
         name: config.str("_name_or_path")?.unwrap_or_default().to_owned(),
-        num_layers: sizes.num_layers,
-        hidden_size: sizes.hidden_size,
-        num_q_heads: heads.num_q_heads(),
-        num_kv_heads: heads.num_kv_heads(),
-        head_dim: heads.head_dim(),
-        intermediate_size: sizes.intermediate_size,
-        vocab_size: facts.vocab_size,
         context_len: context_in_window(config, sizes.context_len)?,
         rms_norm_eps: config.positive_float("rms_norm_eps", Some(1e-6))?,
         rope_theta: rope.theta,
         rope_dim: rope.dim,
-        rope_pairs: RotatedPairs::Halves,
-        rope_divisors: Vec::new(),
-        tied_head: facts.tied_head,
-        bos_token: roles.bos_token,
-        eos_token: roles.eos_token,
-        eot_token: roles.eot_token,
-        end_tokens: roles.end_tokens,
-        add_bos: roles.add_bos,
+        ..sizes.into_spec(architecture, facts, roles)
     })
 }
 

@@ -26,33 +26,18 @@ pub(crate) fn parse(
     let keys = Keys(architecture.name);
     refuse_unsupported(metadata, &keys)?;
     let sizes = Sizes::parse(metadata, &keys.sizes())?;
-    let heads = sizes.heads;
-    check_value_length(metadata, &keys, heads.head_dim())?;
-    let vocab_size = facts.vocab_size;
-    check_vocabulary(metadata, &keys, vocab_size)?;
-    let roles = TokenRoles::from_metadata(metadata, vocab_size)?;
+    let head_dim = sizes.heads.head_dim();
+    check_value_length(metadata, &keys, head_dim)?;
+    check_vocabulary(metadata, &keys, facts.vocab_size)?;
+    let roles = TokenRoles::from_metadata(metadata, facts.vocab_size)?;
     Ok(ModelSpec {
-        architecture: architecture.name.to_owned(),
         name: metadata.str("general.name")?.unwrap_or_default().to_owned(),
-        num_layers: sizes.num_layers,
-        hidden_size: sizes.hidden_size,
-        num_q_heads: heads.num_q_heads(),
-        num_kv_heads: heads.num_kv_heads(),
-        head_dim: heads.head_dim(),
-        intermediate_size: sizes.intermediate_size,
-        vocab_size,
         context_len: context_in_window(metadata, &keys, sizes.context_len)?,
         rms_norm_eps: metadata.positive_float(&keys.of("attention.layer_norm_rms_epsilon"), None)?,
         rope_theta: metadata.positive_float(&keys.of("rope.freq_base"), Some(10_000.0))?,
-        rope_dim: parse_rope_dim(metadata, &keys, heads.head_dim())?,
+        rope_dim: parse_rope_dim(metadata, &keys, head_dim)?,
         rope_pairs: architecture.gguf_pairs,
-        rope_divisors: Vec::new(),
-        tied_head: facts.tied_head,
-        bos_token: roles.bos_token,
-        eos_token: roles.eos_token,
-        eot_token: roles.eot_token,
-        end_tokens: roles.end_tokens,
-        add_bos: roles.add_bos,
+        ..sizes.into_spec(architecture, facts, roles)
     })
 }
 

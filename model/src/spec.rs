@@ -6,7 +6,7 @@
 use kvasir_kv::{HeadLayout, TokenId};
 
 use crate::{
-    CheckpointError, RotatedPairs,
+    Architecture, CheckpointError, RotatedPairs, TokenRoles,
     facts::{Facts, bad_value},
 };
 
@@ -92,6 +92,33 @@ impl Sizes {
         check_width("hidden size", &keys.hidden_size, sizes.hidden_size)?;
         check_width("intermediate size", &keys.intermediate_size, sizes.intermediate_size)?;
         Ok(sizes)
+    }
+
+    /// A spec with everything else as it usually is: rotated whole heads in halves, nothing divided, no name.
+    pub(crate) fn into_spec(self, architecture: &Architecture, facts: &TensorFacts, roles: TokenRoles) -> ModelSpec {
+        ModelSpec {
+            architecture: architecture.name.to_owned(),
+            name: String::new(),
+            num_layers: self.num_layers,
+            hidden_size: self.hidden_size,
+            num_q_heads: self.heads.num_q_heads(),
+            num_kv_heads: self.heads.num_kv_heads(),
+            head_dim: self.heads.head_dim(),
+            intermediate_size: self.intermediate_size,
+            vocab_size: facts.vocab_size,
+            context_len: self.context_len,
+            rms_norm_eps: 1e-6,
+            rope_theta: 10_000.0,
+            rope_dim: self.heads.head_dim(),
+            rope_pairs: RotatedPairs::Halves,
+            rope_divisors: Vec::new(),
+            tied_head: facts.tied_head,
+            bos_token: roles.bos_token,
+            eos_token: roles.eos_token,
+            eot_token: roles.eot_token,
+            end_tokens: roles.end_tokens,
+            add_bos: roles.add_bos,
+        }
     }
 }
 

@@ -44,6 +44,10 @@ impl Checkpoint {
         };
         let (mut attention, mut ffn) = (0, 0);
         for layer in &tensors.layers {
+            let sometimes = [&layer.q_norm, &layer.k_norm, &layer.biases.o, &layer.biases.down];
+            for vector in sometimes.into_iter().flatten() {
+                bytes.replicated += self.tensor(vector)?.cols as u64 * 4;
+            }
             attention += stored(&layer.wq)? + stored(&layer.wk)? + stored(&layer.wv)? + stored(&layer.wo)?;
             ffn += stored(&layer.gate)? + stored(&layer.up)? + stored(&layer.down)?;
         }

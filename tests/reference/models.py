@@ -46,6 +46,18 @@ FAMILIES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, gguf.MODEL_ARCH.QWEN2),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, gguf.MODEL_ARCH.QWEN3),
 }
+# As files of mixed types have them: integers and floats read the same input.
+MIXED = {
+    "embed_tokens": T.Q5_1,
+    "lm_head": T.Q8_0,
+    "q_proj": T.Q5_0,
+    "k_proj": T.F16,
+    "v_proj": T.Q6_K,
+    "o_proj": T.Q5_K,
+    "gate_proj": T.Q4_K,
+    "up_proj": T.Q4_0,
+    "down_proj": T.Q6_K,
+}
 LLAMA3 = dict(
     rope_type="llama3",
     rope_theta=10000.0,
@@ -123,7 +135,10 @@ def gguf_name(name):
 
 
 def write_gguf(path, family, model, weight_type, rope_divisors=None):
-    """Quantizes the matrices, puts what they came to back into the model, and writes the file."""
+    """Quantizes the matrices, puts what they came to back into the model, and writes the file.
+
+    weight_type: of all matrices, or by a part of their names.
+    """
     arch = gguf.MODEL_ARCH_NAMES[FAMILIES[family][2]]
     config = model.config
     writer = gguf.GGUFWriter(path, arch)
@@ -150,9 +165,12 @@ def write_gguf(path, family, model, weight_type, rope_divisors=None):
             if values.ndim == 1:
                 writer.add_tensor(gguf_name(name), values)
                 continue
-            stored = quantize(values, weight_type)
-            back = quants.dequantize(stored, weight_type).astype(np.float32).reshape(values.shape)
-            writer.add_tensor(gguf_name(name), stored, raw_dtype=weight_type)
+            of_matrix = weight_type
+            if isinstance(weight_type, dict):
+                of_matrix = next(kind for part, kind in weight_type.items() if part in name)
+            stored = quantize(values, of_matrix)
+            back = quants.dequantize(stored, of_matrix).astype(np.float32).reshape(values.shape)
+            writer.add_tensor(gguf_name(name), stored, raw_dtype=of_matrix)
             if arch == "llama" and name.endswith("q_proj.weight"):
                 back = halves(back, config.num_attention_heads)
             if arch == "llama" and name.endswith("k_proj.weight"):
@@ -269,6 +287,9 @@ def main():
             model = make(family, seed, sizes, layers=1, tie_word_embeddings=True)
             write_gguf(FOLDER / name, family, model, weight_type)
             keep(name, model)
+    model = make("qwen2", 4, WIDE)
+    write_gguf(FOLDER / "qwen2-mixed.gguf", "qwen2", model, MIXED)
+    keep("qwen2-mixed.gguf", model)
     model = make("llama", 5, SMALL, rope_parameters=LLAMA3)
     write_gguf(FOLDER / "llama3-rope-F16.gguf", "llama", model, T.F16, llama3_divisors(model.config))
     keep("llama3-rope-F16.gguf", model)

@@ -45,6 +45,28 @@ impl Questions {
         }
     }
 
+    /// The models whose digests are checked in. What the sampler does depends on no weight type.
+    pub fn model_names(self) -> Vec<String> {
+        let mut names = vec![REAL.to_owned()];
+        for weight_type in [WeightType::F32, WeightType::F16, WeightType::Q8_0, WeightType::Q4_1] {
+            for heads in ["9/3x32", "14/2x32", "8/8x32", "8/1x32", "6/2x128"] {
+                names.push(format!("{weight_type}-{heads}"));
+            }
+        }
+        if self == Self::Plain {
+            names.extend(
+                reference_models::names()
+                    .iter()
+                    .map(|name| format!("{REFERENCE}{name}")),
+            );
+            for of in [REAL, "Q4_1-9/3x32", "reference/qwen3-Q4_K.gguf"] {
+                names.push(format!("{Q8_0_CELLS}{of}"));
+                names.push(format!("{Q8_0_WEIGHTS}{of}"));
+            }
+        }
+        names
+    }
+
     pub fn digest_file(self) -> PathBuf {
         let name = match self {
             Self::Plain => "parity.json",
@@ -64,22 +86,8 @@ const REFERENCE: &str = "reference/";
 const Q8_0_CELLS: &str = "q8_0 cells of ";
 const Q8_0_WEIGHTS: &str = "q8_0 weights of ";
 
-/// The models whose digests are checked in.
-pub fn model_names() -> Vec<String> {
-    let mut names = vec!["smollm2-135m".to_owned()];
-    for weight_type in [WeightType::F32, WeightType::F16, WeightType::Q8_0, WeightType::Q4_1] {
-        for heads in ["9/3x32", "14/2x32", "8/8x32", "8/1x32", "6/2x128"] {
-            names.push(format!("{weight_type}-{heads}"));
-        }
-    }
-    let reference = reference_models::names();
-    names.extend(reference.iter().map(|name| format!("{REFERENCE}{name}")));
-    for of in ["smollm2-135m", "Q4_1-9/3x32", "reference/qwen3-Q4_K.gguf"] {
-        names.push(format!("{Q8_0_CELLS}{of}"));
-        names.push(format!("{Q8_0_WEIGHTS}{of}"));
-    }
-    names
-}
+/// The default model's name here.
+const REAL: &str = "smollm2-135m";
 
 /// How a model is run, and whose name is left.
 fn variant(name: &str) -> (KvDtype, WeightMode, &str) {
@@ -97,7 +105,7 @@ pub fn open_model(name: &str, folder: &Path) -> Arc<Checkpoint> {
     let (_, _, name) = variant(name);
     let path = match name.strip_prefix(REFERENCE) {
         Some(name) => reference_models::path(name),
-        None if name == "smollm2-135m" => crate::default_model(),
+        None if name == REAL => crate::default_model(),
         None => write_tiny(name, folder),
     };
     Arc::new(Checkpoint::open(path).expect("a model of this list opens"))
@@ -427,10 +435,11 @@ pub fn product(model: &str, isas: &[Isa]) -> Vec<Configuration> {
 
 /// Draws `count` configurations that cover as many pairs of values as a greedy choice among random candidates can.
 /// Every model appears.
-pub fn draw(seed: u64, count: usize) -> Vec<Configuration> {
+pub fn draw(questions: Questions, seed: u64, count: usize) -> Vec<Configuration> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut below = |end: usize| random.next_u64() as usize % end;
-    let products: Vec<Vec<Configuration>> = model_names()
+    let products: Vec<Vec<Configuration>> = questions
+        .model_names()
         .iter()
         .map(|model| product(model, &isas_for(model)))
         .collect();

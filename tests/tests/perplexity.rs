@@ -68,6 +68,19 @@ fn a_known_text_has_the_perplexity_that_another_engine_gives_it_in_f32() {
     );
 }
 
+/// A file that the gguf package requantizes to Q8_0 gives this very digest.
+#[test]
+fn a_known_text_has_the_perplexity_that_another_engine_gives_it_with_weights_quantized_at_load() {
+    check(
+        &["--weights-dtype", "q8_0"],
+        &Expected {
+            theirs: 15.9151,
+            ours: 15.831336777743036,
+            digest: "95a652a6278f3ab000c00585c982685a",
+        },
+    );
+}
+
 #[test]
 fn running_values_end_with_the_final_one() {
     let (model, file) = (default_model(), license());

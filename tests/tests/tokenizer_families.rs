@@ -5,7 +5,12 @@
 // Helpers of tests are tests too, which clippy does not know.
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, LazyLock},
+    time::Instant,
+};
 
 use kvasir_kv::TokenId;
 use kvasir_model::{Checkpoint, IncrementalDetokenizer, TokenRoles, Tokenizer};
@@ -13,6 +18,7 @@ use kvasir_tests::{
     gguf_writer::{GgufValue, GgufWriter},
     tiny_model::TinyModel,
 };
+use proptest::prelude::*;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -214,6 +220,76 @@ fn sentencepiece_vocabularies_in_gguf_files_give_the_tokens_of_sentencepiece() {
         for tokens in [&plain, &tokens] {
             let whole = tokenizer.decode(tokens, true);
             assert_eq!(decode_one_by_one(&tokenizer, tokens, true), whole, "{text:?}");
+        }
+    }
+}
+
+#[test]
+fn long_runs_take_seconds_in_every_family() {
+    let (file, _) = sentencepiece_gguf();
+    let mut tokenizers = vec![("sentencepiece", open(&file).tokenizer().unwrap())];
+    for name in [
+        "gpt-2",
+        "llama-bpe",
+        "qwen2",
+        "tekken",
+        "llama-prepend",
+        "metaspace-always",
+    ] {
+        tokenizers.push((name, Family::read(name).read_json()));
+    }
+    for (name, tokenizer) in tokenizers {
+        for run in [" ", "\n", "a", "9", "漢", "=", " \n", "the ", "▁"] {
+            let text = run.repeat(1_000_000 / run.len());
+            let start = Instant::now();
+            let tokens = tokenizer.encode(&text, false).unwrap();
+            assert!(start.elapsed().as_secs() < 5, "{name}, {run:?}: {:?}", start.elapsed());
+            assert!(!tokens.is_empty());
+        }
+    }
+}
+
+struct Tokenizers {
+    /// Those that give every text back.
+    exact: Vec<Arc<Tokenizer>>,
+    others: Vec<Arc<Tokenizer>>,
+}
+
+static TOKENIZERS: LazyLock<Tokenizers> = LazyLock::new(|| {
+    let read = |name: &&str| Arc::new(Family::read(name).read_json());
+    let mut exact: Vec<_> = ["gpt-2", "llama-bpe", "tekken", "llama-prepend"]
+        .iter()
+        .map(read)
+        .collect();
+    exact.push(Arc::new(open(&sentencepiece_gguf().0).tokenizer().unwrap()));
+    let others = ["qwen2-flags", "metaspace-first", "metaspace-always"]
+        .iter()
+        .map(read)
+        .collect();
+    Tokenizers { exact, others }
+});
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn text_comes_back_as_it_was(text in any::<String>(), spaces in " {0,3}") {
+        // What stands for a space comes back as one.
+        let text = (spaces + &text).replace('▁', "");
+        for tokenizer in &TOKENIZERS.exact {
+            let tokens = tokenizer.encode(&text, false).unwrap();
+            prop_assert_eq!(&tokenizer.decode(&tokens, false), &text);
+        }
+    }
+
+    #[test]
+    fn tokens_that_come_one_by_one_give_the_text_of_all(tokens in prop::collection::vec(0..1500u32, 0..20)) {
+        let tokens = token_ids(&tokens);
+        for tokenizer in TOKENIZERS.exact.iter().chain(&TOKENIZERS.others) {
+            for skip_special in [false, true] {
+                let whole = tokenizer.decode(&tokens, skip_special);
+                prop_assert_eq!(decode_one_by_one(tokenizer, &tokens, skip_special), whole);
+            }
         }
     }
 }

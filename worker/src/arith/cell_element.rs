@@ -168,33 +168,35 @@ impl CellElement for Q8_0 {
     #[inline(always)]
     fn write_key<S: Simd>(s: S, k: &[f32], plane: &mut [u8], shape: PlaneShape, position: usize) -> bool {
         let (quants, scales) = plane.split_at_mut(shape.head_dim * shape.block_size);
-        let mut finite = true;
-        for (index, k) in k.as_chunks().0.iter().enumerate() {
-            let (scale, of_block) = quantize(s, k);
-            finite &= scale.is_finite();
-            scales[2 * (index * shape.block_size + position)..][..2].copy_from_slice(&scale.to_le_bytes());
+        each_block(s, k, |index, scale, of_block| {
+            scales[2 * (index * shape.block_size + position)..][..2].copy_from_slice(&scale);
             for (d, quant) in (index * Q8_0_LEN..).zip(of_block) {
                 quants[d * shape.block_size + position] = quant as u8;
             }
-        }
-        finite
+        })
     }
 
     #[inline(always)]
     fn write_value<S: Simd>(s: S, v: &[f32], plane: &mut [u8], shape: PlaneShape, position: usize) -> bool {
         let (quants, scales) = plane.split_at_mut(shape.head_dim * shape.block_size);
-        let mut finite = true;
-        for (index, v) in v.as_chunks().0.iter().enumerate() {
-            let (scale, of_block) = quantize(s, v);
-            finite &= scale.is_finite();
-            scales[2 * (position * (shape.head_dim / Q8_0_LEN) + index)..][..2].copy_from_slice(&scale.to_le_bytes());
+        each_block(s, v, |index, scale, of_block| {
+            scales[2 * (position * (shape.head_dim / Q8_0_LEN) + index)..][..2].copy_from_slice(&scale);
             let quants = &mut quants[position * shape.head_dim + index * Q8_0_LEN..][..Q8_0_LEN];
-            for (out, quant) in quants.iter_mut().zip(of_block) {
-                *out = quant as u8;
-            }
-        }
-        finite
+            quants.copy_from_slice(&of_block.map(|quant| quant as u8));
+        })
     }
+}
+
+/// Gives each block of a row, quantized, to `write`: its number, scale and quants. Returns whether all scales are finite.
+#[inline(always)]
+fn each_block<S: Simd>(s: S, row: &[f32], mut write: impl FnMut(usize, [u8; 2], [i8; Q8_0_LEN])) -> bool {
+    let mut finite = true;
+    for (index, block) in row.as_chunks().0.iter().enumerate() {
+        let (scale, quants) = quantize(s, block);
+        finite &= scale.is_finite();
+        write(index, scale.to_le_bytes(), quants);
+    }
+    finite
 }
 
 /// 32 values as a scale and quants; the scale is NaN where one of them is not finite. `reference::round_row_to_cell`
