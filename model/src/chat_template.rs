@@ -160,6 +160,7 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
     environment.add_filter(template_guard::BUILT, template_guard::built);
     environment.add_filter(template_guard::ATOM, template_guard::atom);
     environment.add_filter(template_guard::STORED, template_guard::stored);
+    environment.add_filter("format", template_guard::format);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", template_date::strftime_now);
     environment.add_filter("tojson", python_json::to_json);
@@ -278,6 +279,20 @@ mod tests {
         }
         let nested = "{{".to_owned() + &"(".repeat(100_000) + &")".repeat(100_000) + "}}";
         assert!(matches!(render(&nested, &[]), Err(ChatTemplateError::Compile { .. })));
+    }
+
+    #[test]
+    fn a_format_with_keys_beyond_ascii_is_an_error() {
+        for source in [
+            "{{ '%(ké)s' | format(k=1) }}",
+            "{{ 'é%(ü' | format }}",
+            "{{ '{0[é]}'.format('x') }}",
+        ] {
+            let error = render(source, &[]).unwrap_err();
+            assert!(matches!(error, ChatTemplateError::Render { .. }), "{source}: {error}");
+        }
+        let plain = "{{ 'é %(k)s' | format(k='ü') }} {{ 'é {} {}'.format('[', 'ü') }} {{ '%s é' | format('x') }}";
+        assert_eq!(render(plain, &[]).unwrap(), "é ü é [ ü x é");
     }
 
     #[test]

@@ -26,13 +26,15 @@ pub(crate) struct SentencePieces {
 }
 
 impl SentencePieces {
-    /// `scores` has one item for each token. Errors if two tokens have the same text or a score is not finite.
+    /// `scores` has one item for each token. Errors if two tokens have the same text, a score is not finite, or
+    /// `unknown` is none of the tokens.
     pub(crate) fn new(
         entries: &[TokenEntry],
         scores: Vec<f32>,
         unknown: Option<TokenId>,
     ) -> Result<Self, TokenizerError> {
         check_scores(&scores)?;
+        check_unknown(unknown, entries.len())?;
         let mut pieces = Self {
             tokens: Vocab::with_capacity(entries.len()),
             // Both zeros are equal, and a score must have one order.
@@ -104,6 +106,17 @@ impl SentencePieces {
 fn check_scores(scores: &[f32]) -> Result<(), TokenizerError> {
     match (0u32..).zip(scores).find(|(_, score)| !score.is_finite()) {
         Some((token, score)) => Err(TokenizerError::Score { token, score: *score }),
+        None => Ok(()),
+    }
+}
+
+fn check_unknown(unknown: Option<TokenId>, num_tokens: usize) -> Result<(), TokenizerError> {
+    match unknown.filter(|token| token.0 as usize >= num_tokens) {
+        Some(token) => Err(TokenizerError::Role {
+            what: "the unknown token".to_owned(),
+            token: token.0.into(),
+            vocab_size: num_tokens as u32,
+        }),
         None => Ok(()),
     }
 }
@@ -310,5 +323,18 @@ mod tests {
                 ..
             }
         ));
+    }
+    #[test]
+    fn the_unknown_token_is_one_of_the_vocabulary() {
+        let entry = TokenEntry {
+            text: "a".to_owned(),
+            kind: TokenKind::Text,
+        };
+        let with_unknown = |token| SentencePieces::new(std::slice::from_ref(&entry), vec![0.0], Some(TokenId(token)));
+        assert!(with_unknown(0).is_ok());
+        assert_eq!(
+            with_unknown(1).unwrap_err().to_string(),
+            "the unknown token is token 1, expected one below the vocabulary's size 1"
+        );
     }
 }

@@ -5,7 +5,10 @@
 //! template is changed before it is compiled: what is built (a list, a map, a sum of lists) passes a filter that
 //! charges for all it holds, however often; `~` and `*` refuse lists and maps, which no published template gives them.
 
-use minijinja::{Error, ErrorKind, State, Value, value::ValueKind};
+use minijinja::{
+    Error, ErrorKind, State, Value, filters,
+    value::{Rest, ValueKind, ValueOrKwargs},
+};
 use minijinja_contrib::pycompat;
 
 /// Names that templates do not use.
@@ -81,12 +84,36 @@ pub(crate) fn is_container(value: &Value) -> bool {
     )
 }
 
+/// Printf-style formatting.
+pub(crate) fn format(state: &mut State, text: &Value, arguments: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    check_keys(text, "%(")?;
+    filters::format(state, text, arguments)
+}
+
+/// Refuses keys with letters beyond ASCII: the library walks through keys by bytes and panics inside of such a letter.
+fn check_keys(text: &Value, start_of_key: &str) -> Result<(), Error> {
+    let text = text.as_str().unwrap_or_default();
+    match text.find(start_of_key).filter(|start| !text[*start..].is_ascii()) {
+        Some(start) => {
+            let reason = format!(
+                "format with keys takes only ASCII from the first key on in chat templates, found {:?}",
+                &text[start..]
+            );
+            Err(Error::new(ErrorKind::InvalidOperation, reason))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Python's methods. `format` with anything but plain places is refused: a width is an allocation.
 pub(crate) fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     let is_wide = name == "format" && value.as_str().is_some_and(|text| text.contains(':'));
     if is_wide {
         let reason = "format with a format specification is not supported in chat templates; supported: \"{}\"";
         return Err(Error::new(ErrorKind::InvalidOperation, reason));
+    }
+    if name == "format" {
+        check_keys(value, "[")?;
     }
     pycompat::unknown_method_callback(state, value, name, arguments)
 }

@@ -111,7 +111,11 @@ impl TokenRoles {
                 .map(|token| check(role.to_owned(), token.into(), vocab_size))
                 .transpose()
         };
-        let template_bos = head.template_bos();
+        let template_bos = head.template_bos().map(|token| {
+            let what = "the token at the start in tokenizer.json".to_owned();
+            check(what, token.0.into(), vocab_size)
+        });
+        let template_bos = template_bos.transpose()?;
         let bos_token = named("bos_token")?.or(template_bos).or(config.bos_token);
         let eos_token = named("eos_token")?;
         let end_tokens = eos_token.into_iter().chain(config.end_tokens.iter().copied());

@@ -7,6 +7,7 @@ pub mod engine_cluster;
 pub mod gguf_writer;
 pub mod golden;
 pub mod hub_server;
+pub mod model_folder;
 pub mod quantize;
 pub mod reference_models;
 pub mod request_set;

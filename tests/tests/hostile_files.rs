@@ -409,6 +409,25 @@ fn head_dimensions_that_the_arithmetic_cannot_cut_are_refused() {
 }
 
 #[test]
+fn an_unknown_token_outside_the_vocabulary_is_refused() {
+    let mut model = small_model();
+    model.set("tokenizer.ggml.model", GgufValue::Str("llama".to_owned()));
+    model.set("tokenizer.ggml.scores", GgufValue::F32s(vec![0.0; 264]));
+    let tokenizer_with = |token| {
+        let mut model = model.clone();
+        model.set("tokenizer.ggml.unknown_token_id", GgufValue::U32(token));
+        Checkpoint::open(&File::new(&model.to_bytes()).path)
+            .unwrap()
+            .tokenizer()
+    };
+    assert!(tokenizer_with(263).is_ok());
+    assert_eq!(
+        tokenizer_with(264).unwrap_err().to_string(),
+        "the unknown token is token 264, expected one below the vocabulary's size 264"
+    );
+}
+
+#[test]
 fn missing_metadata_is_named() {
     for key in [
         "general.architecture",

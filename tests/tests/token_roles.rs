@@ -186,3 +186,17 @@ fn tokens_that_a_model_does_not_have_are_refused_by_name() {
         assert!(error.contains(message), "{error}");
     }
 }
+
+#[test]
+fn the_token_at_the_start_is_one_that_the_model_has() {
+    let bare = TokenizerFiles {
+        tokenizer: folder().tokenizer,
+        ..TokenizerFiles::default()
+    };
+    assert_eq!(TokenRoles::from_files(&bare, 6).unwrap().bos_token, Some(TokenId(5)));
+    let error = TokenRoles::from_files(&bare, 5).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the token at the start in tokenizer.json is token 5, expected one below the vocabulary's size 5"
+    );
+}

@@ -19,6 +19,8 @@ usage: cargo xtask CHORE [FLAGS]
       --seeds N                   how many seeds, counted from the first one
       --seed S                    the first seed
       --plant NAME                plants a named fault that the simulation must find
+  fuzz [TARGET] [--seconds N]     runs the fuzz targets, all or one, on bytes that nobody would send
+      --seconds N                 how long each target runs, 10 unless given
   tidy                            checks the architecture rules on the sources
   codegen                         generates the Rust code of the .proto files again
 
@@ -36,6 +38,7 @@ pub enum Chore {
     Codegen,
     Tidy,
     Simulation(SimulationOptions),
+    Fuzz(FuzzOptions),
     Demo,
 }
 
@@ -54,6 +57,13 @@ pub struct SimulationOptions {
     pub plant: Option<String>,
 }
 
+#[derive(Debug, Default, PartialEq)]
+pub struct FuzzOptions {
+    /// All of them, if none is named.
+    pub target: Option<String>,
+    pub seconds: Option<u64>,
+}
+
 pub fn parse(mut parser: Parser) -> Result<Chore> {
     let name = match parser.next()? {
         None => bail!("no chore named"),
@@ -66,6 +76,7 @@ pub fn parse(mut parser: Parser) -> Result<Chore> {
         "model" => parse_model(&mut parser)?,
         "test" => parse_test(&mut parser)?,
         "sim" => parse_simulation(&mut parser)?,
+        "fuzz" => parse_fuzz(&mut parser)?,
         "codegen" => parse_bare(&mut parser, Chore::Codegen)?,
         "tidy" => parse_bare(&mut parser, Chore::Tidy)?,
         "demo" => parse_bare(&mut parser, Chore::Demo)?,
@@ -123,6 +134,19 @@ fn parse_simulation(parser: &mut Parser) -> Result<Chore> {
     Ok(Chore::Simulation(options))
 }
 
+fn parse_fuzz(parser: &mut Parser) -> Result<Chore> {
+    let mut options = FuzzOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("seconds") => options.seconds = Some(number(parser, "--seconds")?),
+            Long("help") | Short('h') => return Ok(Chore::Help),
+            Value(target) if options.target.is_none() => options.target = Some(target.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Chore::Fuzz(options))
+}
+
 fn number(parser: &mut Parser, flag: &str) -> Result<u64> {
     parser
         .value()?
@@ -144,8 +168,8 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("  "))
             .filter(|line| !line.starts_with(' '));
-        let chores: Vec<&str> = names.map_while(|line| line.split(' ').next()).take(6).collect();
-        assert_eq!(chores, ["demo", "test", "model", "sim", "tidy", "codegen"]);
+        let chores: Vec<&str> = names.map_while(|line| line.split(' ').next()).take(7).collect();
+        assert_eq!(chores, ["demo", "test", "model", "sim", "fuzz", "tidy", "codegen"]);
         for chore in chores {
             assert_ne!(parsed(chore).unwrap(), Chore::Help, "{chore}");
         }
@@ -180,6 +204,18 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_takes_one_target_and_its_seconds() {
+        let Chore::Fuzz(options) = parsed("fuzz gguf --seconds 3").unwrap() else {
+            panic!()
+        };
+        let expected = FuzzOptions {
+            target: Some("gguf".to_owned()),
+            seconds: Some(3),
+        };
+        assert_eq!(options, expected);
+    }
+
+    #[test]
     fn what_is_not_known_is_named_in_one_line() {
         for (line, named) in [
             ("", "no chore"),
@@ -189,6 +225,8 @@ mod tests {
             ("model there", "there"),
             ("tidy --fix", "--fix"),
             ("sim --seeds", "--seeds"),
+            ("fuzz gguf proto", "proto"),
+            ("fuzz --seconds long", "--seconds"),
         ] {
             let message = format!("{:#}", parsed(line).unwrap_err());
             assert!(

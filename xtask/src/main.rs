@@ -5,6 +5,7 @@
 mod arguments;
 mod demo;
 mod download;
+mod fuzz;
 mod junit;
 mod model;
 mod paths;
@@ -44,6 +45,7 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
             process::run(paths::cargo().args(["run", "--package", "kvasir-proto", "--example", "codegen"]))?
         }
         Chore::Simulation(options) => simulation::run(&options)?,
+        Chore::Fuzz(options) => return fuzz::run(&options),
         Chore::Demo => {
             let model = model::fetch()?;
             process::run(paths::cargo().args(["build", "--package", "kvasir"]))?;

@@ -22,6 +22,8 @@ const LIMIT_MINUTES: f64 = 45.0;
 const LIMIT_ALL_MINUTES: f64 = 120.0;
 /// Processes of a test that just ended may need this long to notice.
 const LEFT_BEHIND_PATIENCE: Duration = Duration::from_secs(3);
+/// Of each target: enough to run the whole corpus and to find what is easily found.
+const FUZZ_SECONDS: &str = "5";
 const NUM_SLOWEST_TESTS: usize = 10;
 /// What `timeout` says too.
 const EXIT_TIMED_OUT: u8 = 124;
@@ -103,6 +105,7 @@ impl Suite {
     fn run_checks_and_tests(&mut self, options: &TestOptions) -> Result<()> {
         if options.filters.is_empty() {
             self.run("fmt", &["fmt", "--all", "--check"])?;
+            self.run("fmt of fuzz", &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])?;
             self.run(
                 "clippy",
                 &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
@@ -123,6 +126,7 @@ impl Suite {
         )?;
         self.end_processes_left_behind();
         if options.filters.is_empty() {
+            self.run("fuzz", &["xtask", "fuzz", "--seconds", FUZZ_SECONDS])?;
             self.run("doc tests", &["test", "--doc", "--workspace", "--quiet"])?;
             self.run("docs", &["doc", "--workspace", "--no-deps", "--quiet"])?;
         }

@@ -339,6 +339,7 @@ impl FinishReason {
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "services")]
 pub mod inference_client {
     #![allow(
         unused_variables,
@@ -506,6 +507,7 @@ pub mod inference_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "services")]
 pub mod inference_server {
     #![allow(
         unused_variables,
@@ -936,6 +938,7 @@ pub struct SequenceStatus {
     pub preemptions: u32,
 }
 /// Generated client implementations.
+#[cfg(feature = "services")]
 pub mod admin_client {
     #![allow(
         unused_variables,
@@ -1048,6 +1051,7 @@ pub mod admin_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "services")]
 pub mod admin_server {
     #![allow(
         unused_variables,
@@ -1587,6 +1591,7 @@ impl RefusalKind {
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "services")]
 pub mod cluster_client {
     #![allow(
         unused_variables,
@@ -1704,6 +1709,7 @@ pub mod cluster_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "services")]
 pub mod cluster_server {
     #![allow(
         unused_variables,

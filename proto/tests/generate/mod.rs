@@ -23,6 +23,8 @@ pub fn into_folder(folder: &Path) -> anyhow::Result<()> {
     tonic_prost_build::configure()
         .out_dir(folder)
         .build_transport(true)
+        .client_mod_attribute(".", "#[cfg(feature = \"services\")]")
+        .server_mod_attribute(".", "#[cfg(feature = \"services\")]")
         .compile_fds(files)?;
     Ok(())
 }
