@@ -38,7 +38,7 @@ pub fn run(options: &FuzzOptions) -> Result<ExitCode> {
         let report = places.fuzz(target, options.seconds.unwrap_or(SECONDS))?;
         println!("{target:<15} {report}");
         if !report.passed {
-            println!("{}", report.log_tail);
+            println!("{}", report.failure);
             println!("to see it again: {} CRASH-FILE", places.binary(target).display());
             exit_code = ExitCode::FAILURE;
         }
@@ -135,7 +135,8 @@ struct Report {
     /// Edges of the program that were taken.
     coverage: u64,
     crash_file: Option<String>,
-    log_tail: String,
+    /// The panic or libFuzzer's verdict, and where it was; empty if there is none.
+    failure: String,
 }
 
 impl Report {
@@ -147,13 +148,15 @@ impl Report {
         };
         let crash_file = log.rsplit_once("Test unit written to ");
         // Every new input has a line, and none is of interest here.
-        let lines: Vec<&str> = log.lines().filter(|line| !line.starts_with('#')).collect();
+        let lines = log.lines().filter(|line| !line.starts_with('#'));
+        let says_why = |line: &&str| line.contains("panicked") || line.contains("ERROR: libFuzzer");
+        let failure: Vec<&str> = lines.skip_while(|line| !says_why(line)).take(LOG_LINES_SHOWN).collect();
         Self {
             passed,
             num_runs: number_after("stat::number_of_executed_units:").unwrap_or(0),
             coverage: number_after(" cov:").unwrap_or(0),
             crash_file: crash_file.and_then(|(_, rest)| Some(rest.lines().next()?.to_owned())),
-            log_tail: lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n"),
+            failure: failure.join("\n"),
         }
     }
 }
@@ -185,7 +188,7 @@ mod tests {
         let report = Report::new(false, log);
         assert_eq!((report.num_runs, report.coverage), (9801, 340));
         assert_eq!(report.crash_file.as_deref(), Some("a/crash-1f"));
-        assert!(report.log_tail.starts_with("thread panicked"), "{}", report.log_tail);
+        assert!(report.failure.starts_with("thread panicked"), "{}", report.failure);
         let line = "FAILED      9801 runs, coverage    340, the input lies in a/crash-1f";
         assert_eq!(report.to_string(), line);
     }
