@@ -132,9 +132,13 @@ impl Source {
         if let Some(config) = repo.get(CONFIG) {
             return config.parent().map(Path::to_path_buf);
         }
-        let reference = env_path(cache, &self.repository).join("refs").join(&self.revision);
+        let reference = repository_folder(cache, &self.repository)
+            .join("refs")
+            .join(&self.revision);
         let commit = std::fs::read_to_string(reference).ok()?;
-        let snapshot = env_path(cache, &self.repository).join("snapshots").join(commit.trim());
+        let snapshot = repository_folder(cache, &self.repository)
+            .join("snapshots")
+            .join(commit.trim());
         let files = std::fs::read_dir(&snapshot).ok()?;
         let names: Vec<String> = files
             .filter_map(|file| file.ok()?.file_name().into_string().ok())
@@ -234,7 +238,7 @@ fn gguf_files<'f>(files: impl Iterator<Item = &'f str>) -> Vec<&'f str> {
 }
 
 /// The cache's folder of a repository.
-fn env_path(cache: &Cache, repository: &str) -> PathBuf {
+fn repository_folder(cache: &Cache, repository: &str) -> PathBuf {
     cache.path().join(format!("models--{}", repository.replace('/', "--")))
 }
 
