@@ -1,4 +1,10 @@
 //! The GPU backend: the forward pass in kernels of our own, over any `GpuDevice`.
 
 pub mod device;
+#[cfg(feature = "cuda-on-host")]
+pub mod host_device;
 pub mod kernel;
+pub mod packed_rows;
+pub mod product;
+#[cfg(all(test, feature = "cuda-on-host"))]
+mod tests;

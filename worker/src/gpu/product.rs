@@ -1,0 +1,89 @@
+//! Which kernel multiplies how many tokens by which weights, and its launch.
+
+use super::{
+    device::{GpuDevice, GpuError, LaunchShape},
+    kernel::{Arguments as _, Kernel, MatmulArgs},
+    packed_rows::PackedKind,
+};
+
+/// What becomes of the rows' dots.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Product {
+    /// They are the output.
+    Columns,
+    /// Each unit's is rounded to an integer and added.
+    Partials,
+}
+
+/// Tokens that a kernel multiplies at once.
+const TOKENS: [u32; 6] = [1, 2, 4, 8, 16, 64];
+/// From here on kernels are bound by arithmetic, and work on tiles of four row groups.
+const TILED: u32 = 16;
+const TILE_ROWS: usize = 64;
+const TILE_GROUPS: u32 = 4;
+/// Blocks that keep a large GPU busy. Units are dealt over more blocks where there are fewer.
+const BLOCKS_WANTED: u32 = 512;
+
+impl Product {
+    /// For at least so many tokens, if there is one.
+    fn kernel(self, kind: PackedKind, tokens: u32) -> (Kernel, u32) {
+        let place = TOKENS
+            .iter()
+            .position(|most| tokens <= *most)
+            .unwrap_or(TOKENS.len() - 1);
+        (self.kernels(kind)[place], TOKENS[place])
+    }
+
+    #[rustfmt::skip]
+    fn kernels(self, kind: PackedKind) -> [Kernel; 6] {
+        use Kernel::*;
+        match (self, kind) {
+            (Self::Columns, PackedKind::F32) => [ColumnsF32x1, ColumnsF32x2, ColumnsF32x4, ColumnsF32x8, ColumnsF32x16, ColumnsF32x64],
+            (Self::Columns, PackedKind::F16) => [ColumnsF16x1, ColumnsF16x2, ColumnsF16x4, ColumnsF16x8, ColumnsF16x16, ColumnsF16x64],
+            (Self::Columns, PackedKind::BF16) => [ColumnsBF16x1, ColumnsBF16x2, ColumnsBF16x4, ColumnsBF16x8, ColumnsBF16x16, ColumnsBF16x64],
+            (Self::Columns, PackedKind::Int8) => [ColumnsInt8x1, ColumnsInt8x2, ColumnsInt8x4, ColumnsInt8x8, ColumnsInt8x16, ColumnsInt8x64],
+            (Self::Columns, PackedKind::Int8Min) => [ColumnsInt8Minx1, ColumnsInt8Minx2, ColumnsInt8Minx4, ColumnsInt8Minx8, ColumnsInt8Minx16, ColumnsInt8Minx64],
+            (Self::Columns, PackedKind::Int8Halves) => [ColumnsInt8Halvesx1, ColumnsInt8Halvesx2, ColumnsInt8Halvesx4, ColumnsInt8Halvesx8, ColumnsInt8Halvesx16, ColumnsInt8Halvesx64],
+            (Self::Partials, PackedKind::F32) => [PartialsF32x1, PartialsF32x2, PartialsF32x4, PartialsF32x8, PartialsF32x16, PartialsF32x64],
+            (Self::Partials, PackedKind::F16) => [PartialsF16x1, PartialsF16x2, PartialsF16x4, PartialsF16x8, PartialsF16x16, PartialsF16x64],
+            (Self::Partials, PackedKind::BF16) => [PartialsBF16x1, PartialsBF16x2, PartialsBF16x4, PartialsBF16x8, PartialsBF16x16, PartialsBF16x64],
+            (Self::Partials, PackedKind::Int8) => [PartialsInt8x1, PartialsInt8x2, PartialsInt8x4, PartialsInt8x8, PartialsInt8x16, PartialsInt8x64],
+            (Self::Partials, PackedKind::Int8Min) => [PartialsInt8Minx1, PartialsInt8Minx2, PartialsInt8Minx4, PartialsInt8Minx8, PartialsInt8Minx16, PartialsInt8Minx64],
+            (Self::Partials, PackedKind::Int8Halves) => [PartialsInt8Halvesx1, PartialsInt8Halvesx2, PartialsInt8Halvesx4, PartialsInt8Halvesx8, PartialsInt8Halvesx16, PartialsInt8Halvesx64],
+        }
+    }
+
+    /// Multiplies all of `args.tokens`.
+    pub fn launch<D: GpuDevice>(self, device: &mut D, kind: PackedKind, args: &MatmulArgs) -> Result<(), GpuError> {
+        if args.tokens == 0 || args.num_row_groups == 0 || (self == Self::Partials && args.num_units == 0) {
+            return Ok(());
+        }
+        let (kernel, at_once) = self.kernel(kind, args.tokens);
+        let blocks = match at_once < TILED {
+            true => [args.num_row_groups, 1],
+            false => [args.num_row_groups.div_ceil(TILE_GROUPS), args.tokens.div_ceil(at_once)],
+        };
+        let deal = match self {
+            Self::Columns => 1,
+            Self::Partials => BLOCKS_WANTED.div_ceil(blocks[0] * blocks[1]).min(args.num_units),
+        };
+        let shape = LaunchShape::new([blocks[0], blocks[1], deal], 256).shared(shared_bytes(kind, at_once as usize));
+        args.launch(device, kernel, shape)
+    }
+}
+
+/// As `few.h` and `tiles.cu` lay it out.
+fn shared_bytes(kind: PackedKind, tokens: usize) -> usize {
+    if tokens < TILED as usize {
+        let planes = match kind {
+            PackedKind::F32 | PackedKind::F16 | PackedKind::BF16 => 1,
+            PackedKind::Int8 => 2,
+            PackedKind::Int8Min | PackedKind::Int8Halves => 4,
+        };
+        return 2 * 16 * planes * tokens * 16 * 4;
+    }
+    let words = if kind.wants_int8() { 8 } else { 32 };
+    let weights = 2 * (words * (TILE_ROWS + 4) + 16);
+    let x = 2 * words * (tokens + 4);
+    4 * (weights + x + 4 * TILE_ROWS + 4 * tokens)
+}
