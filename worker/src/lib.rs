@@ -11,6 +11,7 @@ pub mod canonical;
 pub mod cells;
 pub mod collective;
 mod draw;
+pub mod gpu;
 pub mod oracle;
 pub mod rank;
 pub mod rank_books;
