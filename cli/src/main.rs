@@ -3,6 +3,7 @@
 //! Exit codes: 0 success, 1 a failure with one line on standard error, 2 wrong usage.
 
 mod answer;
+mod arithmetic_options;
 mod ask;
 mod bench;
 mod chat;

@@ -357,5 +357,6 @@ pub fn backend(checkpoint: &Arc<Checkpoint>, options: &GroupOptions) -> Box<dyn 
             })
         }
         BackendKind::Candle => Box::new(Oracle::new(Arc::clone(checkpoint), options.weight_mode, cell).unwrap()),
+        BackendKind::CudaExact | BackendKind::CudaFast => panic!("this build has no CUDA"),
     }
 }

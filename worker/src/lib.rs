@@ -2,6 +2,9 @@
 //!
 //! This crate alone does tensor arithmetic. It knows no requests and no clients, and never imports the coordinator.
 
+/// Whether this build can compute on NVIDIA GPUs.
+pub const HAS_CUDA: bool = cfg!(feature = "cuda");
+
 pub mod arith;
 pub mod backend;
 pub mod canonical;

@@ -53,6 +53,8 @@ pub struct WorkerConfig {
     pub kv_dtype: KvDtype,
     pub weight_mode: WeightMode,
     pub backend: BackendKind,
+    /// Which of the machine's GPUs, where the backend computes on one.
+    pub gpu_ordinal: u32,
     /// Tokens per block.
     pub block_size: u32,
     pub kv_memory_bytes: u64,
@@ -72,6 +74,7 @@ impl WorkerConfig {
             kv_dtype: KvDtype::F16,
             weight_mode: WeightMode::File,
             backend: BackendKind::Canonical,
+            gpu_ordinal: 0,
             block_size: 64,
             kv_memory_bytes: 1 << 30,
             weight: 1.0,
@@ -303,7 +306,15 @@ fn make_backend(config: &WorkerConfig, checkpoint: Arc<Checkpoint>) -> Result<Bo
     Ok(match config.backend {
         BackendKind::Canonical => Box::new(Canonical::new(checkpoint, config.weight_mode, cell, config.threads)?),
         BackendKind::Candle => Box::new(Oracle::new(checkpoint, config.weight_mode, cell)?),
+        BackendKind::CudaExact | BackendKind::CudaFast => return Err(no_cuda(config.backend).into()),
     })
+}
+
+fn no_cuda(backend: BackendKind) -> BackendError {
+    BackendError::Device {
+        backend: backend.name(),
+        reason: "this program was built without CUDA; `cargo xtask gpu --build-only` makes one that has it".to_owned(),
+    }
 }
 
 async fn heartbeats(control: Arc<RankControl>, up: Sender<v1::FromWorker>) {
