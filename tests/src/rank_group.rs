@@ -23,6 +23,7 @@ use kvasir_worker::{
     arith::Kernels,
     backend::Backend,
     canonical::Canonical,
+    gpu::{Gpu, host_device::HostDevice},
     oracle::Oracle,
     rank::{RankConfig, RankControl, RankWorker},
 };
@@ -357,6 +358,10 @@ pub fn backend(checkpoint: &Arc<Checkpoint>, options: &GroupOptions) -> Box<dyn 
             })
         }
         BackendKind::Candle => Box::new(Oracle::new(Arc::clone(checkpoint), options.weight_mode, cell).unwrap()),
-        BackendKind::CudaExact | BackendKind::CudaFast => panic!("this build has no CUDA"),
+        BackendKind::CudaExact => {
+            let device = HostDevice::new().unwrap();
+            Box::new(Gpu::new(device, Arc::clone(checkpoint), options.weight_mode, cell).unwrap())
+        }
+        BackendKind::CudaFast => panic!("this build has no CUDA"),
     }
 }

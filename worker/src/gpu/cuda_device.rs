@@ -88,15 +88,6 @@ impl CudaDevice {
         status.result().map_err(doing("giving cuBLAS its workspace"))
     }
 
-    /// Forms an NCCL communicator with the other ranks of an epoch, so that `all_reduce` works, if this build has NCCL and
-    /// every rank has a GPU that NCCL takes. Every rank makes this call at the same place.
-    /// Whether it was formed.
-    pub fn join(&mut self, collective: &mut dyn Collective) -> Result<bool, BackendError> {
-        self.group = None;
-        self.group = Group::form(&self.context, collective)?;
-        Ok(self.group.is_some())
-    }
-
     /// Free and total bytes of the GPU's memory.
     pub fn memory_bytes(&self) -> Result<(usize, usize), GpuError> {
         self.context.mem_get_info().map_err(doing("asking for free memory"))
@@ -263,6 +254,15 @@ impl GpuDevice for CudaDevice {
     fn synchronize(&mut self) -> Result<(), GpuError> {
         self.check_not_recording("waiting")?;
         self.wait()
+    }
+
+    /// Forms an NCCL communicator with the other ranks of an epoch, so that `all_reduce` works, if this build has NCCL and
+    /// every rank has a GPU that NCCL takes. Every rank makes this call at the same place.
+    /// Whether it was formed.
+    fn join(&mut self, collective: &mut dyn Collective) -> Result<bool, BackendError> {
+        self.group = None;
+        self.group = Group::form(&self.context, collective)?;
+        Ok(self.group.is_some())
     }
 
     fn all_reduce(&mut self, sums: &CudaBuffer, len: usize) -> Result<bool, GpuError> {
