@@ -10,5 +10,7 @@ pub mod host_device;
 pub mod kernel;
 pub mod packed_rows;
 pub mod product;
+#[cfg(feature = "cuda-on-host")]
+pub mod test_device;
 #[cfg(all(test, feature = "cuda-on-host"))]
 mod tests;

@@ -7,7 +7,7 @@
 use std::fmt::Debug;
 
 use super::kernel::Kernel;
-use crate::backend::BackendError;
+use crate::{backend::BackendError, collective::Collective};
 
 /// Most threads of a block.
 pub const BLOCK_THREADS_MAX: u32 = 1024;
@@ -170,6 +170,13 @@ pub trait GpuDevice: Send + Debug {
     fn gemm(&mut self, gemm: &Gemm) -> Result<(), GpuError>;
 
     fn synchronize(&mut self) -> Result<(), GpuError>;
+
+    /// Gets ready to add among the ranks of an epoch without the host, if that can be done; every rank calls at the same
+    /// place. False if the host has to add.
+    fn join(&mut self, collective: &mut dyn Collective) -> Result<bool, BackendError> {
+        let _ = collective;
+        Ok(false)
+    }
 
     /// Adds `len` i64 from the start of `sums` over all ranks of the epoch, in place, if the device has a way of its own;
     /// false if the host has to.
