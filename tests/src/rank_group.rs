@@ -23,7 +23,7 @@ use kvasir_worker::{
     arith::Kernels,
     backend::Backend,
     canonical::Canonical,
-    gpu::{Gpu, host_device::HostDevice},
+    gpu::{Gpu, test_device},
     oracle::Oracle,
     rank::{RankConfig, RankControl, RankWorker},
 };
@@ -359,7 +359,7 @@ pub fn backend(checkpoint: &Arc<Checkpoint>, options: &GroupOptions) -> Box<dyn 
         }
         BackendKind::Candle => Box::new(Oracle::new(Arc::clone(checkpoint), options.weight_mode, cell).unwrap()),
         BackendKind::CudaExact => {
-            let device = HostDevice::new().unwrap();
+            let device = test_device::open().unwrap();
             Box::new(Gpu::new(device, Arc::clone(checkpoint), options.weight_mode, cell).unwrap())
         }
         BackendKind::CudaFast => panic!("this build has no CUDA"),

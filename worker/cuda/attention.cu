@@ -215,8 +215,8 @@ __device__ __forceinline__ void attend(const AttendArgs &args) {
     }
 }
 
-KERNEL(attend_1, AttendArgs, 256) { attend<1>(args); }
-KERNEL(attend_2, AttendArgs, 256) { attend<2>(args); }
+KERNEL_OF_TWO(attend_1, AttendArgs, 256) { attend<1>(args); }
+KERNEL_OF_TWO(attend_2, AttendArgs, 256) { attend<2>(args); }
 KERNEL(attend_4, AttendArgs, 256) { attend<4>(args); }
 KERNEL(attend_8, AttendArgs, 256) { attend<8>(args); }
 KERNEL(attend_16, AttendArgs, 256) { attend<16>(args); }

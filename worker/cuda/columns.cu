@@ -4,7 +4,7 @@
 
 #define COLUMNS(suffix, Weights)                                                                  \
     KERNEL(columns_##suffix##_1, MatmulArgs, 256) { multiply_few<Weights, 1, false>(args); } \
-    KERNEL(columns_##suffix##_2, MatmulArgs, 256) { multiply_few<Weights, 2, false>(args); } \
+    KERNEL_OF_TWO(columns_##suffix##_2, MatmulArgs, 256) { multiply_few<Weights, 2, false>(args); } \
     KERNEL(columns_##suffix##_4, MatmulArgs, 256) { multiply_few<Weights, 4, false>(args); } \
     KERNEL(columns_##suffix##_8, MatmulArgs, 256) { multiply_few<Weights, 8, false>(args); }
 

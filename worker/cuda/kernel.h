@@ -7,11 +7,15 @@
 
 #ifdef KVASIR_ON_HOST
 #include "on_host.h"
+#define KERNEL_OF_TWO KERNEL
 #else
 #include <stdint.h>
 
 #define KERNEL(name, Args, threads) \
     extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args args)
+// Takes as many registers as leave room for two blocks: the compiler's own guess is fewer, and spills.
+#define KERNEL_OF_TWO(name, Args, threads) \
+    extern "C" __global__ void __launch_bounds__(threads, 2) name(const __grid_constant__ Args args)
 #endif
 
 #define FULL_WARP 0xffffffffu

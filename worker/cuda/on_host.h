@@ -65,6 +65,7 @@ static inline int __all_sync(unsigned mask, int holds) {
 }
 
 static inline void atomicAdd(unsigned long long *sum, unsigned long long value) { *sum += value; }
+static inline void atomicAdd(uint32_t *sum, uint32_t value) { *sum += value; }
 
 // Dot of four signed bytes.
 static inline int __dp4a(int a, int b, int sum) {

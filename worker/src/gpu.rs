@@ -25,6 +25,8 @@ pub mod product;
 pub mod step_memory;
 pub mod step_rows;
 pub mod table;
+#[cfg(feature = "cuda-on-host")]
+pub mod test_device;
 #[cfg(all(test, feature = "cuda-on-host"))]
 mod tests;
 pub mod unit_weights;

@@ -15,10 +15,11 @@ use std::{collections::BTreeMap, ffi::c_void, fmt, sync::Arc};
 
 use candle_core::cuda_backend::cudarc::{
     cublas::{CudaBlas, result::gemm_ex, sys as blas},
-    driver::{CudaContext, CudaGraph, CudaStream, result, sys},
+    driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, result, sys},
 };
 
-use self::{buffer::CudaBuffer, error::doing, functions::Functions, group::Group, staging::Staging};
+pub use self::buffer::CudaBuffer;
+use self::{error::doing, functions::Functions, group::Group, staging::Staging};
 use super::{
     device::{DeviceBuffer, Gemm, GemmDtype, GpuDevice, GpuError, GraphKey, LaunchShape},
     kernel::Kernel,
@@ -29,6 +30,10 @@ use crate::{backend::BackendError, collective::Collective};
 const CAPABILITY_MIN: (i32, i32) = (9, 0);
 /// cuBLAS allocates nothing while a step is recorded, so it gets this at the start: what NVIDIA advises for Hopper.
 const BLAS_WORKSPACE_BYTES: usize = 32 << 20;
+
+/// A place in the stream of what the GPU does.
+#[derive(Debug)]
+pub struct Mark(CudaEvent);
 
 pub struct CudaDevice {
     name: String,
@@ -86,6 +91,38 @@ impl CudaDevice {
         // SAFETY: the workspace lives as long as the device, which holds the handle.
         let status = unsafe { blas::cublasSetWorkspace_v2(*self.blas.handle(), address, BLAS_WORKSPACE_BYTES) };
         status.result().map_err(doing("giving cuBLAS its workspace"))
+    }
+
+    /// Remembers where the stream is, to take a time from there.
+    pub fn mark(&mut self) -> Result<Mark, GpuError> {
+        let timed = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        self.stream
+            .record_event(timed)
+            .map(Mark)
+            .map_err(doing("recording an event"))
+    }
+
+    /// Microseconds that the GPU took since then for what was started since then, once all of it is done.
+    pub fn since_us(&mut self, mark: &Mark) -> Result<f64, GpuError> {
+        let end = self.mark()?;
+        self.wait()?;
+        let elapsed_ms = mark.0.elapsed_ms(&end.0).map_err(doing("asking for a time"))?;
+        Ok(f64::from(elapsed_ms) * 1e3)
+    }
+
+    /// Sets every byte of a buffer.
+    pub fn fill(&mut self, target: &CudaBuffer, byte: u8) -> Result<(), GpuError> {
+        self.set_bytes(address_of(target, 0, target.bytes()), target.bytes(), byte)
+    }
+
+    fn set_bytes(&mut self, address: u64, bytes: usize, byte: u8) -> Result<(), GpuError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.context.bind_to_thread().map_err(doing("setting memory"))?;
+        // SAFETY: the callers checked the range, and freeing a buffer waits for the stream.
+        let set = unsafe { result::memset_d8_async(address, byte, bytes, self.stream.cu_stream()) };
+        set.map_err(doing("setting memory"))
     }
 
     /// Free and total bytes of the GPU's memory.
@@ -197,14 +234,7 @@ impl GpuDevice for CudaDevice {
     }
 
     fn clear(&mut self, target: &CudaBuffer, at: usize, bytes: usize) -> Result<(), GpuError> {
-        let target = address_of(target, at, bytes);
-        if bytes == 0 {
-            return Ok(());
-        }
-        self.context.bind_to_thread().map_err(doing("clearing memory"))?;
-        // SAFETY: as in `copy`.
-        let cleared = unsafe { result::memset_d8_async(target, 0, bytes, self.stream.cu_stream()) };
-        cleared.map_err(doing("clearing memory"))
+        self.set_bytes(address_of(target, at, bytes), bytes, 0)
     }
 
     fn launch_bytes(&mut self, kernel: Kernel, shape: LaunchShape, arguments: &[u8]) -> Result<(), GpuError> {

@@ -151,6 +151,8 @@ kernels! {
         SiluGate "silu_gate" SiluGateArgs;
     "vocab":
         VocabSummaries "vocab_summaries" VocabSummariesArgs;
+    "probe":
+        ReadWords "read_words" ReadWordsArgs;
 }
 
 /// A kernel's arguments, and who takes them.
@@ -448,4 +450,15 @@ pub struct VocabSummariesArgs {
     pub summaries: u64,
     pub stride: u32,
     pub num_units: u32,
+}
+
+/// Memory is read and summed: any grid, 256 threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct ReadWordsArgs {
+    /// 16 bytes each: `[count]`
+    pub words: u64,
+    /// u32 `[blocks]`, added to: of the u32 that a block read
+    pub sums: u64,
+    pub count: u64,
 }

@@ -10,10 +10,10 @@ use crate::{
     },
     gpu::{
         device::{DeviceBuffer as _, LaunchShape},
-        host_device::HostBuffer,
         kernel::{Kernel, MatmulArgs, QuantizeArgs, RowGroup},
         packed_rows::{GROUP_ROWS, PackedKind, pack_rows},
         product::Product,
+        test_device::TestBuffer,
     },
 };
 
@@ -56,7 +56,7 @@ impl Case {
     }
 
     /// The tokens on the device, quantized too.
-    fn put_x(&self, host: &mut Host) -> (HostBuffer, DeviceInt8, HostBuffer) {
+    fn put_x(&self, host: &mut Host) -> (TestBuffer, DeviceInt8, TestBuffer) {
         let x = host.put(&self.x);
         let int8 = DeviceInt8::room(host, self.cols, self.tokens);
         let poison = host.put(&vec![0u32; self.tokens]);
@@ -178,7 +178,7 @@ fn check_partials(host: &mut Host, case: &Case, unit: usize, context: &str) -> u
         .step_by(unit)
         .map(|at| at..case.cols.min(at + unit))
         .collect();
-    let units: Vec<HostBuffer> = columns
+    let units: Vec<TestBuffer> = columns
         .iter()
         .map(|columns| host.put(&case.pack(columns.clone())))
         .collect();

@@ -1,18 +1,20 @@
-//! Every kernel against the definition, bit for bit, on the host.
+//! Every kernel against the definition, bit for bit, on the host or on the GPU that `KVASIR_GPU` numbers.
 
 #![allow(clippy::unwrap_used)]
 
 mod attention;
+mod cells;
 mod elementwise;
 mod matmul;
+mod probe;
 mod rows;
 
 use bytemuck::Pod;
 
 use super::{
     device::{GpuDevice, LaunchShape},
-    host_device::{HostBuffer, HostDevice},
     kernel::{Arguments, Int8Rows, Kernel},
+    test_device::{self, TestBuffer, TestDevice},
 };
 use crate::arith::tests::inputs::Random;
 
@@ -30,14 +32,14 @@ pub fn random() -> Random {
 }
 
 /// A device with short ways to put things there.
-pub struct Host(pub HostDevice);
+pub struct Host(pub TestDevice);
 
 impl Host {
     pub fn new() -> Self {
-        Self(HostDevice::new().expect("a processor of the last ten years"))
+        Self(test_device::open().unwrap_or_else(|error| panic!("{error}")))
     }
 
-    pub fn put<T: Pod>(&mut self, values: &[T]) -> HostBuffer {
+    pub fn put<T: Pod>(&mut self, values: &[T]) -> TestBuffer {
         let bytes = bytemuck::cast_slice(values);
         let buffer = self.0.allocate("test", bytes.len()).expect("memory");
         self.0.upload(bytes, &buffer, 0).expect("room");
@@ -45,11 +47,11 @@ impl Host {
     }
 
     /// Of NaN, or of the largest integers.
-    pub fn room<T: Pod>(&mut self, len: usize) -> HostBuffer {
+    pub fn room<T: Pod>(&mut self, len: usize) -> TestBuffer {
         self.0.allocate("test", len * size_of::<T>()).expect("memory")
     }
 
-    pub fn get<T: Pod>(&mut self, buffer: &HostBuffer) -> Vec<T> {
+    pub fn get<T: Pod>(&mut self, buffer: &TestBuffer) -> Vec<T> {
         use super::device::DeviceBuffer as _;
         let mut values = vec![T::zeroed(); buffer.bytes() / size_of::<T>()];
         self.0
@@ -67,9 +69,9 @@ impl Host {
 
 /// Activations as int8 on the device.
 pub struct DeviceInt8 {
-    pub quants: HostBuffer,
-    pub scales: HostBuffer,
-    pub scaled_sums: HostBuffer,
+    pub quants: TestBuffer,
+    pub scales: TestBuffer,
+    pub scaled_sums: TestBuffer,
 }
 
 impl DeviceInt8 {
