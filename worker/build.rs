@@ -1,7 +1,7 @@
 //! Compiles the GPU kernels of `cuda/` where a feature asks for them; the ordinary build does nothing here.
 //!
-//! `cuda`: NVIDIA's compiler makes PTX of each .cu file, which the binary holds as text, and the driver makes machine
-//! code of that on the GPU it finds. `NVCC` names the compiler, else it is `nvcc` on PATH.
+//! `cuda`: NVIDIA's compiler makes an image of each .cu file, which the binary holds: machine code for Hopper, and PTX, of
+//! which the driver makes machine code for what is newer. `NVCC` names the compiler, else it is `nvcc` on PATH.
 //!
 //! `cuda-on-host`: the C++ compiler makes the same files run on this machine, for tests.
 
@@ -17,7 +17,7 @@ use std::{
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=build.rs");
     if env::var_os("CARGO_FEATURE_CUDA").is_some() {
-        compile_to_ptx(&PathBuf::from(env::var("OUT_DIR")?))?;
+        compile_for_gpu(&PathBuf::from(env::var("OUT_DIR")?))?;
     }
     #[cfg(feature = "cuda-on-host")]
     compile_for_host()?;
@@ -50,18 +50,18 @@ fn compile_for_host() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Leaves `ptx.rs`: one pair of name and text for each file.
-fn compile_to_ptx(output: &Path) -> Result<(), Box<dyn Error>> {
+/// Leaves `images.rs`: one pair of name and bytes for each file.
+fn compile_for_gpu(output: &Path) -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=cuda");
     println!("cargo:rerun-if-env-changed=NVCC");
     let mut list = String::new();
     for source in sources()? {
         let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let target = output.join(&stem).with_extension("ptx");
+        let target = output.join(&stem).with_extension("fatbin");
         nvcc(&source, &target)?;
-        writeln!(list, "({stem:?}, include_str!({target:?})),")?;
+        writeln!(list, "({stem:?}, include_bytes!({target:?})),")?;
     }
-    fs::write(output.join("ptx.rs"), format!("&[\n{list}]\n"))?;
+    fs::write(output.join("images.rs"), format!("&[\n{list}]\n"))?;
     Ok(())
 }
 
@@ -81,15 +81,9 @@ fn sources() -> Result<Vec<PathBuf>, Box<dyn Error>> {
 fn nvcc(source: &Path, target: &Path) -> Result<(), Box<dyn Error>> {
     let compiler = env::var_os("NVCC").unwrap_or_else(|| "nvcc".into());
     let status = Command::new(&compiler)
-        .args([
-            "--ptx",
-            "-arch=sm_90",
-            "-std=c++17",
-            "-O3",
-            "-fmad=false",
-            "-lineinfo",
-            "-o",
-        ])
+        .args(["--fatbin", "-gencode=arch=compute_90,code=sm_90"])
+        .args(["-gencode=arch=compute_90,code=compute_90", "-std=c++17", "-O3"])
+        .args(["-fmad=false", "-o"])
         .arg(target)
         .arg(source)
         .status()

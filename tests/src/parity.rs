@@ -72,7 +72,7 @@ impl Questions {
             Self::Plain => "parity.json",
             Self::Knobs => "sampling.json",
         };
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("digests").join(name)
+        crate::data_folder().join("digests").join(name)
     }
 
     pub fn read_digests(self) -> Digests {

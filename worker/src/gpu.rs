@@ -12,6 +12,11 @@ pub mod attention;
 pub mod cuda_device;
 pub mod device;
 pub mod device_cells;
+#[cfg(feature = "cuda")]
+mod door;
+#[cfg(not(feature = "cuda"))]
+#[path = "gpu/closed_door.rs"]
+mod door;
 mod forward;
 #[cfg(any(feature = "cuda", test))]
 mod group_card;
@@ -30,6 +35,8 @@ pub mod test_device;
 #[cfg(all(test, feature = "cuda-on-host"))]
 mod tests;
 pub mod unit_weights;
+
+pub use door::open;
 
 use std::{sync::Arc, time::Instant};
 

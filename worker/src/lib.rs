@@ -4,6 +4,8 @@
 
 /// Whether this build can compute on NVIDIA GPUs.
 pub const HAS_CUDA: bool = cfg!(feature = "cuda");
+/// Whether its GPUs can add among themselves.
+pub const HAS_NCCL: bool = cfg!(feature = "nccl");
 
 pub mod arith;
 pub mod backend;

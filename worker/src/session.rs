@@ -25,6 +25,7 @@ use tonic::transport::Endpoint;
 use crate::{
     backend::{Backend, BackendError},
     canonical::Canonical,
+    gpu,
     oracle::Oracle,
     rank::{RankConfig, RankControl, RankWorker},
 };
@@ -306,15 +307,10 @@ fn make_backend(config: &WorkerConfig, checkpoint: Arc<Checkpoint>) -> Result<Bo
     Ok(match config.backend {
         BackendKind::Canonical => Box::new(Canonical::new(checkpoint, config.weight_mode, cell, config.threads)?),
         BackendKind::Candle => Box::new(Oracle::new(checkpoint, config.weight_mode, cell)?),
-        BackendKind::CudaExact | BackendKind::CudaFast => return Err(no_cuda(config.backend).into()),
+        BackendKind::CudaExact | BackendKind::CudaFast => {
+            gpu::open(config.backend, config.gpu_ordinal, checkpoint, config.weight_mode, cell)?
+        }
     })
-}
-
-fn no_cuda(backend: BackendKind) -> BackendError {
-    BackendError::Device {
-        backend: backend.name(),
-        reason: "this program was built without CUDA; `cargo xtask gpu --build-only` makes one that has it".to_owned(),
-    }
 }
 
 async fn heartbeats(control: Arc<RankControl>, up: Sender<v1::FromWorker>) {

@@ -12,7 +12,7 @@ mod toolkit;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::arguments::GpuExtent;
 use crate::{paths, process};
@@ -37,7 +37,7 @@ pub fn run(extent: GpuExtent) -> Result<ExitCode> {
     println!("{compiled}");
     compiled.check_limits()?;
     let build = CudaBuild::new(toolkit);
-    let bundle = Bundle::write(&build.binaries()?)?;
+    let bundle = Bundle::write(&build.programs()?)?;
     println!("{bundle}");
     if extent == GpuExtent::Build {
         return Ok(ExitCode::SUCCESS);
@@ -65,10 +65,10 @@ struct CudaBuild {
     target: PathBuf,
 }
 
-/// The programs that go to the GPU machine.
-struct Binaries {
-    kvasir: PathBuf,
-    gpu_check: PathBuf,
+/// A program that goes to the GPU machine, and its name there.
+struct Program {
+    path: PathBuf,
+    name: String,
 }
 
 impl CudaBuild {
@@ -77,30 +77,82 @@ impl CudaBuild {
         Self { toolkit, target }
     }
 
-    /// Compiles the libraries, makes stand-ins for what they call, and links the programs.
-    fn binaries(&self) -> Result<Binaries> {
-        let profile = self.target.join("debug");
-        process::run(&mut self.cargo(&["--package", "kvasir-tests", "--lib"]))?;
-        let stubs = self.target.join("stubs");
-        link_stubs::write(&profile.join("deps"), &stubs)?;
-        for what in [
-            ["--package", "kvasir", "--bin", "kvasir"],
-            ["--package", "kvasir-tests", "--example", "gpu_check"],
-        ] {
-            process::run(self.cargo(&what).env("LIBRARY_PATH", &stubs))?;
-        }
-        Ok(Binaries {
-            kvasir: profile.join("kvasir"),
-            gpu_check: profile.join("examples/gpu_check"),
-        })
+    /// Compiles the libraries, makes stand-ins for what they call, and links the programs: the binary, the measurements,
+    /// and the tests that run on a GPU as they run in CI on the host's device.
+    fn programs(&self) -> Result<Vec<Program>> {
+        process::run(&mut self.cargo("build", &["--package", "kvasir-tests", "--lib"]))?;
+        link_stubs::write(&self.target.join("debug/deps"), &self.stubs())?;
+        let kvasir = ["--package", "kvasir", "--bin", "kvasir"];
+        let tests = [
+            "--package",
+            "kvasir-tests",
+            "--example",
+            "gpu_bench",
+            "--test",
+            "gpu_parity",
+            "--test",
+            "gpu_group",
+        ];
+        let mut programs = self.executables("build", &[kvasir.as_slice(), &tests].concat())?;
+        programs.extend(self.executables("test", &["--no-run", "--package", "kvasir-worker", "--lib"])?);
+        Ok(programs)
     }
 
-    fn cargo(&self, what: &[&str]) -> Command {
+    fn executables(&self, command: &str, what: &[&str]) -> Result<Vec<Program>> {
+        let mut cargo = self.cargo(command, what);
+        cargo
+            .arg("--message-format=json-render-diagnostics")
+            .stderr(Stdio::inherit());
+        let output = cargo
+            .output()
+            .with_context(|| format!("cannot start {}", process::line(&cargo)))?;
+        if !output.status.success() {
+            bail!("{} ended with {}", process::line(&cargo), output.status);
+        }
+        let messages = String::from_utf8_lossy(&output.stdout);
+        Ok(messages.lines().filter_map(Program::in_message).collect())
+    }
+
+    fn stubs(&self) -> PathBuf {
+        self.target.join("stubs")
+    }
+
+    fn cargo(&self, command: &str, what: &[&str]) -> Command {
         let mut cargo = paths::cargo();
-        cargo.arg("build").args(what).args(["--features", FEATURES]);
+        cargo.arg(command).args(what).args(["--features", &features(what)]);
         cargo.arg("--target-dir").arg(&self.target);
+        cargo.env("LIBRARY_PATH", self.stubs());
         cuda_environment(&mut cargo, self.toolkit.home(), &self.toolkit.nvcc());
         cargo
+    }
+}
+
+/// Of each package that is named: the device on the host belongs to all, so that they share what is compiled.
+fn features(what: &[&str]) -> String {
+    let packages = what
+        .windows(2)
+        .filter(|pair| pair[0] == "--package")
+        .map(|pair| pair[1]);
+    let of_package = |package| match package {
+        "kvasir-worker" => "kvasir-worker/nccl,kvasir-worker/cuda-on-host".to_owned(),
+        other => format!("{other}/{FEATURES}"),
+    };
+    packages.map(of_package).collect::<Vec<_>>().join(",")
+}
+
+impl Program {
+    /// From a line that cargo writes about what it built. The name is without cargo's hash.
+    fn in_message(line: &str) -> Option<Self> {
+        let path = PathBuf::from(line.split_once("\"executable\":\"")?.1.split_once('"')?.0);
+        let file = path.file_name()?.to_string_lossy().into_owned();
+        let in_deps = path.parent().is_some_and(|folder| folder.ends_with("deps"));
+        let name = match file.rsplit_once('-') {
+            Some((name, _)) if in_deps => name.to_owned(),
+            _ => file,
+        };
+        // The library's own tests, which cargo names as the library.
+        let name = name.replace("kvasir_worker", "worker_tests");
+        Some(Self { path, name })
     }
 }
 
@@ -112,4 +164,32 @@ fn cuda_environment(command: &mut Command, home: &Path, nvcc: &Path) {
         .env("NVCC", nvcc)
         .env("CUDA_COMPUTE_CAP", COMPUTE_CAPABILITY)
         .env("CUDARC_CUDA_VERSION", CUDA_VERSION);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_known_by_its_target() {
+        let name = |path: &str| {
+            let line = format!("{{\"reason\":\"compiler-artifact\",\"executable\":\"{path}\",\"fresh\":true}}");
+            Program::in_message(&line).map(|program| program.name)
+        };
+        assert_eq!(name("/t/debug/kvasir").as_deref(), Some("kvasir"));
+        assert_eq!(name("/t/debug/deps/gpu_parity-0123abcd").as_deref(), Some("gpu_parity"));
+        assert_eq!(
+            name("/t/debug/deps/kvasir_worker-0123abcd").as_deref(),
+            Some("worker_tests")
+        );
+        assert_eq!(name("/t/debug/examples/gpu_bench").as_deref(), Some("gpu_bench"));
+        assert!(Program::in_message("{\"executable\":null}").is_none());
+    }
+
+    #[test]
+    fn every_package_gets_its_features() {
+        assert_eq!(features(&["--package", "kvasir", "--bin", "kvasir"]), "kvasir/nccl");
+        let both = features(&["--package", "kvasir", "--package", "kvasir-tests"]);
+        assert_eq!(both, "kvasir/nccl,kvasir-tests/nccl");
+    }
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::Binaries;
+use super::Program;
 use crate::{model, paths, process};
 
 /// What can be carried to such a machine at once, with room to spare for what travels beside it.
@@ -23,21 +23,24 @@ pub struct Bundle {
 
 impl Bundle {
     /// Errors if it has become too large to carry.
-    pub fn write(binaries: &Binaries) -> Result<Self> {
-        let folder = paths::root().join("target/gpu-bundle");
+    pub fn write(programs: &[Program]) -> Result<Self> {
+        let root = paths::root();
+        let folder = root.join("target/gpu-bundle");
         if folder.exists() {
             fs::remove_dir_all(&folder).with_context(|| format!("cannot clear {}", folder.display()))?;
         }
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        strip(&binaries.kvasir, &folder.join("kvasir"))?;
-        strip(&binaries.gpu_check, &folder.join("gpu_check"))?;
-        let root = paths::root();
+        pack_programs(programs, &folder)?;
         for script in ["gpu_check.sh", "torch_times.py"] {
             copy(&root.join("tests/gpu").join(script), &folder.join(script))?;
         }
-        for data in ["tests/digests", "tests/reference", "tests/golden"] {
+        for data in ["tests/digests", "tests/reference/models"] {
             copy_folder(&root.join(data), &folder.join(data))?;
         }
+        copy(
+            &root.join("tests/reference/models.json"),
+            &folder.join("tests/reference/models.json"),
+        )?;
         let bytes = folder_bytes(&folder)?;
         if bytes > BYTES_MAX {
             bail!(
@@ -86,9 +89,32 @@ impl fmt::Display for Bundle {
     }
 }
 
-fn strip(source: &Path, target: &Path) -> Result<()> {
-    let mut strip = Command::new("strip");
-    process::run(strip.arg("-o").arg(target).arg(source)).context("cannot strip a program (Debian: binutils)")
+/// One archive of all, since they have most in common: its dictionary is as long as several of them.
+const PACK: &str = "\
+import lzma, sys, tarfile
+target, folder, *names = sys.argv[1:]
+filters = [{'id': lzma.FILTER_LZMA2, 'preset': 6, 'dict_size': 256 << 20}]
+with lzma.open(target, 'wb', filters=filters) as packed, tarfile.open(fileobj=packed, mode='w|') as archive:
+    for name in names:
+        archive.add(folder + '/' + name, name)
+";
+
+fn pack_programs(programs: &[Program], folder: &Path) -> Result<()> {
+    let stripped = paths::root().join("target/cuda/stripped");
+    fs::create_dir_all(&stripped).with_context(|| format!("cannot make {}", stripped.display()))?;
+    for program in programs {
+        let mut strip = Command::new("strip");
+        strip.arg("-o").arg(stripped.join(&program.name)).arg(&program.path);
+        process::run(&mut strip).context("cannot strip a program (Debian: binutils)")?;
+    }
+    eprintln!("packing {} programs, which takes a minute or two", programs.len());
+    let mut python = Command::new("python3");
+    python
+        .args(["-c", PACK])
+        .arg(folder.join("programs.tar.xz"))
+        .arg(&stripped);
+    python.args(programs.iter().map(|program| &program.name));
+    process::run(&mut python).context("cannot pack the programs")
 }
 
 fn copy(source: &Path, target: &Path) -> Result<()> {

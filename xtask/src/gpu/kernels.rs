@@ -96,7 +96,7 @@ fn stem(source: &Path) -> String {
 /// The flags of the worker's build script: IEEE arithmetic, no contraction.
 fn nvcc(toolkit: &Toolkit, source: &Path, arch: &str) -> Command {
     let mut nvcc = Command::new(toolkit.nvcc());
-    nvcc.args(["-std=c++17", "-O3", "-fmad=false", "-lineinfo"]);
+    nvcc.args(["-std=c++17", "-O3", "-fmad=false"]);
     nvcc.arg(format!("-arch={arch}")).arg(source);
     nvcc
 }

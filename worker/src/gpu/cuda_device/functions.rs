@@ -1,10 +1,13 @@
-//! The kernels, loaded: from the PTX that this program holds to functions that the driver launches.
+//! The kernels, loaded: from the images that this program holds to functions that the driver launches.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaFunction, CudaStream, result,
-    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+use candle_core::cuda_backend::cudarc::{
+    driver::{
+        CudaContext, CudaFunction, CudaStream, result,
+        sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+    },
+    nvrtc::Ptx,
 };
 
 use super::error::doing;
@@ -13,8 +16,8 @@ use crate::gpu::{
     kernel::Kernel,
 };
 
-/// Each source file's name and its PTX.
-const PTX: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
+/// Each source file's name, and its machine code and PTX.
+const IMAGES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 /// What a block gets without being asked for.
 const SHARED_BYTES_PLAIN: u32 = 48 << 10;
 
@@ -29,14 +32,16 @@ struct Loaded {
 }
 
 impl Functions {
-    /// The driver compiles what it has not compiled before; that takes seconds, once for each driver.
+    /// On a GPU newer than Hopper the driver compiles what it has not compiled before: seconds, once for each driver.
     pub(super) fn load(context: &Arc<CudaContext>) -> Result<Self, GpuError> {
         let mut modules = BTreeMap::new();
-        for &(file, ptx) in PTX {
-            let module = context.load_module(ptx.into()).map_err(|error| GpuError::Device {
-                doing: "compiling the kernels for this GPU",
-                reason: format!("{file}: {error}; the driver must be of CUDA 13.0 or newer"),
-            })?;
+        for &(file, image) in IMAGES {
+            let module = context
+                .load_module(Ptx::from_binary(image.to_vec()))
+                .map_err(|error| GpuError::Device {
+                    doing: "loading the kernels",
+                    reason: format!("{file}: {error}; the driver must be of CUDA 13.0 or newer"),
+                })?;
             modules.insert(file, module);
         }
         let mut loaded = BTreeMap::new();
