@@ -21,8 +21,10 @@ usage: cargo xtask CHORE [FLAGS]
       --plant NAME                plants a named fault that the simulation must find
   fuzz [TARGET] [--seconds N]     runs the fuzz targets, all or one, on bytes that nobody would send
       --seconds N                 how long each target runs, 10 unless given
-  gpu [--build-only | --check]    builds the CUDA binary without a GPU, bundles it, and checks it where a GPU is
+  gpu [--build-only | --dry-run | --check]
+                                  builds the CUDA binary without a GPU, bundles it, and checks it where a GPU is
       --build-only                builds and bundles alone
+      --dry-run                   checks the bundle on this machine, its kernels on the host
       --check                     checks the types alone, without NVIDIA's compiler
   tidy                            checks the architecture rules on the sources
   codegen                         generates the Rust code of the .proto files again
@@ -75,6 +77,8 @@ pub enum GpuExtent {
     Types,
     /// Kernels, binary and bundle.
     Build,
+    /// And the check, on the host's device.
+    DryRun,
     /// And the check, if a GPU is here.
     Check,
 }
@@ -168,6 +172,7 @@ fn parse_gpu(parser: &mut Parser) -> Result<Chore> {
     while let Some(argument) = parser.next()? {
         match argument {
             Long("build-only") if extent.is_none() => extent = Some(GpuExtent::Build),
+            Long("dry-run") if extent.is_none() => extent = Some(GpuExtent::DryRun),
             Long("check") if extent.is_none() => extent = Some(GpuExtent::Types),
             Long("help") | Short('h') => return Ok(Chore::Help),
             other => return Err(other.unexpected().into()),
@@ -252,6 +257,7 @@ mod tests {
         for (line, extent) in [
             ("gpu", GpuExtent::Check),
             ("gpu --build-only", GpuExtent::Build),
+            ("gpu --dry-run", GpuExtent::DryRun),
             ("gpu --check", GpuExtent::Types),
         ] {
             assert_eq!(parsed(line).unwrap(), Chore::Gpu(extent), "{line}");

@@ -26,6 +26,8 @@ const COMPUTE_CAPABILITY: &str = "90";
 /// As cudarc counts CUDA 13.0.
 const CUDA_VERSION: &str = "13000";
 const FEATURES: &str = "nccl";
+/// The kernels are slow on the host.
+const DRY_RUN_SECONDS: &str = "900";
 
 pub fn run(extent: GpuExtent) -> Result<ExitCode> {
     if extent == GpuExtent::Types {
@@ -39,14 +41,22 @@ pub fn run(extent: GpuExtent) -> Result<ExitCode> {
     let build = CudaBuild::new(toolkit);
     let bundle = Bundle::write(&build.programs()?)?;
     println!("{bundle}");
-    if extent == GpuExtent::Build {
-        return Ok(ExitCode::SUCCESS);
+    let mut check = bundle.check_command();
+    match extent {
+        GpuExtent::Types | GpuExtent::Build => return Ok(ExitCode::SUCCESS),
+        GpuExtent::DryRun => {
+            check.env("KVASIR_GPU", "host").env("LD_LIBRARY_PATH", build.stubs());
+            check
+                .env("GPU_CHECK_SECONDS", DRY_RUN_SECONDS)
+                .env("GPU_TEST_SECONDS", DRY_RUN_SECONDS);
+        }
+        GpuExtent::Check if has_gpu() => {}
+        GpuExtent::Check => {
+            println!("{}", bundle.how_to_carry());
+            return Ok(ExitCode::SUCCESS);
+        }
     }
-    if !has_gpu() {
-        println!("{}", bundle.how_to_carry());
-        return Ok(ExitCode::SUCCESS);
-    }
-    let status = bundle.check_command().status().context("cannot start gpu-check")?;
+    let status = check.status().context("cannot start gpu-check")?;
     Ok(ExitCode::from(
         status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
     ))

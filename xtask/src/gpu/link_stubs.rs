@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -123,6 +124,13 @@ impl Library {
         rest.is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_uppercase()))
     }
 
+    /// So that a program starts with the stand-ins, to see that it runs as far as it does without a GPU.
+    fn link_soname(&self, folder: &Path) -> Result<()> {
+        let link = folder.join(self.soname);
+        let _ = fs::remove_file(&link);
+        symlink(format!("lib{}.so", self.name), &link).with_context(|| format!("cannot link {}", link.display()))
+    }
+
     fn write(&self, symbols: &[&String], folder: &Path) -> Result<()> {
         let mut source = String::new();
         for symbol in symbols {
@@ -136,7 +144,8 @@ impl Library {
             .arg("-o")
             .arg(folder.join(format!("lib{}.so", self.name)))
             .arg(&source_path);
-        process::run(&mut gcc).context("cannot make a library to link against")
+        process::run(&mut gcc).context("cannot make a library to link against")?;
+        self.link_soname(folder)
     }
 }
 
