@@ -5,24 +5,7 @@
 // device memory once for all readers of a block; from shared memory it is read by the thread of its position (scores) or of its
 // dimension (outputs), so that every chain of additions is one thread's, in order.
 
-#include "cells.h"
-
-struct AttendItem {
-    uint32_t row;
-    uint32_t rows;
-};
-
-struct AttendArgs {
-    const float *columns;
-    const AttendItem *items;
-    float *chunks;
-    CellPlaces cells;
-    RowPlaces rows;
-    uint32_t group;
-    uint32_t heads;
-    uint32_t num_chunks;
-    uint32_t first_row;
-};
+#include "attend_args.h"
 
 // Dimensions of K in shared memory at a time, and floats between positions: four threads' loads of 16 bytes meet no bank twice.
 constexpr int SLICE = 32;
@@ -225,6 +208,7 @@ KERNEL(attend_32, AttendArgs, 256) { attend<32>(args); }
 struct MergeChunksArgs {
     const float *chunks;
     float *out;
+    uint16_t *halves;
     const uint32_t *positions;
     uint32_t head_dim;
     uint32_t num_heads;
@@ -247,5 +231,7 @@ KERNEL(merge_chunks, MergeChunksArgs, 256) {
         sum = fmaf(sum, a, chunk[1] * b);
         max = both;
     }
-    args.out[((uint64_t)row * args.num_heads + blockIdx.x) * args.head_dim + d] = out / sum;
+    const uint64_t at = ((uint64_t)row * args.num_heads + blockIdx.x) * args.head_dim + d;
+    args.out[at] = out / sum;
+    if (args.halves) args.halves[at] = to_bfloat(out / sum);
 }

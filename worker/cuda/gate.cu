@@ -6,6 +6,7 @@ struct SiluGateArgs {
     const float *columns;
     const float *biases;
     float *inner;
+    uint16_t *halves;
     Int8Rows int8;
     uint32_t *poison;
     uint32_t cols;
@@ -26,5 +27,6 @@ KERNEL(silu_gate, SiluGateArgs, 256) {
     }
     const float inner = (gate / (1.0f + exponential(-gate))) * up;
     args.inner[(uint64_t)token * args.cols + c] = inner;
+    if (args.halves) args.halves[(uint64_t)token * args.cols + c] = to_bfloat(inner);
     if (args.int8.quants) quantize_column(inner, args.int8, args.poison, token, args.cols, c);
 }

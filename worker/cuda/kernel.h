@@ -107,6 +107,13 @@ __device__ __forceinline__ uint16_t to_half(float value) {
 
 __device__ __forceinline__ float from_bfloat(uint16_t bits) { return from_bits((uint32_t)bits << 16); }
 
+// Ties to even; what is not a number stays none.
+__device__ __forceinline__ uint16_t to_bfloat(float value) {
+    const uint32_t bits = bits_of(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 __device__ __forceinline__ bool is_finite(float value) { return (bits_of(value) & 0x7f800000u) != 0x7f800000u; }
 
 // A value as a count of 2^-30, ties to even. False unless it is finite and below 2^20: then it counts 0.

@@ -9,6 +9,7 @@ struct ResidualNormArgs {
     const float *bias;
     const float *weight;
     float *normed;
+    uint16_t *halves;
     Int8Rows int8;
     uint32_t *poison;
     uint32_t cols;
@@ -64,6 +65,7 @@ KERNEL(residual_norm, ResidualNormArgs, 256) {
     for (uint32_t c = threadIdx.x; c < args.cols; c += 256) {
         float normed = (row[c] * r) * args.weight[c];
         args.normed[begin + c] = normed;
+        if (args.halves) args.halves[begin + c] = to_bfloat(normed);
         if (args.int8.quants) quantize_column(normed, args.int8, args.poison, token, args.cols, c);
     }
 }

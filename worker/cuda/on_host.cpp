@@ -29,6 +29,7 @@ struct Fiber {
 struct Runner {
     Fiber fibers[THREADS_MAX];
     uint32_t lanes[2][THREADS_MAX];
+    uint32_t matrices[2][THREADS_MAX][MATRIX_WORDS];
     unsigned char *stacks;
     unsigned char *shared;
     void *stack_pointer;
@@ -147,6 +148,15 @@ bool run_block(Runner *runner, unsigned threads) {
 }  // namespace
 
 void wait_for_block() { leave(AT_BLOCK); }
+
+const uint32_t *exchange_matrices(const uint32_t (&words)[MATRIX_WORDS]) {
+    Runner *runner = running;
+    const unsigned thread = runner->current;
+    auto &matrices = runner->matrices[runner->fibers[thread].exchanges++ & 1];
+    memcpy(matrices[thread], words, sizeof words);
+    leave(AT_WARP);
+    return matrices[thread / WARP * WARP];
+}
 
 uint32_t exchange(uint32_t value, unsigned lane) {
     Runner *runner = running;

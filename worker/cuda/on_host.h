@@ -26,6 +26,10 @@ extern thread_local Place here;
 
 void wait_for_block();
 
+// What all lanes of the warp bring: [lane][MATRIX_WORDS]. Stands until the second call after this one.
+constexpr unsigned MATRIX_WORDS = 6;
+const uint32_t *exchange_matrices(const uint32_t (&words)[MATRIX_WORDS]);
+
 // Every lane brings a value and takes that of another lane.
 uint32_t exchange(uint32_t value, unsigned lane);
 

@@ -1,8 +1,11 @@
 //! The GPU backend: the forward pass in kernels of our own, over any `GpuDevice`.
 //!
-//! The exact mode computes the canonical arithmetic itself, the definition in `arith/reference.rs`: what is promised of the
+//! Two modes, never in one group. The *exact* mode computes the canonical arithmetic itself, the definition in `arith/reference.rs`: what is promised of the
 //! canonical backend holds here, for any plan, batch, chunking and history. On the host (`host_device`) its bits are those of
 //! the CPU backend, and tests compare them; on a GPU that has to be seen, and until then its numerics id is its own.
+//! The *fast* mode multiplies bf16 weights and activations with f32 sums in whatever order the matrix library takes, and attends
+//! on tensor cores: it promises answers that are right within bf16's precision, and no bit. Between ranks it adds as the exact
+//! mode does.
 //!
 //! All device work is started by the rank thread. A step waits for the device where the host needs something: sums, if other
 //! ranks must add theirs and the devices cannot do so among themselves, poison, and what the sampler looks at.
@@ -10,6 +13,7 @@
 pub mod attention;
 #[cfg(feature = "cuda")]
 pub mod cuda_device;
+pub mod dense_weights;
 pub mod device;
 pub mod device_cells;
 #[cfg(feature = "cuda")]
@@ -44,12 +48,13 @@ use kvasir_kv::{BlockId, CellLayout, EpochSpec, LoadReport, RankShare, UnitId, U
 use kvasir_model::{Checkpoint, ModelSpec, WeightMode};
 
 use self::{
-    attention::AttentionShape,
+    attention::{AttentionShape, READERS_MAX, fits_tensor_cores},
+    dense_weights::DenseWeights,
     device::GpuDevice,
     device_cells::DeviceCells,
-    layer_tables::{ColumnsTable, LayerTables, head_tables, layer_tables},
+    layer_tables::{ColumnsTable, LayerTables, dense_head_tables, dense_layer_tables, head_tables, layer_tables},
     step_memory::{StepMemory, Widths},
-    step_rows::{READERS_MAX, StepRows},
+    step_rows::StepRows,
     table::{Place, Table, TableDraft},
     unit_weights::UnitWeights,
 };
@@ -59,18 +64,34 @@ use crate::{
     collective::Collective,
     rank_books::WorkInput,
     sampler::UnitRows,
-    weights::RankWeights,
+    weights::{RankWeights, Taken},
 };
 
 /// Of the kernels: threads of a block that each take one dimension.
 const HEAD_DIM_MAX: u32 = 256;
+
+/// What is promised, and how it is computed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arithmetic {
+    /// The canonical bits.
+    Exact,
+    /// bf16 with f32 sums; no promise about bits.
+    Fast,
+}
+
+#[derive(Debug)]
+enum Weights<B> {
+    Exact(UnitWeights<B>),
+    /// `None` before the first epoch.
+    Fast(Option<DenseWeights<B>>),
+}
 
 #[derive(Debug)]
 pub struct Gpu<D: GpuDevice> {
     // Buffers before the device that they are of.
     epoch: Option<EpochTables<D::Buffer>>,
     memory: Option<StepMemory<D::Buffer>>,
-    weights: UnitWeights<D::Buffer>,
+    weights: Weights<D::Buffer>,
     cells: DeviceCells<D::Buffer>,
     device: D,
     layout: UnitLayout,
@@ -82,6 +103,8 @@ pub struct Gpu<D: GpuDevice> {
     eps: f32,
     rows: StepRows,
     reduce_us: u32,
+    /// Whether this rank is the only one.
+    alone: bool,
     /// Of this epoch: whether the devices add among themselves. `None` before the first step.
     joined: Option<bool>,
 }
@@ -105,6 +128,7 @@ impl<D: GpuDevice> Gpu<D> {
     /// Nothing but the norms is loaded yet. Errors if the model's heads are beyond the kernels.
     pub fn new(
         device: D,
+        arithmetic: Arithmetic,
         checkpoint: Arc<Checkpoint>,
         mode: WeightMode,
         cell: CellLayout,
@@ -118,7 +142,10 @@ impl<D: GpuDevice> Gpu<D> {
         Ok(Self {
             epoch: None,
             memory: None,
-            weights: UnitWeights::default(),
+            weights: match arithmetic {
+                Arithmetic::Exact => Weights::Exact(UnitWeights::default()),
+                Arithmetic::Fast => Weights::Fast(None),
+            },
             cells: DeviceCells::new(cell),
             device,
             layout,
@@ -129,6 +156,7 @@ impl<D: GpuDevice> Gpu<D> {
             vocab_units: Vec::new(),
             rows: StepRows::default(),
             reduce_us: 0,
+            alone: true,
             joined: None,
         })
     }
@@ -147,14 +175,55 @@ impl<D: GpuDevice> Gpu<D> {
         Ok(self.cells.scatter(&mut self.device, head, blocks, bytes)?)
     }
 
+    fn is_fast(&self) -> bool {
+        matches!(self.weights, Weights::Fast(_))
+    }
+
+    /// Makes `share` what is held.
+    fn take(&mut self, share: &RankShare) -> Result<Taken, BackendError> {
+        let checkpoint = self.replicated.checkpoint();
+        let (device, layout) = (&mut self.device, &self.layout);
+        match &mut self.weights {
+            Weights::Exact(weights) => weights.take(device, checkpoint, self.mode, layout, share),
+            Weights::Fast(weights) => {
+                let num_units = UnitKind::ALL
+                    .into_iter()
+                    .map(|kind| share.units(kind).len() as u32)
+                    .sum();
+                let (mut loaded, mut kept) = (0, num_units);
+                if weights.as_ref().is_none_or(|weights| weights.share() != share) {
+                    (loaded, kept) = (num_units, 0);
+                    // Before the new ones come: both may not fit.
+                    *weights = None;
+                    *weights = Some(DenseWeights::load(device, checkpoint, layout, share)?);
+                }
+                let bytes = weights.as_ref().map_or(0, DenseWeights::bytes);
+                Ok(Taken { loaded, kept, bytes })
+            }
+        }
+    }
+
     fn hidden(&self) -> usize {
         self.layout.shape().hidden_size as usize
     }
 
     fn epoch_tables(&mut self, share: &RankShare) -> Result<EpochTables<D::Buffer>, BackendError> {
         let mut draft = TableDraft::default();
-        let layers = layer_tables(&self.weights, &self.replicated.replicated, &mut draft);
-        let (head, head_begins) = head_tables(&self.weights, &mut draft);
+        let replicated = &self.replicated.replicated;
+        let (layers, (head, head_begins)) = match &self.weights {
+            Weights::Exact(weights) => (
+                layer_tables(weights, replicated, &mut draft),
+                head_tables(weights, &mut draft),
+            ),
+            Weights::Fast(weights) => {
+                let weights = weights.as_ref().expect("loaded before");
+                let units = self.vocab_units.iter().map(|unit| unit.rows);
+                (
+                    dense_layer_tables(weights, replicated, &mut draft),
+                    dense_head_tables(weights, units, &mut draft),
+                )
+            }
+        };
         let output_norm = draft.put(&self.replicated.output_norm);
         let slabs = draft.put(&self.cells.slab_addresses());
         let heads = self.layout.shape().heads;
@@ -162,9 +231,10 @@ impl<D: GpuDevice> Gpu<D> {
             head_dim: heads.head_dim() as usize,
             heads: share.num_kv_heads() as usize,
             group: heads.group_size() as usize,
+            fast: self.is_fast() && fits_tensor_cores(self.cells.layout(), heads.group_size()),
         };
         Ok(EpochTables {
-            widths: self.widths(&layers, &head, &shape),
+            widths: self.widths(&layers, &head),
             table: draft.upload(&mut self.device)?,
             layers,
             output_norm,
@@ -175,18 +245,18 @@ impl<D: GpuDevice> Gpu<D> {
         })
     }
 
-    fn widths(&self, layers: &[LayerTables], head: &ColumnsTable, shape: &AttentionShape) -> Widths {
+    fn widths(&self, layers: &[LayerTables], head: &ColumnsTable) -> Widths {
         let phases = || layers.iter().flat_map(|layer| [&layer.attention, &layer.ffn]);
         let columns = phases().map(|phase| phase.columns.rows as usize).max();
-        let inner = phases().filter_map(|phase| Some(phase.partials?.cols() as usize)).max();
+        let inner = phases().filter_map(|phase| Some(phase.partials?.cols as usize)).max();
         Widths {
             hidden: self.hidden(),
             columns: columns.unwrap_or(0),
             inner: inner.unwrap_or(0),
             vocab: head.rows as usize,
-            vocab_units: self.weights.vocab.len(),
+            vocab_units: self.vocab_units.len(),
             rope_pairs: self.frequencies.len(),
-            chunk: shape.chunk_floats(),
+            halves: self.is_fast(),
         }
     }
 }
@@ -220,16 +290,9 @@ impl<D: GpuDevice> Backend for Gpu<D> {
         self.device.forget_graphs();
         self.device.synchronize()?;
         (self.epoch, self.memory, self.joined) = (None, None, None);
-        let taken = self.weights.take(
-            &mut self.device,
-            self.replicated.checkpoint(),
-            self.mode,
-            &self.layout,
-            share,
-        )?;
+        let taken = self.take(share)?;
         self.cells
             .resize(&mut self.device, share.attention.clone(), spec.num_blocks)?;
-        self.epoch = Some(self.epoch_tables(share)?);
         let extents = share
             .vocab
             .clone()
@@ -240,6 +303,7 @@ impl<D: GpuDevice> Backend for Gpu<D> {
                 rows: rows.end - rows.start,
             })
             .collect();
+        self.epoch = Some(self.epoch_tables(share)?);
         Ok(LoadReport {
             units_loaded: taken.loaded,
             units_kept: taken.kept,
@@ -273,6 +337,7 @@ impl<D: GpuDevice> Backend for Gpu<D> {
         if self.joined.is_none() {
             self.joined = Some(collective.world_size() > 1 && self.device.join(collective)?);
         }
+        self.alone = collective.world_size() == 1;
         self.begin_step(work)?;
         self.embed(work, collective)?;
         self.layers(collective)?;

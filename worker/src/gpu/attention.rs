@@ -2,12 +2,20 @@
 
 use std::ops::Range;
 
+use kvasir_kv::{CellLayout, KvDtype};
+
 use super::{
     device::{DeviceBuffer, GpuDevice, GpuError, LaunchShape},
     kernel::{Arguments as _, AttendArgs, CellPlaces, Kernel, MergeChunksArgs, RowPlaces},
-    step_memory::StepMemory,
-    step_rows::{READERS_MAX, StepRows, items_in},
+    step_memory::{StepMemory, address_or_none},
+    step_rows::{StepRows, items_in},
 };
+
+/// Query rows and heads that a kernel serves at once.
+pub const READERS_MAX: u32 = 32;
+/// The same on tensor cores: the rows of their product.
+const FAST_READERS: u32 = 16;
+const FAST_WARPS: usize = 4;
 
 /// Most bytes of chunks that wait for their merge, if one run of rows needs no more.
 const CHUNK_BYTES_MAX: usize = 64 << 20;
@@ -37,6 +45,13 @@ pub struct AttentionShape {
     pub heads: usize,
     /// Query heads per KV head.
     pub group: usize,
+    /// On tensor cores.
+    pub fast: bool,
+}
+
+/// Whether tensor cores can attend to such heads and cells.
+pub fn fits_tensor_cores(cell: &CellLayout, group: u32) -> bool {
+    cell.dtype() == KvDtype::F16 && [64, 128].contains(&cell.head_dim()) && group <= FAST_READERS
 }
 
 impl AttentionShape {
@@ -51,8 +66,10 @@ impl AttentionShape {
         (CHUNK_BYTES_MAX / row_bytes.max(1)).max(self.run_rows())
     }
 
-    fn run_rows(&self) -> usize {
-        (READERS_MAX as usize / self.group).max(1)
+    /// Rows of a sequence that attend together.
+    pub fn run_rows(&self) -> usize {
+        let readers = if self.fast { FAST_READERS } else { READERS_MAX };
+        (readers as usize / self.group).max(1)
     }
 
     /// Floats of chunks that a step needs.
@@ -104,13 +121,23 @@ impl AttentionShape {
         if range.is_empty() {
             return Ok(());
         }
-        let (readers, kernel) = kernel_for(readers);
         let args = AttendArgs {
             items: items + 8 * range.start as u64,
             ..args
         };
-        let floats = STAGE_FLOATS + (self.head_dim + CHUNK_POSITIONS) * readers as usize;
         let grid = [args.num_chunks, self.heads as u32, range.len() as u32];
+        if self.fast {
+            let floats = FAST_READERS as usize * (2 * FAST_WARPS + self.head_dim);
+            let shape = LaunchShape::new(grid, 32 * FAST_WARPS as u32).shared(4 * floats);
+            let kernel = if self.head_dim == 64 {
+                Kernel::AttendFast64
+            } else {
+                Kernel::AttendFast128
+            };
+            return args.launch(device, kernel, shape);
+        }
+        let (readers, kernel) = kernel_for(readers);
+        let floats = STAGE_FLOATS + (self.head_dim + CHUNK_POSITIONS) * readers as usize;
         args.launch(device, kernel, LaunchShape::new(grid, 256).shared(4 * floats))
     }
 
@@ -125,6 +152,7 @@ impl AttentionShape {
         let args = MergeChunksArgs {
             chunks: memory.chunks.address(),
             out: memory.inner.address(),
+            halves: address_or_none(&memory.inner_halves),
             positions: memory.positions.address(),
             head_dim: self.head_dim as u32,
             num_heads,

@@ -10,14 +10,14 @@ use kvasir_kv::TokenId;
 use super::{
     EpochTables, Gpu,
     attention::row_places,
-    device::{DeviceBuffer as _, GpuDevice, GraphKey, LaunchShape},
+    device::{DeviceBuffer as _, Gemm, GemmDtype, GpuDevice, GraphKey, LaunchShape},
     kernel::{
         Arguments as _, EmbedRowsArgs, Int8Rows, Kernel, MatmulArgs, QuantizeArgs, ResidualNormArgs, SealSumsArgs,
         SiluGateArgs, WriteCellsArgs,
     },
-    layer_tables::{ColumnsTable, LayerTables, PartialsTable},
-    product::Product,
-    step_memory::{Capacity, StepMemory},
+    layer_tables::{ColumnsTable, ColumnsWeights, LayerTables, PartialsTable, PartialsWeights, Units},
+    product::{Product, fast_product},
+    step_memory::{Capacity, StepMemory, address_or_none},
     table::Place,
 };
 use crate::{backend::BackendError, collective::Collective, rank_books::WorkInput, weights::tensor};
@@ -31,6 +31,16 @@ pub(super) enum Sums {
     Reduced,
     /// Added by the host, in `reduced`, with poison.
     FromHost,
+    /// In the residual already: the fast mode's products add there where no other rank has a part.
+    Added,
+}
+
+/// Addresses of normalized rows, in the forms that products take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Normed {
+    pub x: u64,
+    pub halves: u64,
+    pub int8: Int8Rows,
 }
 
 /// What is launched over and over: the device, and where things are.
@@ -41,6 +51,8 @@ pub(super) struct Launcher<'a, D: GpuDevice> {
     pub tokens: u32,
     pub hidden: u32,
     pub eps: f32,
+    /// Whether no other rank has a part.
+    pub alone: bool,
 }
 
 impl<D: GpuDevice> Gpu<D> {
@@ -50,8 +62,8 @@ impl<D: GpuDevice> Gpu<D> {
         let blocks = work.iter().map(|work| work.blocks.len()).max().unwrap_or(1);
         let stride = self.memory.as_ref().map_or(0, |memory| memory.capacity.blocks);
         let stride = stride.max(blocks.next_power_of_two());
-        let group = epoch.shape.group as u32;
-        self.rows.set(work, &self.frequencies, group, stride as u32);
+        let run_rows = epoch.shape.run_rows() as u32;
+        self.rows.set(work, &self.frequencies, run_rows, stride as u32);
         let needed = Capacity {
             rows: self.rows.len(),
             blocks: stride,
@@ -93,21 +105,11 @@ impl<D: GpuDevice> Gpu<D> {
                 table.dequantize_row(token.0 as usize, row);
             }
         }
-        let launcher = self.launcher();
-        let memory = launcher.memory;
-        launcher
-            .device
-            .upload(bytemuck::cast_slice(&rows), &memory.embedded, 0)?;
-        let args = EmbedRowsArgs {
-            rows: memory.embedded.address(),
-            sums: memory.sums.address(),
-            poison: memory.poison.address(),
-            cols: launcher.hidden,
-            padding: 0,
-        };
-        let shape = LaunchShape::new([launcher.tokens, 1, 1], 256);
-        args.launch(launcher.device, Kernel::EmbedRows, shape)?;
-        let sums = self.reduce(collective)?;
+        let mut launcher = self.launcher();
+        let embedded = &launcher.memory.embedded;
+        launcher.device.upload(bytemuck::cast_slice(&rows), embedded, 0)?;
+        launcher.rows_to_sums()?;
+        let sums = self.reduce_integers(collective)?;
         self.launcher().residual(sums, None, None, false)
     }
 
@@ -124,6 +126,7 @@ impl<D: GpuDevice> Gpu<D> {
             tokens: self.rows.len() as u32,
             hidden: self.layout.shape().hidden_size,
             eps: self.eps,
+            alone: self.alone,
         }
     }
 
@@ -183,6 +186,7 @@ impl<D: GpuDevice> Gpu<D> {
             tokens: self.rows.len() as u32,
             hidden: self.layout.shape().hidden_size,
             eps: self.eps,
+            alone: self.alone,
         };
         let (epoch, memory, tokens) = (launcher.epoch, launcher.memory, launcher.tokens);
         let tables = &epoch.layers[layer];
@@ -227,18 +231,26 @@ impl<D: GpuDevice> Gpu<D> {
             columns: memory.columns.address(),
             biases: launcher.epoch.table.address_or_none(tables.ffn.biases),
             inner: memory.inner.address(),
-            int8: memory.inner_int8.rows_if(partials.kind.wants_int8()),
+            halves: address_or_none(&memory.inner_halves),
+            int8: memory.inner_int8.rows_if(partials.wants_int8()),
             poison: memory.poison.address(),
-            cols: partials.cols(),
+            cols: partials.cols,
             padding: 0,
         };
-        let shape = launcher.elementwise(partials.cols());
+        let shape = launcher.elementwise(partials.cols);
         args.launch(launcher.device, Kernel::SiluGate, shape)?;
         launcher.partials(&partials)
     }
 
-    /// Over all ranks.
+    /// Of a phase, over all ranks.
     fn reduce(&mut self, collective: &mut dyn Collective) -> Result<Sums, BackendError> {
+        if self.is_fast() && self.alone {
+            return Ok(Sums::Added);
+        }
+        self.reduce_integers(collective)
+    }
+
+    fn reduce_integers(&mut self, collective: &mut dyn Collective) -> Result<Sums, BackendError> {
         if collective.world_size() == 1 {
             return Ok(Sums::Own);
         }
@@ -298,15 +310,13 @@ impl<D: GpuDevice> Launcher<'_, D> {
     ) -> Result<(), BackendError> {
         let memory = self.memory;
         let args = ResidualNormArgs {
-            sums: if sums == Sums::FromHost {
-                0
-            } else {
-                memory.sums.address()
+            sums: match sums {
+                Sums::Own | Sums::Reduced => memory.sums.address(),
+                Sums::FromHost | Sums::Added => 0,
             },
-            reduced: if sums == Sums::FromHost {
-                memory.reduced.address()
-            } else {
-                0
+            reduced: match sums {
+                Sums::FromHost => memory.reduced.address(),
+                Sums::Own | Sums::Reduced | Sums::Added => 0,
             },
             bias: self.epoch.table.address_or_none(bias),
             weight: self.epoch.table.address_or_none(norm),
@@ -328,6 +338,7 @@ impl<D: GpuDevice> Launcher<'_, D> {
         ResidualNormArgs {
             x: self.memory.x.address(),
             normed: self.memory.normed.address(),
+            halves: address_or_none(&self.memory.normed_halves),
             int8: self.memory.normed_int8.rows_if(wants_int8),
             poison: self.memory.poison.address(),
             cols: self.hidden,
@@ -343,20 +354,38 @@ impl<D: GpuDevice> Launcher<'_, D> {
 
     fn columns(&mut self, columns: &ColumnsTable) -> Result<(), BackendError> {
         let memory = self.memory;
-        let input = MatmulArgs {
+        let input = Normed {
             x: memory.normed.address(),
+            halves: address_or_none(&memory.normed_halves),
             int8: memory.normed_int8.rows_if(columns.wants_int8()),
-            out: memory.columns.address(),
-            poison: memory.poison.address(),
-            tokens: self.tokens,
-            ..MatmulArgs::default()
         };
-        self.multiply(columns, input)
+        self.multiply(columns, input, memory.columns.address(), memory.poison.address())
     }
 
-    /// `hidden` columns times each launch's row groups.
-    pub fn multiply(&mut self, columns: &ColumnsTable, input: MatmulArgs) -> Result<(), BackendError> {
-        for groups in &columns.launches {
+    /// out: f32 `[tokens][columns.rows]`
+    pub fn multiply(
+        &mut self,
+        columns: &ColumnsTable,
+        input: Normed,
+        out: u64,
+        poison: u64,
+    ) -> Result<(), BackendError> {
+        let launches = match &columns.weights {
+            ColumnsWeights::Packed(launches) => launches,
+            ColumnsWeights::Dense(weights) => {
+                let gemm = Gemm {
+                    x: input.halves,
+                    weights: *weights,
+                    out,
+                    rows: columns.rows,
+                    cols: self.hidden,
+                    out_stride: columns.rows,
+                    ..self.gemm()
+                };
+                return Ok(fast_product(self.device, &gemm)?);
+            }
+        };
+        for groups in launches {
             let args = MatmulArgs {
                 pieces: self.epoch.table.address(groups.groups),
                 num_row_groups: groups.count,
@@ -365,7 +394,12 @@ impl<D: GpuDevice> Launcher<'_, D> {
                 last_sub_blocks: self.hidden / 32,
                 cols: self.hidden,
                 out_stride: columns.rows,
-                ..input
+                x: input.x,
+                int8: input.int8,
+                out,
+                poison,
+                tokens: self.tokens,
+                padding: 0,
             };
             Product::Columns.launch(self.device, groups.kind, &args)?;
         }
@@ -377,41 +411,97 @@ impl<D: GpuDevice> Launcher<'_, D> {
     }
 
     fn quantize_inner(&mut self, partials: &PartialsTable) -> Result<(), BackendError> {
-        if !partials.kind.wants_int8() {
+        if !partials.wants_int8() {
             return Ok(());
         }
         let args = QuantizeArgs {
             x: self.memory.inner.address(),
             int8: self.inner_int8(partials),
             poison: self.memory.poison.address(),
-            cols: partials.cols(),
+            cols: partials.cols,
             padding: 0,
         };
-        let shape = self.elementwise(partials.cols());
+        let shape = self.elementwise(partials.cols);
         Ok(args.launch(self.device, Kernel::Quantize, shape)?)
     }
 
     fn inner_int8(&self, partials: &PartialsTable) -> Int8Rows {
-        self.memory.inner_int8.rows_if(partials.kind.wants_int8())
+        self.memory.inner_int8.rows_if(partials.wants_int8())
     }
 
-    /// `inner` times each unit's columns, rounded and added in the sums.
+    /// `inner` times each unit's columns, rounded and added in the sums; or, in the fast mode, all columns at once.
     fn partials(&mut self, partials: &PartialsTable) -> Result<(), BackendError> {
+        match &partials.weights {
+            PartialsWeights::Packed(units) => self.unit_partials(partials, units),
+            PartialsWeights::Dense(weights) => self.dense_partials(partials, *weights),
+        }
+    }
+
+    fn gemm(&self) -> Gemm {
+        Gemm {
+            dtype: GemmDtype::BF16,
+            x: 0,
+            weights: 0,
+            out: 0,
+            tokens: self.tokens,
+            rows: 0,
+            cols: 0,
+            out_stride: 0,
+            accumulate: false,
+        }
+    }
+
+    /// Straight into the residual, or, where other ranks have a part, rounded into the sums.
+    fn dense_partials(&mut self, partials: &PartialsTable, weights: u64) -> Result<(), BackendError> {
+        let memory = self.memory;
+        let target = if self.alone { &memory.x } else { &memory.embedded };
+        let gemm = Gemm {
+            x: address_or_none(&memory.inner_halves),
+            weights,
+            out: target.address(),
+            rows: self.hidden,
+            cols: partials.cols,
+            out_stride: self.hidden,
+            accumulate: self.alone,
+            ..self.gemm()
+        };
+        fast_product(self.device, &gemm)?;
+        match self.alone {
+            true => Ok(()),
+            false => self.rows_to_sums(),
+        }
+    }
+
+    /// Rows in `embedded` become integers.
+    pub fn rows_to_sums(&mut self) -> Result<(), BackendError> {
+        let memory = self.memory;
+        let args = EmbedRowsArgs {
+            rows: memory.embedded.address(),
+            sums: memory.sums.address(),
+            poison: memory.poison.address(),
+            cols: self.hidden,
+            padding: 0,
+        };
+        let shape = LaunchShape::new([self.tokens, 1, 1], 256);
+        Ok(args.launch(self.device, Kernel::EmbedRows, shape)?)
+    }
+
+    fn unit_partials(&mut self, partials: &PartialsTable, units: &Units) -> Result<(), BackendError> {
         let args = MatmulArgs {
-            pieces: self.epoch.table.address(partials.units),
+            pieces: self.epoch.table.address(units.units),
             x: self.memory.inner.address(),
             int8: self.inner_int8(partials),
             out: self.memory.sums.address(),
             poison: self.memory.poison.address(),
             num_row_groups: self.hidden / 16,
-            num_units: partials.count,
-            unit_sub_blocks: partials.unit_cols / 32,
-            last_sub_blocks: partials.last_cols / 32,
-            cols: partials.cols(),
+            num_units: units.count,
+            unit_sub_blocks: units.unit_cols / 32,
+            last_sub_blocks: units.last_cols / 32,
+            cols: partials.cols,
             tokens: self.tokens,
             out_stride: self.hidden,
             padding: 0,
         };
-        Ok(Product::Partials.launch(self.device, partials.kind, &args)?)
+        Ok(Product::Partials.launch(self.device, units.kind, &args)?)
     }
 }

@@ -6,7 +6,9 @@
 use super::{
     Gpu,
     device::{DeviceBuffer as _, GpuDevice, LaunchShape},
-    kernel::{Arguments as _, Kernel, MatmulArgs, ResidualNormArgs, Summary, TakeRowsArgs, VocabSummariesArgs},
+    forward::Normed,
+    kernel::{Arguments as _, Kernel, ResidualNormArgs, Summary, TakeRowsArgs, VocabSummariesArgs},
+    step_memory::address_or_none,
 };
 use crate::{
     arith::UnitSummary,
@@ -72,6 +74,7 @@ impl<D: GpuDevice> Gpu<D> {
             x: head.x.address(),
             weight: epoch.table.address(epoch.output_norm),
             normed: head.normed.address(),
+            halves: address_or_none(&head.normed_halves),
             int8,
             poison: head.poison.address(),
             cols: launcher.hidden,
@@ -80,15 +83,12 @@ impl<D: GpuDevice> Gpu<D> {
         };
         let shared = 4 * (launcher.hidden as usize + 1);
         norm.launch(launcher.device, Kernel::ResidualNorm, shape.shared(shared))?;
-        let input = MatmulArgs {
+        let input = Normed {
             x: head.normed.address(),
+            halves: address_or_none(&head.normed_halves),
             int8,
-            out: head.logits.address(),
-            poison: head.poison.address(),
-            tokens,
-            ..MatmulArgs::default()
         };
-        launcher.multiply(&epoch.head, input)?;
+        launcher.multiply(&epoch.head, input, head.logits.address(), head.poison.address())?;
         self.launch_summaries(tokens)
     }
 

@@ -147,6 +147,13 @@ kernels! {
         Attend16 "attend_16" AttendArgs,
         Attend32 "attend_32" AttendArgs,
         MergeChunks "merge_chunks" MergeChunksArgs;
+    "fast_attention":
+        AttendFast64 "attend_fast_64" AttendArgs,
+        AttendFast128 "attend_fast_128" AttendArgs;
+    "fast_rows":
+        FastRows1 "fast_rows_1" FastRowsArgs,
+        FastRows2 "fast_rows_2" FastRowsArgs,
+        FastRows4 "fast_rows_4" FastRowsArgs;
     "gate":
         SiluGate "silu_gate" SiluGateArgs;
     "vocab":
@@ -196,6 +203,8 @@ pub struct ResidualNormArgs {
     pub weight: u64,
     /// f32 `[tokens][cols]`
     pub normed: u64,
+    /// bf16 `[tokens][cols]`, of the fast mode. Or 0.
+    pub halves: u64,
     pub int8: Int8Rows,
     /// u32 `[tokens]`
     pub poison: u64,
@@ -297,6 +306,26 @@ pub struct MatmulArgs {
     pub cols: u32,
     pub tokens: u32,
     pub out_stride: u32,
+    pub padding: u32,
+}
+
+/// bf16 weights times few tokens, added in whatever order is quick: of the fast mode. A warp per row: grid [ceil(rows / 8)],
+/// 256 threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct FastRowsArgs {
+    /// bf16 `[rows][cols]`
+    pub weights: u64,
+    /// bf16 `[tokens][cols]`
+    pub x: u64,
+    /// f32 `[tokens][out_stride]`
+    pub out: u64,
+    pub rows: u32,
+    pub cols: u32,
+    pub tokens: u32,
+    pub out_stride: u32,
+    /// 1: `out` is added to.
+    pub accumulate: u32,
     pub padding: u32,
 }
 
@@ -403,6 +432,8 @@ pub struct MergeChunksArgs {
     pub chunks: u64,
     /// f32 `[tokens][heads][group][head_dim]`
     pub out: u64,
+    /// The same as bf16, of the fast mode. Or 0.
+    pub halves: u64,
     /// u32 `[tokens]`
     pub positions: u64,
     pub head_dim: u32,
@@ -421,6 +452,8 @@ pub struct SiluGateArgs {
     pub biases: u64,
     /// f32 `[tokens][cols]`
     pub inner: u64,
+    /// bf16 `[tokens][cols]`, of the fast mode. Or 0.
+    pub halves: u64,
     pub int8: Int8Rows,
     /// u32 `[tokens]`
     pub poison: u64,

@@ -1,7 +1,8 @@
-//! What the launches of a layer need to know of an epoch's weights: which row groups lie where and go where, biases and
-//! norms. Made once for an epoch.
+//! What the launches of a layer need to know of an epoch's weights: which lie where and go where, biases and norms. Made
+//! once for an epoch.
 
 use super::{
+    dense_weights::{Dense, DensePhase, DenseWeights},
     device::DeviceBuffer,
     kernel::RowGroup,
     packed_rows::{GROUP_ROWS, PackedKind},
@@ -18,23 +19,61 @@ pub struct Groups {
     pub count: u32,
 }
 
-/// A column-parallel product: launches for each kind of weights among its matrices.
-#[derive(Debug, Default)]
+/// A column-parallel product.
+#[derive(Debug)]
 pub struct ColumnsTable {
-    pub launches: Vec<Groups>,
+    pub weights: ColumnsWeights,
     /// Of the output.
     pub rows: u32,
 }
 
+#[derive(Debug)]
+pub enum ColumnsWeights {
+    /// A launch for each kind of weights among the matrices.
+    Packed(Vec<Groups>),
+    /// The address of one matrix.
+    Dense(u64),
+}
+
 impl ColumnsTable {
     pub fn wants_int8(&self) -> bool {
-        self.launches.iter().any(|groups| groups.kind.wants_int8())
+        match &self.weights {
+            ColumnsWeights::Packed(launches) => launches.iter().any(|groups| groups.kind.wants_int8()),
+            ColumnsWeights::Dense(_) => false,
+        }
+    }
+
+    fn dense<B: DeviceBuffer>(matrix: Option<&Dense<B>>) -> Self {
+        match matrix {
+            Some(matrix) => Self {
+                weights: ColumnsWeights::Dense(matrix.address()),
+                rows: matrix.rows,
+            },
+            None => Self {
+                weights: ColumnsWeights::Packed(Vec::new()),
+                rows: 0,
+            },
+        }
     }
 }
 
 /// A row-parallel product.
 #[derive(Clone, Copy, Debug)]
 pub struct PartialsTable {
+    pub weights: PartialsWeights,
+    /// Of the input.
+    pub cols: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum PartialsWeights {
+    Packed(Units),
+    /// The address of one matrix.
+    Dense(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Units {
     pub kind: PackedKind,
     pub units: Place,
     pub count: u32,
@@ -44,8 +83,11 @@ pub struct PartialsTable {
 }
 
 impl PartialsTable {
-    pub fn cols(&self) -> u32 {
-        (self.count - 1) * self.unit_cols + self.last_cols
+    pub fn wants_int8(&self) -> bool {
+        match &self.weights {
+            PartialsWeights::Packed(units) => units.kind.wants_int8(),
+            PartialsWeights::Dense(_) => false,
+        }
     }
 }
 
@@ -91,7 +133,7 @@ impl Rows {
                 count: groups.len() as u32,
             });
         ColumnsTable {
-            launches: launches.collect(),
+            weights: ColumnsWeights::Packed(launches.collect()),
             rows: rows as u32,
         }
     }
@@ -187,13 +229,67 @@ fn partials<'a, B: DeviceBuffer + 'a>(
     let matrices = units.clone().map(|unit| &unit.layers[layer].partials);
     let (first, last) = (matrices.clone().next()?, matrices.last()?);
     let addresses: Vec<u64> = units.map(|unit| unit.address(&unit.layers[layer].partials)).collect();
-    Some(PartialsTable {
+    let count = addresses.len() as u32;
+    let units = Units {
         kind: first.kind,
         units: draft.put(&addresses),
-        count: addresses.len() as u32,
+        count,
         unit_cols: first.cols as u32,
         last_cols: last.cols as u32,
+    };
+    Some(PartialsTable {
+        weights: PartialsWeights::Packed(units),
+        cols: (count - 1) * units.unit_cols + units.last_cols,
     })
+}
+
+/// As [`layer_tables`], of the fast mode.
+pub fn dense_layer_tables<B: DeviceBuffer>(
+    weights: &DenseWeights<B>,
+    replicated: &[ReplicatedLayer],
+    draft: &mut TableDraft,
+) -> Vec<LayerTables> {
+    let layers = replicated.iter().zip(&weights.layers);
+    layers
+        .map(|(shared, layer)| LayerTables {
+            attention: dense_phase(&layer.attention, &shared.attention_norm, &shared.attention_bias, draft),
+            ffn: dense_phase(&layer.ffn, &shared.ffn_norm, &shared.ffn_bias, draft),
+            q_norm: draft.put_some(&shared.qk_norms[0]),
+            k_norm: draft.put_some(&shared.qk_norms[1]),
+        })
+        .collect()
+}
+
+fn dense_phase<B: DeviceBuffer>(
+    phase: &Option<DensePhase<B>>,
+    norm: &[f32],
+    end_bias: &[f32],
+    draft: &mut TableDraft,
+) -> PhaseTables {
+    let partials = phase.as_ref().map(|phase| PartialsTable {
+        weights: PartialsWeights::Dense(phase.partials.address()),
+        cols: phase.partials.cols,
+    });
+    PhaseTables {
+        norm: draft.put(norm),
+        columns: ColumnsTable::dense(phase.as_ref().map(|phase| &phase.columns)),
+        biases: phase.as_ref().and_then(|phase| draft.put_some(&phase.biases)),
+        partials,
+        end_bias: draft.put_some(end_bias),
+    }
+}
+
+/// As [`head_tables`], of the fast mode. units: rows of each.
+pub fn dense_head_tables<B: DeviceBuffer>(
+    weights: &DenseWeights<B>,
+    units: impl Iterator<Item = u32>,
+    draft: &mut TableDraft,
+) -> (ColumnsTable, Place) {
+    let mut begins = vec![0u32];
+    for rows in units {
+        begins.push(begins[begins.len() - 1] + rows);
+    }
+    (ColumnsTable::dense(weights.head.as_ref()), draft.put(&begins))
 }
 
 /// The rows of the output head, and where each unit begins among them: `[units + 1]`.

@@ -1,8 +1,8 @@
 //! Which kernel multiplies how many tokens by which weights, and its launch.
 
 use super::{
-    device::{GpuDevice, GpuError, LaunchShape},
-    kernel::{Arguments as _, Kernel, MatmulArgs},
+    device::{Gemm, GemmDtype, GpuDevice, GpuError, LaunchShape},
+    kernel::{Arguments as _, FastRowsArgs, Kernel, MatmulArgs},
     packed_rows::PackedKind,
 };
 
@@ -70,6 +70,34 @@ impl Product {
         let shape = LaunchShape::new([blocks[0], blocks[1], deal], 256).shared(shared_bytes(kind, at_once as usize));
         args.launch(device, kernel, shape)
     }
+}
+
+/// A product of the fast mode: few tokens are bound by reading the weights, which a kernel of our own does; the rest is the
+/// matrix library's.
+pub fn fast_product<D: GpuDevice>(device: &mut D, gemm: &Gemm) -> Result<(), GpuError> {
+    let kernel = match gemm.tokens {
+        0 => return Ok(()),
+        1 => Kernel::FastRows1,
+        2 => Kernel::FastRows2,
+        3..=4 => Kernel::FastRows4,
+        _ => return device.gemm(gemm),
+    };
+    if gemm.dtype != GemmDtype::BF16 {
+        return device.gemm(gemm);
+    }
+    let args = FastRowsArgs {
+        weights: gemm.weights,
+        x: gemm.x,
+        out: gemm.out,
+        rows: gemm.rows,
+        cols: gemm.cols,
+        tokens: gemm.tokens,
+        out_stride: gemm.out_stride,
+        accumulate: u32::from(gemm.accumulate),
+        padding: 0,
+    };
+    let shape = LaunchShape::new([gemm.rows.div_ceil(8), 1, 1], 256);
+    args.launch(device, kernel, shape)
 }
 
 /// As `few.h` and `tiles.cu` lay it out.

@@ -18,8 +18,8 @@ pub struct Widths {
     pub vocab: usize,
     pub vocab_units: usize,
     pub rope_pairs: usize,
-    /// Floats of one attention chunk, of all local heads.
-    pub chunk: usize,
+    /// Whether products take bf16: the fast mode.
+    pub halves: bool,
 }
 
 /// How large a step may be.
@@ -107,9 +107,11 @@ pub struct StepMemory<B> {
     pub x: B,
     pub normed: B,
     pub normed_int8: Int8Memory<B>,
+    pub normed_halves: Option<B>,
     pub columns: B,
     pub inner: B,
     pub inner_int8: Int8Memory<B>,
+    pub inner_halves: Option<B>,
     pub chunks: B,
     /// i64 `[rows][hidden]`, then `[rows]` of poison
     pub sums: B,
@@ -126,6 +128,7 @@ pub struct HeadMemory<B> {
     pub x: B,
     pub normed: B,
     pub normed_int8: Int8Memory<B>,
+    pub normed_halves: Option<B>,
     pub poison: B,
     /// f32 `[rows][vocab]`
     pub logits: B,
@@ -167,9 +170,11 @@ impl<B: DeviceBuffer> StepMemory<B> {
             x: allocate::<f32, D>(device, hidden)?,
             normed: allocate::<f32, D>(device, hidden)?,
             normed_int8: Int8Memory::new(device, rows, widths.hidden)?,
+            normed_halves: allocate_halves(device, widths, hidden)?,
             columns: allocate::<f32, D>(device, rows * widths.columns)?,
             inner: allocate::<f32, D>(device, rows * widths.inner)?,
             inner_int8: Int8Memory::new(device, rows, widths.inner)?,
+            inner_halves: allocate_halves(device, widths, rows * widths.inner)?,
             chunks: allocate::<f32, D>(device, capacity.chunk_floats)?,
             sums: allocate::<i64, D>(device, hidden + rows)?,
             reduced: allocate::<f32, D>(device, hidden + rows)?,
@@ -187,11 +192,21 @@ impl<B: DeviceBuffer> HeadMemory<B> {
             x: allocate::<f32, D>(device, rows * widths.hidden)?,
             normed: allocate::<f32, D>(device, rows * widths.hidden)?,
             normed_int8: Int8Memory::new(device, rows, widths.hidden)?,
+            normed_halves: allocate_halves(device, widths, rows * widths.hidden)?,
             poison: allocate::<u32, D>(device, rows)?,
             logits: allocate::<f32, D>(device, rows * widths.vocab)?,
             summaries: allocate::<Summary, D>(device, rows * widths.vocab_units)?,
         })
     }
+}
+
+fn allocate_halves<D: GpuDevice>(device: &mut D, widths: &Widths, len: usize) -> Result<Option<D::Buffer>, GpuError> {
+    widths.halves.then(|| allocate::<u16, D>(device, len)).transpose()
+}
+
+/// 0 where there is none: what kernels take for absence.
+pub fn address_or_none<B: DeviceBuffer>(buffer: &Option<B>) -> u64 {
+    buffer.as_ref().map_or(0, DeviceBuffer::address)
 }
 
 /// At least one value, so that every buffer has an address.

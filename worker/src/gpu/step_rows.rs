@@ -11,9 +11,6 @@ use crate::{
     rank_books::WorkInput,
 };
 
-/// Query rows and heads that a kernel serves at once.
-pub const READERS_MAX: u32 = 32;
-
 #[derive(Debug, Default)]
 pub struct StepRows {
     /// Per row.
@@ -33,8 +30,8 @@ pub struct StepRows {
 }
 
 impl StepRows {
-    /// Replaces all by the rows of `work`. group: query heads per KV head.
-    pub fn set(&mut self, work: &[WorkInput], frequencies: &[f64], group: u32, table_stride: u32) {
+    /// Replaces all by the rows of `work`. run_rows: most rows that attend together.
+    pub fn set(&mut self, work: &[WorkInput], frequencies: &[f64], run_rows: u32, table_stride: u32) {
         let Self {
             positions,
             sequences,
@@ -59,7 +56,7 @@ impl StepRows {
             tables.resize(begin + table_stride as usize, 0);
             match work.tokens.len() as u32 {
                 1 => singles.push(AttendItem { row: first, rows: 1 }),
-                rows => runs.extend(cut(first, rows, (READERS_MAX / group).max(1))),
+                rows => runs.extend(cut(first, rows, run_rows)),
             }
         }
         for position in &*positions {
@@ -134,13 +131,13 @@ mod tests {
     fn every_row_attends_once_and_slices_cut_no_run() {
         let mut rows = StepRows::default();
         let step = [work(5, 1), work(0, 23), work(300, 1), work(100, 9)];
-        rows.set(&step, &[1.0], 4, 5);
+        rows.set(&step, &[1.0], 8, 5);
         assert_eq!(rows.len(), 34);
         assert_eq!(rows.num_chunks, 2);
         assert_eq!(rows.tables[..10], [5, 7, 0, 0, 0, 0, 7, 0, 0, 0]);
         let mut seen = vec![0; rows.len()];
         for item in rows.singles.iter().chain(&rows.runs) {
-            assert!(item.rows * 4 <= READERS_MAX);
+            assert!(item.rows <= 8);
             (item.row..item.row + item.rows).for_each(|row| seen[row as usize] += 1);
             let sequence = rows.sequences[item.row as usize];
             assert_eq!(sequence, rows.sequences[(item.row + item.rows - 1) as usize]);
@@ -159,9 +156,9 @@ mod tests {
     }
 
     #[test]
-    fn a_group_as_large_as_a_kernel_takes_attends_row_by_row() {
+    fn rows_that_may_not_attend_together_attend_one_by_one() {
         let mut rows = StepRows::default();
-        rows.set(&[work(0, 3)], &[], 32, 2);
+        rows.set(&[work(0, 3)], &[], 1, 2);
         assert_eq!(rows.runs.len(), 3);
         assert!(!rows.all_decode());
     }

@@ -139,6 +139,7 @@ fn check(host: &mut Host, random: &mut Random, case: &Case) {
         num_heads: (heads * group) as u32,
         num_chunks: num_chunks as u32,
         first_row: first_row as u32,
+        ..MergeChunksArgs::default()
     };
     let shape = LaunchShape::new(
         [(heads * group) as u32, case.rows as u32, 1],

@@ -1,5 +1,7 @@
 //! Norm and residual, int8 activations, the gate.
 
+use half::bf16;
+
 use super::{DeviceInt8, Host, random};
 use crate::{
     arith::{
@@ -74,6 +76,13 @@ fn activations_become_int8_as_defined() {
     }
 }
 
+/// Values as bf16, where NaN equals NaN.
+fn assert_same_halves(found: &[u16], expected: &[f32], context: &str) {
+    let found: Vec<f32> = found.iter().map(|bits| bf16::from_bits(*bits).to_f32()).collect();
+    let expected: Vec<f32> = expected.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
+    assert_same_bits(&found, &expected, context);
+}
+
 /// Where a phase's sums come from.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Sums {
@@ -110,6 +119,7 @@ fn sums_go_into_the_residual_and_are_normalized_as_defined() {
                 let d_sums = host.put(&sums);
                 let d_poison = host.put(&was_poisoned);
                 let normed = host.room::<f32>(cols * tokens);
+                let halves = host.room::<u16>(cols * tokens);
                 let int8 = DeviceInt8::room(&mut host, cols, tokens);
                 let args = ResidualNormArgs {
                     x: d_x.address(),
@@ -118,6 +128,7 @@ fn sums_go_into_the_residual_and_are_normalized_as_defined() {
                     bias: if biased { d_bias.address() } else { 0 },
                     weight: d_weight.address(),
                     normed: normed.address(),
+                    halves: halves.address(),
                     int8: int8.rows(),
                     poison: d_poison.address(),
                     cols: cols as u32,
@@ -140,6 +151,7 @@ fn sums_go_into_the_residual_and_are_normalized_as_defined() {
                 let rows = x.chunks_exact(cols);
                 let expected: Vec<f32> = rows.flat_map(|row| reference::rms_norm(row, &weight, 1e-5)).collect();
                 assert_same_bits(&host.get(&normed), &expected, &context);
+                assert_same_halves(&host.get(&halves), &expected, &context);
                 let mut quantized = Quantized::of(&expected, cols);
                 for (token, poison) in quantized.poison.iter_mut().enumerate() {
                     *poison |= match sums_of {
@@ -169,12 +181,14 @@ fn the_gate_is_the_definitions() {
             let biases = random.floats(style, 2 * cols);
             let (d_columns, d_biases) = (host.put(&columns), host.put(&biases));
             let inner = host.room::<f32>(cols * tokens);
+            let halves = host.room::<u16>(cols * tokens);
             let int8 = DeviceInt8::room(&mut host, cols, tokens);
             let poison = host.put(&vec![0u32; tokens]);
             let args = SiluGateArgs {
                 columns: d_columns.address(),
                 biases: if biased { d_biases.address() } else { 0 },
                 inner: inner.address(),
+                halves: halves.address(),
                 int8: int8.rows(),
                 poison: poison.address(),
                 cols: cols as u32,
@@ -195,6 +209,7 @@ fn the_gate_is_the_definitions() {
                 .collect();
             let context = format!("{style:?} {cols}x{tokens}");
             assert_same_bits(&host.get(&inner), &expected, &context);
+            assert_same_halves(&host.get(&halves), &expected, &context);
             let poison = host.get::<u32>(&poison);
             Quantized::of(&expected, cols).check(&mut host, &int8, &poison, &context);
         }

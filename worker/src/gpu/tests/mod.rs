@@ -5,6 +5,7 @@
 mod attention;
 mod cells;
 mod elementwise;
+mod fast;
 mod matmul;
 mod probe;
 mod rows;
