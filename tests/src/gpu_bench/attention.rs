@@ -165,6 +165,7 @@ impl Case {
         let merge = MergeChunksArgs {
             chunks: inputs.chunks.address(),
             out: inputs.out.address(),
+            halves: 0,
             positions: inputs.positions.address(),
             head_dim: HEAD_DIM as u32,
             num_heads: NUM_Q_HEADS as u32,

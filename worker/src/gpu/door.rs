@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvasir_kv::CellLayout;
 use kvasir_model::{BackendKind, Checkpoint, WeightMode};
 
-use super::{Gpu, cuda_device::CudaDevice};
+use super::{Arithmetic, Gpu, cuda_device::CudaDevice};
 use crate::backend::{Backend, BackendError};
 
 /// On GPU number `ordinal`. Errors if it is not there, or if the backend is none for GPUs.
@@ -16,11 +16,16 @@ pub fn open(
     mode: WeightMode,
     cell: CellLayout,
 ) -> Result<Box<dyn Backend>, BackendError> {
-    match kind {
-        BackendKind::CudaExact => Ok(Box::new(Gpu::new(CudaDevice::open(ordinal)?, checkpoint, mode, cell)?)),
-        other => Err(BackendError::Device {
-            backend: other.name(),
-            reason: "it does not compute on a GPU; cuda-exact (--gpu-mode exact) does".to_owned(),
-        }),
-    }
+    let arithmetic = match kind {
+        BackendKind::CudaExact => Arithmetic::Exact,
+        BackendKind::CudaFast => Arithmetic::Fast,
+        other => {
+            return Err(BackendError::Device {
+                backend: other.name(),
+                reason: "it does not compute on a GPU; cuda-exact and cuda-fast do".to_owned(),
+            });
+        }
+    };
+    let device = CudaDevice::open(ordinal)?;
+    Ok(Box::new(Gpu::new(device, arithmetic, checkpoint, mode, cell)?))
 }
