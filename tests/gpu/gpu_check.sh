@@ -175,11 +175,12 @@ in_bash "libraries and driver" 20 libraries_are_there
 tests worker_tests gpu::tests::
 tests gpu_group
 tests gpu_parity
+tests gpu_fast
 in_bash "same bits through processes, 1 worker" 60 same_bits "$here/tests/reference/models/llama-Q4_K.gguf" 128 1
 in_bash "same bits through processes, 2 workers on one GPU" 60 same_bits "$here/tests/reference/models/qwen3-BF16.gguf" 128 2
 in_bash "same bits of the default model" 90 default_model_or_not_here same_bits '"$KVASIR_MODEL"' 256 1
 NCCL_MULTI_RANK_GPU_ENABLE=1 tests gpu_group two_ranks
-for name in roofline attention decode-exact; do
+for name in roofline attention decode-exact decode-fast; do
   in_bash "measure $name" 150 measure "$name"
 done
 in_bash "measure torch" 120 torch

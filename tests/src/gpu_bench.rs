@@ -19,7 +19,7 @@ use kvasir_worker::gpu::{device::GpuError, test_device};
 pub type Numbers = BTreeMap<String, f64>;
 
 /// What can be measured, and by what name.
-pub const NAMES: [&str; 3] = ["roofline", "attention", "decode-exact"];
+pub const NAMES: [&str; 4] = ["roofline", "attention", "decode-exact", "decode-fast"];
 
 /// Runs one measurement.
 ///
@@ -34,6 +34,7 @@ pub fn measure(name: &str) -> Numbers {
         "roofline" => or_panic(roofline::measure(scale)),
         "attention" => or_panic(attention::measure(scale)),
         "decode-exact" => decode::measure(scale, BackendKind::CudaExact),
+        "decode-fast" => decode::measure(scale, BackendKind::CudaFast),
         other => panic!("nothing to measure is called {other}; there are: {}", NAMES.join(", ")),
     }
 }

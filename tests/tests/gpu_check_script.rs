@@ -41,6 +41,7 @@ fn run(seconds: &str) -> Outcome {
         ("worker_tests", WORKER_TESTS),
         ("gpu_group", PASSING),
         ("gpu_parity", PASSING),
+        ("gpu_fast", PASSING),
         ("kvasir", KVASIR),
         ("gpu_bench", BENCH),
     ] {

@@ -26,6 +26,8 @@ const COMPUTE_CAPABILITY: &str = "90";
 /// As cudarc counts CUDA 13.0.
 const CUDA_VERSION: &str = "13000";
 const FEATURES: &str = "nccl";
+/// Tests that run on the device that `KVASIR_GPU` names, beside those of the kernels.
+const TESTS: [&str; 3] = ["gpu_parity", "gpu_group", "gpu_fast"];
 /// The kernels are slow on the host.
 const DRY_RUN_SECONDS: &str = "900";
 
@@ -92,18 +94,10 @@ impl CudaBuild {
     fn programs(&self) -> Result<Vec<Program>> {
         process::run(&mut self.cargo("build", &["--package", "kvasir-tests", "--lib"]))?;
         link_stubs::write(&self.target.join("debug/deps"), &self.stubs())?;
-        let kvasir = ["--package", "kvasir", "--bin", "kvasir"];
-        let tests = [
-            "--package",
-            "kvasir-tests",
-            "--example",
-            "gpu_bench",
-            "--test",
-            "gpu_parity",
-            "--test",
-            "gpu_group",
-        ];
-        let mut programs = self.executables("build", &[kvasir.as_slice(), &tests].concat())?;
+        let mut what = vec!["--package", "kvasir", "--bin", "kvasir", "--package", "kvasir-tests"];
+        what.extend(["--example", "gpu_bench"]);
+        what.extend(TESTS.iter().flat_map(|test| ["--test", test]));
+        let mut programs = self.executables("build", &what)?;
         programs.extend(self.executables("test", &["--no-run", "--package", "kvasir-worker", "--lib"])?);
         Ok(programs)
     }

@@ -31,14 +31,17 @@ pub fn measure(scale: Scale) -> Result<Numbers, GpuError> {
     let mut numbers = Numbers::new();
     let roofline = roofline_gb_s(scale)?;
     let mut device = test_device::open()?;
-    for (group, kernel) in GROUPS {
-        let (batch, context) = scale.pick((2, 300), (64, 2048));
+    let (batch, context) = scale.pick((2, 300), (64, 2048));
+    for (group, exact) in GROUPS {
         let case = Case { batch, context, group };
-        let us = case.time(&mut device, scale, kernel)?;
-        let gb_s = case.kv_bytes() as f64 / us / 1e3;
-        numbers.insert(format!("exact_group_{group}_kv_bytes"), case.kv_bytes() as f64);
-        numbers.insert(format!("exact_group_{group}_us"), us);
-        numbers.insert(format!("exact_group_{group}_roofline_share"), gb_s / roofline);
+        numbers.insert(format!("group_{group}_kv_bytes"), case.kv_bytes() as f64);
+        for (mode, launch) in [("exact", Some(case.exact(exact))), ("fast", case.fast())] {
+            let Some((kernel, shape)) = launch else { continue };
+            let us = case.time(&mut device, scale, kernel, shape)?;
+            let gb_s = case.kv_bytes() as f64 / us / 1e3;
+            numbers.insert(format!("{mode}_group_{group}_us"), us);
+            numbers.insert(format!("{mode}_group_{group}_roofline_share"), gb_s / roofline);
+        }
     }
     Ok(numbers)
 }
@@ -72,6 +75,22 @@ impl Case {
     /// Of all K and V that a step reads: each once, whatever the group.
     fn kv_bytes(&self) -> usize {
         self.batch * self.context * self.heads() * 2 * HEAD_DIM * 2
+    }
+
+    fn grid(&self) -> [u32; 3] {
+        [self.num_chunks(), self.heads(), self.batch].map(|blocks| blocks as u32)
+    }
+
+    /// The definition's arithmetic: the kernel of as many readers as share a head.
+    fn exact(&self, kernel: Kernel) -> (Kernel, LaunchShape) {
+        let floats = CHUNK * 36 + (HEAD_DIM + CHUNK) * self.group;
+        (kernel, LaunchShape::new(self.grid(), 256).shared(4 * floats))
+    }
+
+    /// On tensor cores, which take up to 16.
+    fn fast(&self) -> Option<(Kernel, LaunchShape)> {
+        let shape = LaunchShape::new(self.grid(), 128).shared(4 * 16 * (2 * 4 + HEAD_DIM));
+        (self.group <= 16).then_some((Kernel::AttendFast128, shape))
     }
 
     fn num_chunks(&self) -> usize {
@@ -119,20 +138,26 @@ impl Case {
     }
 
     /// The chunks and their merge, in microseconds.
-    fn time(&self, device: &mut TestDevice, scale: Scale, kernel: Kernel) -> Result<f64, GpuError> {
+    fn time(&self, device: &mut TestDevice, scale: Scale, kernel: Kernel, shape: LaunchShape) -> Result<f64, GpuError> {
         let inputs = self.inputs(device, scale)?;
         assert_eq!(inputs.slabs.len(), inputs.slab_tables.len() * self.heads());
         // The one kernel's gap to the next is shorter than it; many in a row hide what starting one takes.
         let in_a_row = scale.pick(1, 8);
         let total_us = median_us(scale.repeats(), |run| {
             time_us(device, |device| {
-                (0..in_a_row).try_for_each(|one| self.launch(device, kernel, &inputs, run * in_a_row + one))
+                (0..in_a_row).try_for_each(|one| self.launch(device, (kernel, shape), &inputs, run * in_a_row + one))
             })
         })?;
         Ok(total_us / in_a_row as f64)
     }
 
-    fn launch(&self, device: &mut TestDevice, kernel: Kernel, inputs: &Inputs, run: usize) -> Result<(), GpuError> {
+    fn launch(
+        &self,
+        device: &mut TestDevice,
+        (kernel, shape): (Kernel, LaunchShape),
+        inputs: &Inputs,
+        run: usize,
+    ) -> Result<(), GpuError> {
         let layout = self.layout();
         let attend = AttendArgs {
             columns: inputs.columns.address(),
@@ -159,9 +184,7 @@ impl Case {
             num_chunks: self.num_chunks() as u32,
             first_row: 0,
         };
-        let grid = [self.num_chunks(), self.heads(), self.batch].map(|blocks| blocks as u32);
-        let shared = 4 * (CHUNK * 36 + (HEAD_DIM + CHUNK) * self.group);
-        attend.launch(device, kernel, LaunchShape::new(grid, 256).shared(shared))?;
+        attend.launch(device, kernel, shape)?;
         let merge = MergeChunksArgs {
             chunks: inputs.chunks.address(),
             out: inputs.out.address(),

@@ -19,9 +19,9 @@ pub fn open(
     let arithmetic = match kind {
         BackendKind::CudaExact => Arithmetic::Exact,
         BackendKind::CudaFast => Arithmetic::Fast,
-        other => {
+        BackendKind::Canonical | BackendKind::Candle => {
             return Err(BackendError::Device {
-                backend: other.name(),
+                backend: kind.name(),
                 reason: "it does not compute on a GPU; cuda-exact and cuda-fast do".to_owned(),
             });
         }

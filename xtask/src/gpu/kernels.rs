@@ -14,9 +14,13 @@ use crate::{paths, process};
 
 /// Of 255: two blocks of 256 threads on a multiprocessor, which has 65,536 of them.
 const REGISTERS_MAX: u32 = 128;
-/// Kernels over f32 weights hold twice as much of them: one such block on a multiprocessor has to do.
-const WIDE_WEIGHTS: &str = "_f32_";
-const WIDE_REGISTERS_MAX: u32 = 160;
+/// Of kernels whose names hold this; each with its reason.
+const WIDER: [(&str, u32); 2] = [
+    // f32 weights are twice as wide: one such block on a multiprocessor has to do.
+    ("_f32_", 160),
+    // Blocks of 128 threads: two of them fit all the same.
+    ("attend_fast_", 255),
+];
 /// A kernel that takes more must ask for it at the launch.
 const SHARED_BYTES_MAX: u32 = 48 << 10;
 
@@ -151,10 +155,8 @@ fn number_before(line: &str, unit: &str) -> Option<u32> {
 
 impl Usage {
     fn registers_max(&self) -> u32 {
-        match self.name.contains(WIDE_WEIGHTS) {
-            true => WIDE_REGISTERS_MAX,
-            false => REGISTERS_MAX,
-        }
+        let wider = WIDER.iter().find(|(part, _)| self.name.contains(part));
+        wider.map_or(REGISTERS_MAX, |(_, registers)| *registers)
     }
 
     fn excess(&self) -> Option<String> {
@@ -196,7 +198,7 @@ impl fmt::Display for Compiled {
         }
         write!(
             formatter,
-            "limits: {REGISTERS_MAX} registers ({WIDE_REGISTERS_MAX} where f32 weights are multiplied), {SHARED_BYTES_MAX} bytes of static shared memory, no stack, no spills"
+            "limits: {REGISTERS_MAX} registers but for {WIDER:?}, {SHARED_BYTES_MAX} bytes of static shared memory, no stack, no spills"
         )
     }
 }
