@@ -6,8 +6,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-use kvasir_kv::Transport;
-use kvasir_tests::parity::{self, Chunking, Configuration, Questions};
+use std::sync::Arc;
+
+use kvasir_kv::{RankCapacity, ShardPlan, Transport};
+use kvasir_model::{BackendKind, Checkpoint, WeightMode, WeightType};
+use kvasir_tests::{
+    parity::{self, Chunking, Configuration, Questions},
+    rank_group::{Generation, GroupOptions, RankGroup},
+    tiny_model::TinyModel,
+};
 use kvasir_worker::arith::Kernels;
 use rand_chacha::{
     ChaCha8Rng,
@@ -45,6 +52,75 @@ fn check_each_model(questions: Questions, wanted: impl Fn(&str) -> bool) {
 
 fn is_real(model: &str) -> bool {
     model.contains("smollm2")
+}
+
+/// Units come and go while the ranks live, and steps that were captured are forgotten with their buffers.
+#[test]
+fn another_plan_on_the_same_ranks_changes_no_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let digests = Questions::Plain.read_digests();
+    for model in ["Q4_1-9/3x32", "F32-8/8x32"] {
+        let checkpoint = parity::open_model(model, folder.path());
+        let generations = parity::generations(checkpoint.spec().vocab_size);
+        let options = GroupOptions {
+            ranks: 3,
+            backend: BackendKind::CudaExact,
+            ..GroupOptions::default()
+        };
+        let mut group = RankGroup::start(&checkpoint, options);
+        let layout = checkpoint.unit_layout(WeightMode::File).unwrap();
+        for weights in [[1.0, 1.0, 1.0], [1.0, 0.1, 5.0], [3.0, 1.0, 0.1]] {
+            let capacities = weights.map(|weight| RankCapacity {
+                weight,
+                memory_bytes: None,
+            });
+            group.form(&ShardPlan::balance(&layout, &capacities, 0).unwrap());
+            let answers = group.generate(&generations[..3], |_, _| usize::MAX);
+            let found: Vec<String> = answers.iter().map(parity::digest).collect();
+            assert_eq!(found, digests[model][..3], "{model} on ranks of {weights:?}");
+        }
+    }
+}
+
+/// A token whose embedding is out of range poisons the sequences that hold it, and no other.
+#[test]
+fn what_is_out_of_range_is_poison_on_every_rank_as_on_the_cpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("huge.gguf");
+    let model = TinyModel {
+        weight_type: WeightType::F32,
+        embedding_type: WeightType::F32,
+        tied: false,
+        ..TinyModel::default()
+    };
+    let mut gguf = model.gguf();
+    // The first element of token 77.
+    let at = (77 * model.hidden * 4) as usize;
+    gguf.tensor_mut("token_embd.weight").bytes[at..at + 4].copy_from_slice(&3e38f32.to_le_bytes());
+    gguf.write(&file).unwrap();
+    let checkpoint = Arc::new(Checkpoint::open(&file).unwrap());
+    for ranks in [1, 2, 3] {
+        let answers = [BackendKind::Canonical, BackendKind::CudaExact].map(|backend| {
+            let options = GroupOptions {
+                ranks,
+                backend,
+                ..GroupOptions::default()
+            };
+            let generations =
+                [&[5, 6, 77, 8][..], &[5, 6, 7, 8], &[77], &[9]].map(|prompt| Generation::greedy(prompt, 3));
+            RankGroup::start(&checkpoint, options).generate(&generations, |_, _| 2)
+        });
+        let [cpu, device] = &answers;
+        let poisoned: Vec<bool> = cpu.iter().map(|answer| answer.poisoned).collect();
+        assert_eq!(poisoned, [true, false, true, false]);
+        for (cpu, device) in cpu.iter().zip(device) {
+            assert_eq!(
+                (cpu.poisoned, &cpu.tokens),
+                (device.poisoned, &device.tokens),
+                "{ranks} ranks"
+            );
+        }
+    }
 }
 
 #[test]

@@ -55,20 +55,39 @@ impl Product {
 
     /// Multiplies all of `args.tokens`.
     pub fn launch<D: GpuDevice>(self, device: &mut D, kind: PackedKind, args: &MatmulArgs) -> Result<(), GpuError> {
+        let deal = match self {
+            Self::Columns => 1,
+            Self::Partials => {
+                let [x, y] = self.blocks(kind, args);
+                BLOCKS_WANTED.div_ceil((x * y).max(1)).min(args.num_units)
+            }
+        };
+        self.launch_dealt(device, kind, args, deal)
+    }
+
+    /// As [`Self::launch`], with the units dealt over `deal` blocks: that changes no sum.
+    pub fn launch_dealt<D: GpuDevice>(
+        self,
+        device: &mut D,
+        kind: PackedKind,
+        args: &MatmulArgs,
+        deal: u32,
+    ) -> Result<(), GpuError> {
         if args.tokens == 0 || args.num_row_groups == 0 || (self == Self::Partials && args.num_units == 0) {
             return Ok(());
         }
         let (kernel, at_once) = self.kernel(kind, args.tokens);
-        let blocks = match at_once < TILED {
+        let [x, y] = self.blocks(kind, args);
+        let shape = LaunchShape::new([x, y, deal], 256).shared(shared_bytes(kind, at_once as usize));
+        args.launch(device, kernel, shape)
+    }
+
+    fn blocks(self, kind: PackedKind, args: &MatmulArgs) -> [u32; 2] {
+        let (_, at_once) = self.kernel(kind, args.tokens);
+        match at_once < TILED {
             true => [args.num_row_groups, 1],
             false => [args.num_row_groups.div_ceil(TILE_GROUPS), args.tokens.div_ceil(at_once)],
-        };
-        let deal = match self {
-            Self::Columns => 1,
-            Self::Partials => BLOCKS_WANTED.div_ceil(blocks[0] * blocks[1]).min(args.num_units),
-        };
-        let shape = LaunchShape::new([blocks[0], blocks[1], deal], 256).shared(shared_bytes(kind, at_once as usize));
-        args.launch(device, kernel, shape)
+        }
     }
 }
 

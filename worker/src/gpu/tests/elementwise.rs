@@ -76,6 +76,26 @@ fn activations_become_int8_as_defined() {
     }
 }
 
+#[test]
+fn sub_blocks_below_the_least_amplitude_are_zeros() {
+    let mut host = Host::new();
+    let least = reference::QUANTIZE_AMAX_MIN;
+    let amplitudes = [least, f32::from_bits(least.to_bits() - 1), f32::from_bits(1), 0.0];
+    let rows: Vec<f32> = amplitudes.iter().flat_map(|amplitude| [*amplitude; 32]).collect();
+    let (x, poison) = (host.put(&rows), host.put(&[0u32]));
+    let int8 = DeviceInt8::room(&mut host, 128, 1);
+    let args = QuantizeArgs {
+        x: x.address(),
+        int8: int8.rows(),
+        poison: poison.address(),
+        cols: 128,
+        ..QuantizeArgs::default()
+    };
+    host.run(Kernel::Quantize, LaunchShape::new([1, 1, 1], 256), &args);
+    assert_eq!(host.get::<f32>(&int8.scales), [least / 127.0, 0.0, 0.0, 0.0]);
+    Quantized::of(&rows, 128).check(&mut host, &int8, &[0], "small amplitudes");
+}
+
 /// Values as bf16, where NaN equals NaN.
 fn assert_same_halves(found: &[u16], expected: &[f32], context: &str) {
     let found: Vec<f32> = found.iter().map(|bits| bf16::from_bits(*bits).to_f32()).collect();

@@ -152,20 +152,25 @@ fn check_attention(host: &mut Host, random: &mut Random, case: &Case) -> f32 {
     };
     let grid = [num_chunks as u32, heads as u32, 1];
     host.run(kernel, LaunchShape::new(grid, 128).shared(4 * 16 * (8 + dim)), &args);
+    let halves = host.room::<u16>(positions * heads * group * dim);
     let merge = MergeChunksArgs {
         chunks: chunks.address(),
         out: out.address(),
+        halves: halves.address(),
         positions: d_positions.address(),
         head_dim: dim as u32,
         num_heads: (heads * group) as u32,
         num_chunks: num_chunks as u32,
         first_row: first_row as u32,
-        ..MergeChunksArgs::default()
     };
     let grid = [(heads * group) as u32, queried as u32, 1];
     host.run(Kernel::MergeChunks, LaunchShape::new(grid, dim as u32), &merge);
 
-    let out: Vec<f32> = host.get(&out);
+    let (out, halves) = (host.get::<f32>(&out), host.get::<u16>(&halves));
+    let first = first_row * heads * group * dim;
+    for (x, half) in out[first..].iter().zip(&halves[first..]) {
+        assert_eq!(bf16::from_f32(*x).to_bits(), *half);
+    }
     let mut largest = 0.0f32;
     for head in 0..heads {
         let round = |part: usize| -> Vec<Vec<f32>> {

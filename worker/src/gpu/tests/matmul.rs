@@ -164,7 +164,8 @@ fn partials_are_the_definitions_for_every_type_and_number_of_tokens() {
                     let cols = unit * (units - 1) + last;
                     let case = Case::new(&mut random, style, weight_type, 32, cols, tokens);
                     let context = format!("{weight_type} {style:?} {units} units of {unit} {tokens}");
-                    poisoned += check_partials(&mut host, &case, unit, &context);
+                    let deal = 1 + random.below(units) as u32;
+                    poisoned += check_partials(&mut host, &case, unit, deal, &format!("{context} dealt to {deal}"));
                 }
             }
         }
@@ -172,7 +173,7 @@ fn partials_are_the_definitions_for_every_type_and_number_of_tokens() {
     assert!(poisoned > 0, "extreme inputs reach the bound");
 }
 
-fn check_partials(host: &mut Host, case: &Case, unit: usize, context: &str) -> usize {
+fn check_partials(host: &mut Host, case: &Case, unit: usize, deal: u32, context: &str) -> usize {
     let rows = case.rows.len();
     let columns: Vec<_> = (0..case.cols)
         .step_by(unit)
@@ -201,7 +202,7 @@ fn check_partials(host: &mut Host, case: &Case, unit: usize, context: &str) -> u
         padding: 0,
     };
     Product::Partials
-        .launch(&mut host.0, case.kind(), &args)
+        .launch_dealt(&mut host.0, case.kind(), &args, deal)
         .expect("a launch");
     let mut expected_poison = vec![0; case.tokens];
     let mut expected = vec![7i64; rows * case.tokens];
