@@ -92,7 +92,7 @@ impl ArithmeticOptions {
 
 impl Arithmetic {
     /// Errors if this program was built without what it takes to compute so. Who computes nothing need not ask.
-    pub fn can_compute_here(self) -> Result<Self> {
+    pub fn can_compute_here(self) -> Result<()> {
         if self.backend.is_cuda() && !kvasir_worker::HAS_CUDA {
             bail!(
                 "this kvasir was built without CUDA and cannot compute with {}: `cargo xtask gpu --build-only` makes one \
@@ -100,7 +100,7 @@ impl Arithmetic {
                 self.backend
             );
         }
-        Ok(self)
+        Ok(())
     }
 
     /// The flags again, for a child process.

@@ -46,7 +46,6 @@ impl LocalCluster {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> Result<Self> {
-        engine.arithmetic.resolve()?.can_compute_here()?;
         let grpc = format!("http://{}", listener.local_addr()?);
         let num_workers = config.group_sizes.iter().sum();
         let coordinator = Coordinator::open(config).await?;

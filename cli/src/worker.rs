@@ -70,7 +70,7 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
             args.advertise
         );
     }
-    let arithmetic = args.engine.arithmetic.resolve()?.can_compute_here()?;
+    let arithmetic = args.engine.arithmetic.resolve()?;
     let config = WorkerConfig {
         id: args.id,
         threads: args.size.threads as usize,
