@@ -81,8 +81,8 @@ impl Functions {
             reason: error.to_string(),
         };
         let loaded = self.loaded.get_mut(&kernel).expect("`load` loaded all kernels");
-        loaded.allow_shared(shape.shared_bytes).map_err(failed)?;
         stream.context().bind_to_thread().map_err(doing("launching"))?;
+        loaded.allow_shared(shape.shared_bytes).map_err(failed)?;
         let [x, y, z] = shape.grid;
         let mut parameters = [arguments.as_ptr().cast_mut().cast()];
         // SAFETY: the parameter is as long as the kernel's struct (`LaunchShape::check`), and is copied before this

@@ -1,6 +1,9 @@
 //! The host's device or a GPU, decided when a test runs.
 
-use std::time::Instant;
+use std::{
+    sync::{Mutex, OnceLock},
+    time::Instant,
+};
 
 use crate::{
     backend::BackendError,
@@ -29,7 +32,15 @@ pub(super) fn on_host() -> Result<TestDevice, GpuError> {
     HostDevice::new().map(TestDevice::Host)
 }
 
+/// Opened first and kept to the end: a process makes its context once then, however many devices come and go.
+static KEPT: OnceLock<Mutex<CudaDevice>> = OnceLock::new();
+
 pub(super) fn on_gpu(ordinal: u32) -> Result<TestDevice, GpuError> {
+    if KEPT.get().is_none() {
+        let kept = Mutex::new(CudaDevice::open(ordinal)?);
+        // Another thread may have been quicker; then this one goes.
+        let _ = KEPT.set(kept);
+    }
     CudaDevice::open(ordinal).map(|device| TestDevice::Gpu(Box::new(device)))
 }
 
