@@ -4,14 +4,17 @@
 
 use std::process::ExitCode;
 
-use kvasir_tests::gpu_bench;
+use kvasir_tests::{gpu_bench, tiny_model::TinyModel};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let name = arguments.next().unwrap_or_default();
+    if name == "model" {
+        return written(&arguments.next().unwrap_or_default());
+    }
     if !gpu_bench::NAMES.contains(&name.as_str()) {
         eprintln!(
-            "usage: gpu_bench NAME [FILE]; NAME is one of: {}",
+            "usage: gpu_bench NAME [FILE], or gpu_bench model FILE; NAME is one of: {}",
             gpu_bench::NAMES.join(", ")
         );
         return ExitCode::from(2);
@@ -29,4 +32,15 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+/// A small model with a tokenizer, for checks that go through real processes.
+fn written(path: &str) -> ExitCode {
+    match TinyModel::default().write(path) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cannot write {path}: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -164,7 +164,7 @@ unpack
 export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}:$(library_folders):/usr/local/nvidia/lib64:/usr/local/cuda/lib64
 gpu_flags=(--device "cuda:$KVASIR_GPU" --gpu-mode exact)
 if [ "$KVASIR_GPU" = host ]; then gpu_flags=(--backend canonical); fi
-head -c 1500 "$here/gpu_check.sh" > "$work/text"
+head -c 3000 "$here/gpu_check.sh" > "$work/text"
 export -f libraries_are_there perplexity same_bits default_model_or_not_here measure torch
 export here work
 
@@ -176,8 +176,9 @@ tests worker_tests gpu::tests::
 tests gpu_group
 tests gpu_parity
 tests gpu_fast
-in_bash "same bits through processes, 1 worker" 60 same_bits "$here/tests/reference/models/llama-Q4_K.gguf" 128 1
-in_bash "same bits through processes, 2 workers on one GPU" 60 same_bits "$here/tests/reference/models/qwen3-BF16.gguf" 128 2
+check "a small model" 20 "$here/gpu_bench" model "$work/model.gguf"
+in_bash "same bits through processes, 1 worker" 60 same_bits "$work/model.gguf" 256 1
+in_bash "same bits through processes, 2 workers on one GPU" 60 same_bits "$work/model.gguf" 256 2
 in_bash "same bits of the default model" 90 default_model_or_not_here same_bits '"$KVASIR_MODEL"' 256 1
 NCCL_MULTI_RANK_GPU_ENABLE=1 tests gpu_group two_ranks
 for name in roofline attention decode-exact decode-fast; do
