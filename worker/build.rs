@@ -29,6 +29,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 #[cfg(feature = "cuda-on-host")]
 fn compile_for_host() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=cuda");
+    let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
+    if arch != "x86_64" {
+        return Err(format!(
+            "the kernels run on hosts that are x86_64, and this one is {arch}: leave cuda-on-host out"
+        )
+        .into());
+    }
     let flags = [
         "-ffp-contract=off",
         "-fno-fast-math",

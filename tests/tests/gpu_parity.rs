@@ -8,14 +8,23 @@
 
 use std::sync::Arc;
 
-use kvasir_kv::{RankCapacity, ShardPlan, Transport};
+use kvasir_kv::{
+    BlockId, CellLayout, Epoch, EpochSpec, GroupId, KvDtype, Rank, RankCapacity, SequenceId, ShardPlan, TokenId,
+    Transport, UnitKind,
+};
 use kvasir_model::{BackendKind, Checkpoint, WeightMode, WeightType};
 use kvasir_tests::{
     parity::{self, Chunking, Configuration, Questions},
-    rank_group::{Generation, GroupOptions, RankGroup},
+    rank_group::{self, Generation, GroupOptions, RankGroup},
     tiny_model::TinyModel,
+    whole_logits::collectives,
 };
-use kvasir_worker::arith::Kernels;
+use kvasir_worker::{
+    arith::Kernels,
+    backend::{Backend, ForwardOutput},
+    gpu::{Arithmetic, Gpu, host_device::HostDevice},
+    rank_books::WorkInput,
+};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore as _, SeedableRng as _},
@@ -80,6 +89,98 @@ fn another_plan_on_the_same_ranks_changes_no_bit() {
             assert_eq!(found, digests[model][..3], "{model} on ranks of {weights:?}");
         }
     }
+}
+
+/// The spec of rank 0 of a plan.
+fn epoch(plan: &ShardPlan) -> EpochSpec {
+    EpochSpec {
+        group: GroupId(0),
+        epoch: Epoch { term: 1, number: 1 },
+        rank: Rank(0),
+        transport: Transport::Solo,
+        nonce: 1,
+        shares: plan.shares().to_vec(),
+        num_blocks: 4,
+        block_size: 64,
+        step_tokens_max: 64,
+    }
+}
+
+fn plan(backend: &dyn Backend, ranks: usize) -> ShardPlan {
+    ShardPlan::balance(backend.layout(), &vec![RankCapacity::default(); ranks], 0).unwrap()
+}
+
+#[test]
+fn units_that_stay_are_kept_from_epoch_to_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = parity::open_model("Q4_1-9/3x32", folder.path());
+    let options = GroupOptions {
+        backend: BackendKind::CudaExact,
+        ..GroupOptions::default()
+    };
+    let mut backend = rank_group::backend(&checkpoint, &options);
+    let (halves, whole) = (plan(backend.as_ref(), 2), plan(backend.as_ref(), 1));
+    let num_units = |plan: &ShardPlan| -> u32 {
+        let share = &plan.shares()[0];
+        UnitKind::ALL.map(|kind| share.units(kind).len() as u32).iter().sum()
+    };
+    let (half, all) = (num_units(&halves), num_units(&whole));
+    let mut begin = |plan: &ShardPlan| {
+        let load = backend.begin_epoch(&epoch(plan)).unwrap();
+        (load.units_loaded, load.units_kept)
+    };
+    assert_eq!(begin(&halves), (half, 0));
+    assert_eq!(begin(&whole), (all - half, half));
+    assert_eq!(begin(&halves), (0, half));
+}
+
+/// One token of each of so many sequences, all at the same position.
+fn decode_step(sequences: u32, position: u32) -> Vec<WorkInput> {
+    let work = |sequence: u32| WorkInput {
+        sequence: SequenceId(u64::from(sequence)),
+        tokens: vec![TokenId(5 + 7 * sequence + position)],
+        start: position,
+        blocks: vec![BlockId(sequence)],
+        samples: true,
+        ..WorkInput::default()
+    };
+    (0..sequences).map(work).collect()
+}
+
+/// Captured once for each number of rows, and repeated with what the CPU computes.
+#[test]
+fn steps_of_single_rows_are_captured_and_repeated() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = parity::open_model("F32-6/2x128", folder.path());
+    let spec = checkpoint.spec();
+    let cell = CellLayout::new(spec.num_layers, spec.head_dim, 64, KvDtype::F16).unwrap();
+    let device = HostDevice::new().unwrap();
+    let mut gpu = Gpu::new(
+        device,
+        Arithmetic::Exact,
+        Arc::clone(&checkpoint),
+        WeightMode::File,
+        cell,
+    )
+    .unwrap();
+    let mut cpu = rank_group::backend(&checkpoint, &GroupOptions::default());
+    let mut collective = collectives(1).remove(0)();
+    let whole = plan(&gpu, 1);
+    gpu.begin_epoch(&epoch(&whole)).unwrap();
+    cpu.begin_epoch(&epoch(&whole)).unwrap();
+    let (mut found, mut expected) = (ForwardOutput::default(), ForwardOutput::default());
+    for (position, sequences) in [3, 3, 2, 3, 2, 1, 1].into_iter().enumerate() {
+        // All three sequences have computed what a shorter step leaves out.
+        let position = position as u32;
+        for work in [decode_step(3, position), decode_step(sequences, position)] {
+            gpu.forward(&work, collective.as_mut(), &mut found).unwrap();
+            cpu.forward(&work, collective.as_mut(), &mut expected).unwrap();
+            assert_eq!(found.summaries, expected.summaries);
+        }
+    }
+    assert_eq!(gpu.device().num_graphs(), 3);
+    gpu.begin_epoch(&epoch(&whole)).unwrap();
+    assert_eq!(gpu.device().num_graphs(), 0);
 }
 
 /// A token whose embedding is out of range poisons the sequences that hold it, and no other.
