@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Proves and measures Kvasir on a GPU: unattended, in under eight minutes, from the folder that `cargo xtask gpu` makes.
+# Proves and measures Kvasir on a GPU: unattended, within eight minutes, from the folder that `cargo xtask gpu` makes.
 #
 # Each check is a process of its own with a time limit: one that fails or hangs hides no other. A table comes last; the
 # same as JSON, with all that was measured, goes into the folder that OUT names, beside a log of all that was said.
