@@ -72,11 +72,11 @@ pub struct ServingOptions {
 }
 
 impl ServingOptions {
-    pub fn config(&self, engine: &EngineOptions, group_sizes: Vec<u32>) -> CoordinatorConfig {
-        CoordinatorConfig {
+    pub fn config(&self, engine: &EngineOptions, group_sizes: Vec<u32>) -> Result<CoordinatorConfig> {
+        Ok(CoordinatorConfig {
             kv_dtype: engine.kv_dtype,
             weight_mode: engine.weights_dtype,
-            backend: engine.backend,
+            backend: engine.arithmetic.resolve()?.backend,
             block_size: engine.block_size,
             force_tcp: self.transport == TransportChoice::Tcp,
             prefix_cache: !self.no_prefix_cache,
@@ -90,7 +90,7 @@ impl ServingOptions {
             chunk_tokens_max: self.chunk_tokens,
             mixed_prefill_tokens_max: self.mixed_tokens,
             ..CoordinatorConfig::new(engine.model.clone(), group_sizes)
-        }
+        })
     }
 
     pub async fn bind(&self) -> Result<TcpListener> {
@@ -120,7 +120,7 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         grpc: format!("http://{}", listener.local_addr()?),
         pid: std::process::id(),
     };
-    let coordinator = Coordinator::open(args.serving.config(&args.engine, args.groups.sizes()?)).await?;
+    let coordinator = Coordinator::open(args.serving.config(&args.engine, args.groups.sizes()?)?).await?;
     if args.json {
         println!("{}", serde_json::to_string(&listening)?);
     } else {

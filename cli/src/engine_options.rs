@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use kvasir_kv::KvDtype;
-use kvasir_model::{BackendKind, WeightMode};
+use kvasir_model::WeightMode;
 
-use crate::model_source;
+use crate::{arithmetic_options::ArithmeticOptions, model_source};
 
 #[derive(Args, Clone, Debug)]
 pub struct EngineOptions {
@@ -24,9 +24,8 @@ pub struct EngineOptions {
     /// Weights in memory: `file` keeps the file's types, f32 dequantizes, q8_0 quantizes at load
     #[arg(long, default_value_t = WeightMode::File, value_name = "TYPE")]
     pub weights_dtype: WeightMode,
-    /// Arithmetic: `canonical` gives the same bits on any cluster, `candle` is an independent check
-    #[arg(long, default_value_t = BackendKind::Canonical, value_name = "NAME")]
-    pub backend: BackendKind,
+    #[command(flatten)]
+    pub arithmetic: ArithmeticOptions,
     /// Token positions per KV block: 16, 32, 64, 128 or 256
     #[arg(long, default_value_t = 64, value_name = "TOKENS")]
     pub block_size: u32,
@@ -40,18 +39,18 @@ impl EngineOptions {
     }
 
     /// The flags again, for a child process.
-    pub fn to_args(&self) -> Vec<String> {
+    pub fn to_args(&self) -> Result<Vec<String>> {
         let model = self.model.to_string_lossy().into_owned();
-        [
+        let mut flags = self.arithmetic.resolve()?.to_args();
+        for (flag, value) in [
             ("--model", model),
             ("--kv-dtype", self.kv_dtype.to_string()),
             ("--weights-dtype", self.weights_dtype.to_string()),
-            ("--backend", self.backend.to_string()),
             ("--block-size", self.block_size.to_string()),
-        ]
-        .into_iter()
-        .flat_map(|(flag, value)| [flag.to_owned(), value])
-        .collect()
+        ] {
+            flags.extend([flag.to_owned(), value]);
+        }
+        Ok(flags)
     }
 }
 

@@ -49,7 +49,7 @@ impl LocalCluster {
         let grpc = format!("http://{}", listener.local_addr()?);
         let num_workers = config.group_sizes.iter().sum();
         let coordinator = Coordinator::open(config).await?;
-        let mut workers = Workers::new(engine, size, grpc.clone());
+        let mut workers = Workers::new(engine, size, grpc.clone())?;
         workers.start_all(num_workers)?;
         Ok(Self {
             serving: tokio::spawn(coordinator.serve(listener, shutdown.clone())),
@@ -80,16 +80,16 @@ pub struct Workers {
 }
 
 impl Workers {
-    fn new(engine: &EngineOptions, size: &WorkerSize, grpc: String) -> Self {
+    fn new(engine: &EngineOptions, size: &WorkerSize, grpc: String) -> Result<Self> {
         let mut flags = vec!["worker".to_owned(), "--coordinator".to_owned(), grpc];
-        flags.extend(engine.to_args());
+        flags.extend(engine.to_args()?);
         flags.extend(size.to_args());
         flags.extend(["--parent-pid".to_owned(), std::process::id().to_string()]);
-        Self {
+        Ok(Self {
             flags,
             running: BTreeMap::new(),
             exits: JoinSet::new(),
-        }
+        })
     }
 
     fn start_all(&mut self, count: u32) -> Result<()> {

@@ -3,6 +3,7 @@
 //! Exit codes: 0 success, 1 a failure with one line on standard error, 2 wrong usage.
 
 mod answer;
+mod arithmetic_options;
 mod ask;
 mod bench;
 mod chat;
@@ -91,7 +92,13 @@ fn main() -> ExitCode {
 }
 
 fn run(mut command: Command) -> anyhow::Result<ExitCode> {
+    let computes = matches!(command, Command::Up(_) | Command::Worker(_) | Command::Perplexity(_));
     if let Some(engine) = command.engine() {
+        // Before a model is fetched that nothing here could compute with.
+        let arithmetic = engine.arithmetic.resolve()?;
+        if computes {
+            arithmetic.can_compute_here()?;
+        }
         engine.locate_model()?;
     }
     if let Command::Plan(args) = command {

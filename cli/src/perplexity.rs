@@ -54,7 +54,7 @@ pub async fn run(args: PerplexityArgs) -> Result<()> {
     let chunks = tokio::task::spawn_blocking(move || Chunks::read(&engine.model, &file, context));
     let chunks = chunks.await.context("reading the text failed")??;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let mut cluster = LocalCluster::start(config(&args), &args.engine, &args.size, listener, shutdown.clone()).await?;
+    let mut cluster = LocalCluster::start(config(&args)?, &args.engine, &args.size, listener, shutdown.clone()).await?;
     let result = async {
         let Some(()) = cluster.until_ready().await? else {
             return Ok(());
@@ -72,14 +72,14 @@ pub async fn run(args: PerplexityArgs) -> Result<()> {
     result
 }
 
-fn config(args: &PerplexityArgs) -> CoordinatorConfig {
-    CoordinatorConfig {
+fn config(args: &PerplexityArgs) -> Result<CoordinatorConfig> {
+    Ok(CoordinatorConfig {
         kv_dtype: args.engine.kv_dtype,
         weight_mode: args.engine.weights_dtype,
-        backend: args.engine.backend,
+        backend: args.engine.arithmetic.resolve()?.backend,
         block_size: args.engine.block_size,
         ..CoordinatorConfig::new(args.engine.model.clone(), vec![args.workers])
-    }
+    })
 }
 
 async fn measure(args: &PerplexityArgs, endpoint: &str, chunks: &Chunks) -> Result<()> {
@@ -109,7 +109,7 @@ async fn measure(args: &PerplexityArgs, endpoint: &str, chunks: &Chunks) -> Resu
         }
     }
     let tokens_per_s = f64::from(chunks.num_tokens()) / begun.elapsed().as_secs_f64();
-    let report = Report::new(args, chunks, &estimate, numerics_id, tokens_per_s);
+    let report = Report::new(args, chunks, &estimate, numerics_id, tokens_per_s)?;
     report.print(args.json)
 }
 
@@ -161,8 +161,8 @@ impl Report {
         estimate: &Estimate,
         numerics_id: String,
         tokens_per_s: f64,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        Ok(Self {
             perplexity: estimate.perplexity(),
             standard_error: estimate.standard_error(),
             tokens: estimate.tokens(),
@@ -177,8 +177,8 @@ impl Report {
             threads: args.size.threads,
             weights_dtype: args.engine.weights_dtype.to_string(),
             kv_dtype: args.engine.kv_dtype.to_string(),
-            backend: args.engine.backend.to_string(),
-        }
+            backend: args.engine.arithmetic.resolve()?.backend.to_string(),
+        })
     }
 
     fn print(&self, json: bool) -> Result<()> {

@@ -70,12 +70,14 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
             args.advertise
         );
     }
+    let arithmetic = args.engine.arithmetic.resolve()?;
     let config = WorkerConfig {
         id: args.id,
         threads: args.size.threads as usize,
         kv_dtype: args.engine.kv_dtype,
         weight_mode: args.engine.weights_dtype,
-        backend: args.engine.backend,
+        backend: arithmetic.backend,
+        gpu_ordinal: arithmetic.gpu_ordinal,
         block_size: args.engine.block_size,
         kv_memory_bytes: args.size.kv_memory.0,
         weight: args.weight,

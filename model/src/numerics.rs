@@ -50,15 +50,35 @@ pub enum BackendKind {
     Canonical,
     /// candle in f32: an independent check; its bits are its own.
     Candle,
+    /// The canonical arithmetic on an NVIDIA GPU.
+    CudaExact,
+    /// On an NVIDIA GPU in bf16 with f32 sums: quick, and without any promise about bits.
+    CudaFast,
 }
 
 impl BackendKind {
-    pub const ALL: [Self; 2] = [Self::Canonical, Self::Candle];
+    pub const ALL: [Self; 4] = [Self::Canonical, Self::Candle, Self::CudaExact, Self::CudaFast];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Canonical => "canonical",
             Self::Candle => "candle",
+            Self::CudaExact => "cuda-exact",
+            Self::CudaFast => "cuda-fast",
+        }
+    }
+
+    pub fn is_cuda(self) -> bool {
+        matches!(self, Self::CudaExact | Self::CudaFast)
+    }
+
+    /// Devices of one class are held to give the same bits. `cuda-exact` is meant to give those of the CPU, and keeps a
+    /// class of its own as long as no GPU has been seen to.
+    fn device_class(self) -> &'static str {
+        match self {
+            Self::Canonical | Self::Candle => "cpu",
+            Self::CudaExact => "cuda-exact",
+            Self::CudaFast => "cuda-fast-bf16",
         }
     }
 }
@@ -92,7 +112,7 @@ impl FromStr for BackendKind {
         kind.ok_or_else(|| UnknownName {
             what: "backend",
             found: text.to_owned(),
-            supported: "canonical, candle",
+            supported: "canonical, candle, cuda-exact, cuda-fast",
         })
     }
 }
@@ -114,7 +134,7 @@ pub fn numerics_id(content_hash: &[u8; 32], backend: BackendKind, kv_dtype: KvDt
     let mut hasher = blake3::Hasher::new_derive_key("kvasir numerics id");
     hasher.update(content_hash);
     hasher.update(&NUMERICS_VERSION.to_le_bytes());
-    for part in [backend.name(), "cpu", kv_dtype.name(), mode.name()] {
+    for part in [backend.name(), backend.device_class(), kv_dtype.name(), mode.name()] {
         hasher.update(&(part.len() as u32).to_le_bytes());
         hasher.update(part.as_bytes());
     }
@@ -138,5 +158,13 @@ mod tests {
             numerics_id(&[1; 32], BackendKind::Canonical, KvDtype::F16, WeightMode::Q8_0),
         ];
         assert!(others.iter().all(|other| *other != base));
+    }
+
+    #[test]
+    fn no_two_backends_share_an_id() {
+        let ids = BackendKind::ALL.map(|kind| numerics_id(&[1; 32], kind, KvDtype::F16, WeightMode::File));
+        for (index, id) in ids.iter().enumerate() {
+            assert!(!ids[..index].contains(id), "{}", BackendKind::ALL[index]);
+        }
     }
 }

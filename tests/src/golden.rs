@@ -1,7 +1,5 @@
 //! The reference outputs on the default model: 6 prompts, 64 greedy tokens each, from another engine in f32.
 
-use std::path::Path;
-
 use kvasir_kv::TokenId;
 
 /// One prompt and what the other engine made of it. The end-of-sequence token is ignored there.
@@ -16,7 +14,7 @@ pub struct Golden {
 }
 
 pub fn read_goldens() -> Vec<Golden> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/smollm2-135m.json");
+    let path = crate::data_folder().join("golden/smollm2-135m.json");
     let text = std::fs::read_to_string(path).expect("the golden file is checked in");
     let golden: serde_json::Value = serde_json::from_str(&text).expect("the golden file is JSON");
     golden["prompts"]

@@ -6,6 +6,7 @@ pub mod cluster_sandbox;
 pub mod engine_cluster;
 pub mod gguf_writer;
 pub mod golden;
+pub mod gpu_bench;
 pub mod hub_server;
 pub mod model_folder;
 pub mod quantize;
@@ -15,6 +16,12 @@ pub mod schedule;
 pub mod sim;
 pub mod solo_answers;
 pub mod tiny_model;
+
+/// Where the checked-in digests and reference models lie: `KVASIR_TEST_DATA`, for programs that have left this tree, or here.
+pub fn data_folder() -> PathBuf {
+    let moved = std::env::var_os("KVASIR_TEST_DATA").filter(|folder| !folder.is_empty());
+    moved.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
 
 const DEFAULT_MODEL: &str = "kvasir/models/SmolLM2-135M-Instruct.Q4_1.gguf";
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use kvasir_kv::{KvDtype, Sampling, TokenId, Transport};
-use kvasir_model::{Checkpoint, WeightMode, WeightType};
+use kvasir_model::{BackendKind, Checkpoint, WeightMode, WeightType};
 use kvasir_worker::arith::{Isa, Kernels};
 use rand_chacha::{
     ChaCha8Rng,
@@ -72,7 +72,7 @@ impl Questions {
             Self::Plain => "parity.json",
             Self::Knobs => "sampling.json",
         };
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("digests").join(name)
+        crate::data_folder().join("digests").join(name)
     }
 
     pub fn read_digests(self) -> Digests {
@@ -366,8 +366,28 @@ impl Configuration {
 
     /// The digests of all answers, computed this way.
     pub fn run(&self, questions: Questions, checkpoint: &Arc<Checkpoint>) -> Vec<String> {
-        let generations = questions.generations(checkpoint.spec().vocab_size);
-        let mut group = RankGroup::start(checkpoint, self.options());
+        self.run_with(self.options(), questions, usize::MAX, checkpoint)
+    }
+
+    /// As [`Self::run`], by the exact kernels for GPUs, for the first `count` answers.
+    pub fn run_on_device(&self, questions: Questions, count: usize, checkpoint: &Arc<Checkpoint>) -> Vec<String> {
+        let options = GroupOptions {
+            backend: BackendKind::CudaExact,
+            ..self.options()
+        };
+        self.run_with(options, questions, count, checkpoint)
+    }
+
+    fn run_with(
+        &self,
+        options: GroupOptions,
+        questions: Questions,
+        count: usize,
+        checkpoint: &Arc<Checkpoint>,
+    ) -> Vec<String> {
+        let mut generations = questions.generations(checkpoint.spec().vocab_size);
+        generations.truncate(count);
+        let mut group = RankGroup::start(checkpoint, options);
         let mut random = ChaCha8Rng::seed_from_u64(self.ranks as u64 * 31 + u64::from(self.block_size));
         let chunking = self.chunking;
         let chunk = |_: usize, _: usize| match chunking {

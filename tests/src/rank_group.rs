@@ -23,6 +23,7 @@ use kvasir_worker::{
     arith::Kernels,
     backend::Backend,
     canonical::Canonical,
+    gpu::{Arithmetic, Gpu, test_device},
     oracle::Oracle,
     rank::{RankConfig, RankControl, RankWorker},
 };
@@ -357,5 +358,18 @@ pub fn backend(checkpoint: &Arc<Checkpoint>, options: &GroupOptions) -> Box<dyn 
             })
         }
         BackendKind::Candle => Box::new(Oracle::new(Arc::clone(checkpoint), options.weight_mode, cell).unwrap()),
+        BackendKind::CudaExact => on_device(Arithmetic::Exact, checkpoint, options, cell),
+        BackendKind::CudaFast => on_device(Arithmetic::Fast, checkpoint, options, cell),
     }
+}
+
+fn on_device(
+    arithmetic: Arithmetic,
+    checkpoint: &Arc<Checkpoint>,
+    options: &GroupOptions,
+    cell: CellLayout,
+) -> Box<dyn Backend> {
+    let device = test_device::open().unwrap();
+    let checkpoint = Arc::clone(checkpoint);
+    Box::new(Gpu::new(device, arithmetic, checkpoint, options.weight_mode, cell).unwrap())
 }

@@ -1,10 +1,6 @@
 //! Small models that other people's packages wrote, and what transformers computes with them: `reference/models.py`.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::LazyLock,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::LazyLock};
 
 use serde::Deserialize;
 
@@ -33,5 +29,5 @@ pub fn path(name: &str) -> PathBuf {
 }
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("reference")
+    crate::data_folder().join("reference")
 }

@@ -101,9 +101,7 @@ impl TinyModel {
 
     /// The file before it is written, to change something in it.
     pub fn gguf(&self) -> GgufWriter {
-        let mut file = GgufWriter::default();
-        self.put_spec(&mut file);
-        put_tokenizer(&mut file, self.vocab);
+        let mut file = self.header();
         let mut weights = Weights {
             random: ChaCha8Rng::seed_from_u64(self.seed),
         };
@@ -111,6 +109,14 @@ impl TinyModel {
         for layer in 0..self.num_layers {
             self.put_layer(&mut file, &mut weights, layer);
         }
+        file
+    }
+
+    /// All but the tensors.
+    pub fn header(&self) -> GgufWriter {
+        let mut file = GgufWriter::default();
+        self.put_spec(&mut file);
+        put_tokenizer(&mut file, self.vocab);
         file
     }
 

@@ -79,7 +79,7 @@ fn works(options: &GroupOptions, sequences: &[Vec<TokenId>], steps: &[Vec<(usize
 }
 
 /// One spec per rank.
-fn epochs(checkpoint: &Checkpoint, options: &GroupOptions) -> Vec<EpochSpec> {
+pub fn epochs(checkpoint: &Checkpoint, options: &GroupOptions) -> Vec<EpochSpec> {
     let layout = checkpoint
         .unit_layout(options.weight_mode)
         .expect("a checkpoint that opened");

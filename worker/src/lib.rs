@@ -2,12 +2,18 @@
 //!
 //! This crate alone does tensor arithmetic. It knows no requests and no clients, and never imports the coordinator.
 
+/// Whether this build can compute on NVIDIA GPUs.
+pub const HAS_CUDA: bool = cfg!(feature = "cuda");
+/// Whether its GPUs can add among themselves.
+pub const HAS_NCCL: bool = cfg!(feature = "nccl");
+
 pub mod arith;
 pub mod backend;
 pub mod canonical;
 pub mod cells;
 pub mod collective;
 mod draw;
+pub mod gpu;
 pub mod oracle;
 pub mod rank;
 pub mod rank_books;

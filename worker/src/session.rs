@@ -25,6 +25,7 @@ use tonic::transport::Endpoint;
 use crate::{
     backend::{Backend, BackendError},
     canonical::Canonical,
+    gpu,
     oracle::Oracle,
     rank::{RankConfig, RankControl, RankWorker},
 };
@@ -53,6 +54,8 @@ pub struct WorkerConfig {
     pub kv_dtype: KvDtype,
     pub weight_mode: WeightMode,
     pub backend: BackendKind,
+    /// Which of the machine's GPUs, where the backend computes on one.
+    pub gpu_ordinal: u32,
     /// Tokens per block.
     pub block_size: u32,
     pub kv_memory_bytes: u64,
@@ -72,6 +75,7 @@ impl WorkerConfig {
             kv_dtype: KvDtype::F16,
             weight_mode: WeightMode::File,
             backend: BackendKind::Canonical,
+            gpu_ordinal: 0,
             block_size: 64,
             kv_memory_bytes: 1 << 30,
             weight: 1.0,
@@ -303,6 +307,9 @@ fn make_backend(config: &WorkerConfig, checkpoint: Arc<Checkpoint>) -> Result<Bo
     Ok(match config.backend {
         BackendKind::Canonical => Box::new(Canonical::new(checkpoint, config.weight_mode, cell, config.threads)?),
         BackendKind::Candle => Box::new(Oracle::new(checkpoint, config.weight_mode, cell)?),
+        BackendKind::CudaExact | BackendKind::CudaFast => {
+            gpu::open(config.backend, config.gpu_ordinal, checkpoint, config.weight_mode, cell)?
+        }
     })
 }
 

@@ -219,27 +219,18 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// Rows of q or k, whole heads of them, in the order of the kernels.
     fn rotated(&self, rows: Range<usize>) -> impl ExactSizeIterator<Item = usize> + Clone + use<> {
-        let spec = self.checkpoint.spec();
-        let (dim, rope_dim) = (spec.head_dim as usize, spec.rope_dim as usize);
-        let pairs: RotatedPairs = spec.rope_pairs;
-        rows.map(move |row| row / dim * dim + pairs.source(row % dim, rope_dim))
+        rotated_rows(self.checkpoint, rows)
     }
 
     /// A whole vector.
     fn vector(&self, name: &str) -> Result<Vec<f32>, BackendError> {
-        let tensor = tensor(self.checkpoint, name)?;
-        let mut vector = vec![0.0; tensor.cols];
-        tensor.dequantize_row(0, &mut vector);
-        Ok(vector)
+        vector(self.checkpoint, name)
     }
 
     /// Values of a vector that a model may lack: it is empty then.
     fn slice(&self, name: &Option<String>, places: impl Iterator<Item = usize>) -> Result<Vec<f32>, BackendError> {
-        let Some(name) = name else { return Ok(Vec::new()) };
-        let whole = self.vector(name)?;
-        Ok(places.map(|place| whole[place]).collect())
+        vector_places(self.checkpoint, name, places)
     }
 
     /// Rows of a column-parallel weight, all columns.
@@ -281,7 +272,37 @@ impl<'a> Loader<'a> {
     }
 }
 
-fn tensor<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<TensorView<'a>, BackendError> {
+/// Rows of q or k, whole heads of them, in the order of the kernels.
+pub(crate) fn rotated_rows(
+    checkpoint: &Checkpoint,
+    rows: Range<usize>,
+) -> impl ExactSizeIterator<Item = usize> + Clone + use<> {
+    let spec = checkpoint.spec();
+    let (dim, rope_dim) = (spec.head_dim as usize, spec.rope_dim as usize);
+    let pairs: RotatedPairs = spec.rope_pairs;
+    rows.map(move |row| row / dim * dim + pairs.source(row % dim, rope_dim))
+}
+
+/// A whole vector.
+pub(crate) fn vector(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, BackendError> {
+    let tensor = tensor(checkpoint, name)?;
+    let mut vector = vec![0.0; tensor.cols];
+    tensor.dequantize_row(0, &mut vector);
+    Ok(vector)
+}
+
+/// Values of a vector that a model may lack: it is empty then.
+pub(crate) fn vector_places(
+    checkpoint: &Checkpoint,
+    name: &Option<String>,
+    places: impl Iterator<Item = usize>,
+) -> Result<Vec<f32>, BackendError> {
+    let Some(name) = name else { return Ok(Vec::new()) };
+    let whole = vector(checkpoint, name)?;
+    Ok(places.map(|place| whole[place]).collect())
+}
+
+pub(crate) fn tensor<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<TensorView<'a>, BackendError> {
     checkpoint.tensor(name).map_err(|error| BackendError::Load {
         what: name.to_owned(),
         reason: error.to_string(),

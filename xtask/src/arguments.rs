@@ -21,6 +21,11 @@ usage: cargo xtask CHORE [FLAGS]
       --plant NAME                plants a named fault that the simulation must find
   fuzz [TARGET] [--seconds N]     runs the fuzz targets, all or one, on bytes that nobody would send
       --seconds N                 how long each target runs, 10 unless given
+  gpu [--build-only | --dry-run | --check]
+                                  builds the CUDA binary without a GPU, bundles it, and checks it where a GPU is
+      --build-only                builds and bundles alone
+      --dry-run                   checks the bundle on this machine, its kernels on the host
+      --check                     checks the types alone, without NVIDIA's compiler
   tidy                            checks the architecture rules on the sources
   codegen                         generates the Rust code of the .proto files again
 
@@ -39,6 +44,7 @@ pub enum Chore {
     Tidy,
     Simulation(SimulationOptions),
     Fuzz(FuzzOptions),
+    Gpu(GpuExtent),
     Demo,
 }
 
@@ -64,6 +70,19 @@ pub struct FuzzOptions {
     pub seconds: Option<u64>,
 }
 
+/// How far the CUDA chore goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GpuExtent {
+    /// clippy of the features, through a stand-in for the compiler.
+    Types,
+    /// Kernels, binary and bundle.
+    Build,
+    /// And the check, on the host's device.
+    DryRun,
+    /// And the check, if a GPU is here.
+    Check,
+}
+
 pub fn parse(mut parser: Parser) -> Result<Chore> {
     let name = match parser.next()? {
         None => bail!("no chore named"),
@@ -78,6 +97,7 @@ pub fn parse(mut parser: Parser) -> Result<Chore> {
         "sim" => parse_simulation(&mut parser)?,
         "fuzz" => parse_fuzz(&mut parser)?,
         "codegen" => parse_bare(&mut parser, Chore::Codegen)?,
+        "gpu" => parse_gpu(&mut parser)?,
         "tidy" => parse_bare(&mut parser, Chore::Tidy)?,
         "demo" => parse_bare(&mut parser, Chore::Demo)?,
         _ => bail!("unknown chore '{name}'"),
@@ -147,6 +167,20 @@ fn parse_fuzz(parser: &mut Parser) -> Result<Chore> {
     Ok(Chore::Fuzz(options))
 }
 
+fn parse_gpu(parser: &mut Parser) -> Result<Chore> {
+    let mut extent = None;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("build-only") if extent.is_none() => extent = Some(GpuExtent::Build),
+            Long("dry-run") if extent.is_none() => extent = Some(GpuExtent::DryRun),
+            Long("check") if extent.is_none() => extent = Some(GpuExtent::Types),
+            Long("help") | Short('h') => return Ok(Chore::Help),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Chore::Gpu(extent.unwrap_or(GpuExtent::Check)))
+}
+
 fn number(parser: &mut Parser, flag: &str) -> Result<u64> {
     parser
         .value()?
@@ -168,8 +202,11 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("  "))
             .filter(|line| !line.starts_with(' '));
-        let chores: Vec<&str> = names.map_while(|line| line.split(' ').next()).take(7).collect();
-        assert_eq!(chores, ["demo", "test", "model", "sim", "fuzz", "tidy", "codegen"]);
+        let chores: Vec<&str> = names.map_while(|line| line.split(' ').next()).take(8).collect();
+        assert_eq!(
+            chores,
+            ["demo", "test", "model", "sim", "fuzz", "gpu", "tidy", "codegen"]
+        );
         for chore in chores {
             assert_ne!(parsed(chore).unwrap(), Chore::Help, "{chore}");
         }
@@ -216,6 +253,18 @@ mod tests {
     }
 
     #[test]
+    fn gpu_goes_as_far_as_it_is_told() {
+        for (line, extent) in [
+            ("gpu", GpuExtent::Check),
+            ("gpu --build-only", GpuExtent::Build),
+            ("gpu --dry-run", GpuExtent::DryRun),
+            ("gpu --check", GpuExtent::Types),
+        ] {
+            assert_eq!(parsed(line).unwrap(), Chore::Gpu(extent), "{line}");
+        }
+    }
+
+    #[test]
     fn what_is_not_known_is_named_in_one_line() {
         for (line, named) in [
             ("", "no chore"),
@@ -227,6 +276,7 @@ mod tests {
             ("sim --seeds", "--seeds"),
             ("fuzz gguf proto", "proto"),
             ("fuzz --seconds long", "--seconds"),
+            ("gpu --check --build-only", "--build-only"),
         ] {
             let message = format!("{:#}", parsed(line).unwrap_err());
             assert!(

@@ -6,6 +6,7 @@ mod arguments;
 mod demo;
 mod download;
 mod fuzz;
+mod gpu;
 mod junit;
 mod model;
 mod paths;
@@ -46,6 +47,7 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
         }
         Chore::Simulation(options) => simulation::run(&options)?,
         Chore::Fuzz(options) => return fuzz::run(&options),
+        Chore::Gpu(extent) => return gpu::run(extent),
         Chore::Demo => {
             let model = model::fetch()?;
             process::run(paths::cargo().args(["build", "--package", "kvasir"]))?;

@@ -27,18 +27,16 @@ pub fn download(package: &str, folder: &Path) -> Result<()> {
     )
 }
 
-/// Installs one package into a folder of its own, apart from any Python environment.
-pub fn install(package: &str, folder: &Path) -> Result<()> {
-    pip(
-        package,
-        [
-            OsStr::new("install"),
-            "--no-deps".as_ref(),
-            "--target".as_ref(),
-            folder.as_ref(),
-            package.as_ref(),
-        ],
-    )
+/// Installs packages into a folder of their own, apart from any Python environment.
+pub fn install(packages: &[&str], folder: &Path) -> Result<()> {
+    let common = [
+        OsStr::new("install"),
+        "--no-deps".as_ref(),
+        "--target".as_ref(),
+        folder.as_ref(),
+    ];
+    let arguments = common.into_iter().chain(packages.iter().map(OsStr::new));
+    pip(&packages.join(", "), arguments)
 }
 
 /// Unpacks a wheel, which is a zip file.
@@ -56,7 +54,7 @@ pub fn unpack(wheel: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn pip<const N: usize>(package: &str, arguments: [&OsStr; N]) -> Result<()> {
+fn pip<'a>(package: &str, arguments: impl IntoIterator<Item = &'a OsStr>) -> Result<()> {
     let common = ["-m", "pip", "--disable-pip-version-check"].map(OsStr::new);
     if python(common.into_iter().chain(arguments))? {
         return Ok(());

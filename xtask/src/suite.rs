@@ -110,6 +110,7 @@ impl Suite {
                 "clippy",
                 &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
             )?;
+            self.run("clippy of cuda", &["xtask", "gpu", "--check"])?;
             self.run("deny", &["deny", "check", "--hide-inclusion-graph", "bans", "licenses"])?;
         }
         // These very targets, so that nextest finds all it needs and compiles nothing again with other features.

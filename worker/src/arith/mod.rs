@@ -38,7 +38,7 @@ mod rms_norm;
 pub mod rope;
 mod simd;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod vocab;
 #[cfg(target_arch = "x86_64")]
 mod x86;

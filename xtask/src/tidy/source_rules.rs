@@ -83,11 +83,13 @@ const DRIVERS: [&str; 6] = [
     "coordinator/src/server.rs",
     "coordinator/src/token_log.rs",
 ];
-const UNSAFE_FILES: [&str; 5] = [
+const UNSAFE_FILES: [&str; 7] = [
     "model/src/mapped.rs",
     "worker/src/arith/huge.rs",
     "worker/src/arith/x86/",
     "worker/src/collective/shared_memory.rs",
+    "worker/src/gpu/cuda_device",
+    "worker/src/gpu/host_device.rs",
     "worker/src/threads.rs",
 ];
 const LINES_LISTED: usize = 500;

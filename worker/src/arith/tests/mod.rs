@@ -3,6 +3,6 @@
 mod attend;
 mod elementwise;
 mod exp;
-mod inputs;
+pub(crate) mod inputs;
 mod matmul;
 mod quantize;
