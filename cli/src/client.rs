@@ -61,6 +61,31 @@ pub async fn status(endpoint: &str) -> Result<v1::StatusResponse> {
         .map_err(|status| refused(&status))
 }
 
+/// Moves a running request to another group; returns how it went.
+pub async fn migrate(endpoint: &str, request: v1::MigrateRequest) -> Result<Vec<v1::Migration>> {
+    let mut admin = AdminClient::new(connect(endpoint).await?);
+    let response = admin.migrate(request).await;
+    let migrated = response.map_err(|status| refused(&status))?;
+    Ok(migrated.into_inner().migrations)
+}
+
+/// Gives a group another number of ranks; returns how it went.
+pub async fn reshard(endpoint: &str, request: v1::ReshardRequest) -> Result<v1::ReshardResponse> {
+    let mut admin = AdminClient::new(connect(endpoint).await?);
+    let response = admin.reshard(request).await;
+    response
+        .map(tonic::Response::into_inner)
+        .map_err(|status| refused(&status))
+}
+
+/// Asks for a worker to be let go; it has gone when `status` does not list it any more.
+pub async fn drain(endpoint: &str, worker: &str) -> Result<()> {
+    let mut admin = AdminClient::new(connect(endpoint).await?);
+    let worker_id = worker.to_owned();
+    let drained = admin.drain(v1::DrainRequest { worker_id }).await;
+    drained.map(|_| ()).map_err(|status| refused(&status))
+}
+
 /// Streams the answers to a request, one for each of its choices from 0 on; `show` is called with each new piece of text,
 /// the answer that it belongs to, and the pace so far. Goes on elsewhere, or later, when the connection breaks and
 /// `resume` is set.

@@ -9,14 +9,18 @@ mod bench;
 mod chat;
 mod client;
 mod coordinator;
+mod drain;
 mod engine_options;
 mod generate;
 mod groups;
 mod local_cluster;
+mod migrate;
 mod model_source;
+mod movements;
 mod perplexity;
 mod plan;
 mod plan_report;
+mod reshard;
 mod status;
 mod up;
 mod worker;
@@ -50,6 +54,9 @@ enum Command {
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
     Status(status::StatusArgs),
+    Migrate(migrate::MigrateArgs),
+    Reshard(reshard::ReshardArgs),
+    Drain(drain::DrainArgs),
     Plan(plan::PlanArgs),
     Perplexity(perplexity::PerplexityArgs),
     Bench(bench::BenchArgs),
@@ -64,7 +71,13 @@ impl Command {
             Self::Worker(args) => Some(&mut args.engine),
             Self::Plan(args) => Some(&mut args.engine),
             Self::Perplexity(args) => Some(&mut args.engine),
-            Self::Generate(_) | Self::Chat(_) | Self::Status(_) | Self::Bench(_) => None,
+            Self::Generate(_)
+            | Self::Chat(_)
+            | Self::Status(_)
+            | Self::Migrate(_)
+            | Self::Reshard(_)
+            | Self::Drain(_)
+            | Self::Bench(_) => None,
         }
     }
 }
@@ -73,7 +86,13 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let quiet = matches!(
         cli.command,
-        Command::Generate(_) | Command::Chat(_) | Command::Status(_) | Command::Bench(_)
+        Command::Generate(_)
+            | Command::Chat(_)
+            | Command::Status(_)
+            | Command::Migrate(_)
+            | Command::Reshard(_)
+            | Command::Drain(_)
+            | Command::Bench(_)
     );
     // `up` tells people what happens in its own words.
     let default = if quiet || matches!(cli.command, Command::Up(_) | Command::Perplexity(_)) {
@@ -113,6 +132,9 @@ fn run(mut command: Command) -> anyhow::Result<ExitCode> {
             Command::Generate(args) => generate::run(args).await,
             Command::Chat(args) => chat::run(args).await,
             Command::Status(args) => status::run(args).await,
+            Command::Migrate(args) => migrate::run(args).await,
+            Command::Reshard(args) => reshard::run(args).await,
+            Command::Drain(args) => drain::run(args).await,
             Command::Plan(args) => plan::run(&args),
             Command::Perplexity(args) => perplexity::run(args).await,
             Command::Bench(args) => bench::run(args).await,

@@ -13,7 +13,10 @@ use kvasir_runtime::ByteSize;
 use owo_colors::{OwoColorize, Stream::Stdout};
 use serde::Serialize;
 
-use crate::client::{self, Server};
+use crate::{
+    client::{self, Server},
+    movements::{ReshardJson, TransferJson},
+};
 
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 const CLEAR_SCREEN: &str = "\x1b[2J\x1b[H";
@@ -59,6 +62,9 @@ struct StatusJson {
     groups: Vec<GroupJson>,
     spares: Vec<WorkerJson>,
     sequences: Vec<SequenceJson>,
+    /// On their way to other groups.
+    transfers: Vec<TransferJson>,
+    reshards: Vec<ReshardJson>,
     counters: BTreeMap<String, u64>,
     /// 0 to 1.
     prefix_hit_rate: f64,
@@ -151,6 +157,8 @@ impl From<v1::StatusResponse> for StatusJson {
             uptime_ms: status.uptime_ms,
             groups: status.groups.into_iter().map(GroupJson::from).collect(),
             spares: status.spares.into_iter().map(WorkerJson::from).collect(),
+            transfers: status.transfers.into_iter().map(TransferJson::from).collect(),
+            reshards: status.reshards.into_iter().map(ReshardJson::from).collect(),
             sequences: status.sequences.into_iter().map(SequenceJson::from).collect(),
             counters: status.counters.into_iter().collect(),
             prefix_hit_rate: status.prefix_hit_rate,
@@ -251,6 +259,12 @@ fn print(status: &StatusJson) {
     }
     for sequence in &status.sequences {
         println!("  {}", line_of(sequence));
+    }
+    for transfer in &status.transfers {
+        println!("  {}", transfer.line());
+    }
+    for reshard in &status.reshards {
+        println!("  {}", reshard.line());
     }
     if status.prefix_hit_rate > 0.0 {
         println!(

@@ -1,6 +1,9 @@
 //! `kvasir worker`: the role, as deployed. One process, one rank.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -33,6 +36,9 @@ pub struct WorkerArgs {
     /// Allow an advertised address that other machines reach: there is no encryption and no authentication yet
     #[arg(long)]
     insecure: bool,
+    /// How long a worker that is asked to end waits until others hold what it held, in seconds
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    grace: u64,
     /// End when this process, the one that started the worker, ends
     #[arg(long, hide = true, value_name = "PID")]
     parent_pid: Option<u32>,
@@ -82,6 +88,7 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
         kv_memory_bytes: args.size.kv_memory.0,
         weight: args.weight,
         advertise: args.advertise,
+        grace: Duration::from_secs(args.grace),
         ..WorkerConfig::new(args.engine.model, parse_endpoint(&args.coordinator)?)
     };
     let shutdown = shutdown::on_signals()?;

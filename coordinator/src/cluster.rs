@@ -4,16 +4,23 @@
 //! is decided what follows. Requests come in through `router`, losses are in `loss`, the snapshot of the status in
 //! `snapshot`.
 
+use std::collections::BTreeMap;
+
 use kvasir_kv::{
-    CORRUPT_CELL, FromWorker, GroupId, LoadReport, Progress, Rank, StepId, StepOutput, ToWorker, UnitLayout, WorkerInfo,
+    CORRUPT_CELL, FromWorker, GroupId, LoadReport, Progress, Rank, StepId, StepOutput, ToWorker, TransferId,
+    UnitLayout, WorkerInfo,
 };
 
 use crate::{
     ClusterConfig, Effect, Event, LossCause, Now, SessionId,
     detector::SteadyClock,
+    event::OrderId,
     formation::{Formation, form},
     group::{Group, Stage},
+    migration::{Migration, Order},
+    reshard::Reshard,
     status::Counters,
+    transfer::Arrived,
     workers::{JoinRefused, Worker, Workers},
 };
 
@@ -35,6 +42,11 @@ pub struct Cluster {
     /// Epochs of all groups: no two have the same number.
     pub(crate) epochs_begun: u64,
     pub(crate) arrivals: u64,
+    pub(crate) transfers_begun: u64,
+    pub(crate) migrations: BTreeMap<TransferId, Migration>,
+    /// What operators asked for and has not ended.
+    pub(crate) orders: BTreeMap<OrderId, Order>,
+    pub(crate) reshards: BTreeMap<GroupId, Reshard>,
     /// What no group counts.
     pub(crate) counters: Counters,
     pub(crate) now: Now,
@@ -56,6 +68,10 @@ impl Cluster {
             clock: SteadyClock::new(config.tick_interval * 2),
             epochs_begun: 0,
             arrivals: 0,
+            transfers_begun: 0,
+            migrations: BTreeMap::new(),
+            orders: BTreeMap::new(),
+            reshards: BTreeMap::new(),
             counters: Counters::default(),
             now: Now::default(),
             effects: Vec::new(),
@@ -95,9 +111,18 @@ impl Cluster {
                     group.scheduler.stop(sequence, last_index, &mut self.effects);
                 }
             }
+            Event::LetGo { worker } => {
+                self.let_go(&worker);
+            }
+            Event::Reshard { order, group, ranks } => self.reshard(order, group, ranks),
+            Event::Migrate { order, request, target } => self.migrate(order, &request, target),
             Event::Tick => self.on_tick(),
         }
+        self.advance_migrations();
+        self.advance_reshards();
+        self.drain();
         self.try_form();
+        self.grow();
         self.leave_idle_groups();
         self.send_steps();
         self.even_out();
@@ -111,6 +136,8 @@ impl Cluster {
     /// # Panics
     /// If the books of a group are not in order.
     pub fn check_invariants(&self) {
+        self.check_migrations();
+        self.check_reshards();
         let mut seated = std::collections::BTreeSet::new();
         for group in &self.groups {
             group.scheduler.check_invariants();
@@ -218,8 +245,15 @@ impl Cluster {
             return;
         }
         let seat = self.seat_of(session);
+        if message == FromWorker::Leaving {
+            self.workers.let_go(session);
+            return;
+        }
         if let FromWorker::Heartbeat(progress) = message {
             return self.on_heartbeat(seat, progress);
+        }
+        if self.on_prepared_message(session, &message) {
+            return;
         }
         match seat {
             Some(seat) if message.epoch() == self.group(seat.group).epoch => {
@@ -247,7 +281,33 @@ impl Cluster {
                 self.on_epoch_failed(session, seat, reason, &missing);
                 Ok(())
             }
-            FromWorker::Heartbeat(_) => Ok(()),
+            FromWorker::CellsArrived {
+                transfer,
+                round,
+                source_rank,
+                cells,
+                bytes,
+                ..
+            } => {
+                let arrived = Arrived {
+                    round,
+                    source: source_rank,
+                    cells,
+                    bytes,
+                };
+                self.on_cells_arrived(seat.rank, transfer, arrived);
+                Ok(())
+            }
+            FromWorker::TransferFailed {
+                transfer,
+                fault,
+                reason,
+                ..
+            } => {
+                self.on_transfer_failed(transfer, fault, reason);
+                Ok(())
+            }
+            FromWorker::Leaving | FromWorker::Heartbeat(_) => Ok(()),
         };
         if let Err(reason) = outcome {
             self.give_up(vec![self.loss(session, LossCause::Failed, reason)]);
@@ -368,7 +428,7 @@ impl Cluster {
                 continue;
             }
             let candidates = self.workers.candidates(group.id, |session, worker| {
-                self.seat_of(session).is_none() && !self.is_awaited_elsewhere(worker, group.id)
+                self.is_free(session) && !self.is_awaited_elsewhere(worker, group.id)
             });
             let too_few = !group.formed_once && candidates.len() < group.size as usize;
             if too_few || self.workers.len() == 0 {
@@ -383,7 +443,7 @@ impl Cluster {
     }
 
     /// A group that re-forms is given back its own workers.
-    fn is_awaited_elsewhere(&self, worker: &Worker, group: GroupId) -> bool {
+    pub(crate) fn is_awaited_elsewhere(&self, worker: &Worker, group: GroupId) -> bool {
         let home = worker.home.filter(|home| *home != group);
         home.map(|home| self.group(home))
             .is_some_and(|home| home.active.is_none() && home.cause.is_none())
@@ -419,9 +479,7 @@ impl Cluster {
             .collect();
         while let Some(plan) = group.scheduler.next_plan(steady) {
             // A rank that had nothing to do begins to be measured now.
-            for (member, _) in active.members.iter_mut().zip(&idle).filter(|(_, idle)| **idle) {
-                member.watch.touch(steady);
-            }
+            active.touch(&idle, steady);
             idle.fill(false);
             self.effects.extend(active.send_step(plan));
         }
@@ -445,7 +503,7 @@ impl Cluster {
 }
 
 /// A number that depends on seed and counter in all bits (SplitMix64).
-fn mix(seed: u64, counter: u64) -> u64 {
+pub(crate) fn mix(seed: u64, counter: u64) -> u64 {
     let mut z = seed.wrapping_add(counter.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -190,6 +190,7 @@ pub fn info(worker: u64) -> WorkerInfo {
         kv_memory_bytes: 1 << 20,
         block_size: 16,
         kv_dtype: KvDtype::F16,
+        transfer_address: "here:1".to_owned(),
     }
 }
 

@@ -18,6 +18,8 @@ pub struct ClusterConfig {
     pub num_blocks_max: Option<u32>,
     /// Keep full blocks of sequences that are done, and start new ones with the same tokens from them.
     pub prefix_cache: bool,
+    /// Groups with fewer ranks than they are to have take in workers that are free.
+    pub grow: bool,
     /// Reduce over TCP also where all ranks share a host.
     pub force_tcp: bool,
     /// Keys the nonces of epochs. Drawn at random by the driver, once.
@@ -65,6 +67,7 @@ impl ClusterConfig {
             cell,
             num_blocks_max: None,
             prefix_cache: true,
+            grow: true,
             force_tcp: false,
             nonce_seed: 0,
             step_tokens_max: 512,

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvasir_kv::{FinishReason, FromWorker, Request, SequenceId, ToWorker, WorkerInfo};
+use kvasir_kv::{FinishReason, FromWorker, GroupId, Request, RequestId, SequenceId, ToWorker, WorkerId, WorkerInfo};
 use kvasir_proto::{convert, v1};
 use tokio::{
     sync::{
@@ -25,7 +25,8 @@ use tonic::Status;
 use tracing::{debug, info, warn};
 
 use crate::{
-    Cluster, ClusterStatus, Effect, Event, Now, SessionId,
+    Cluster, ClusterStatus, Effect, Event, MigrationError, MigrationOutcome, MigrationReport, Now, OrderId,
+    ReshardError, ReshardOutcome, ReshardReport, SessionId,
     token_log::{Ending, TokenLog},
 };
 
@@ -53,8 +54,26 @@ enum Command {
         deadline: Option<Now>,
     },
     Event(Event),
+    Migrate {
+        request: RequestId,
+        target: Option<GroupId>,
+        reply: oneshot::Sender<OrderResult>,
+    },
+    Reshard {
+        group: GroupId,
+        ranks: u32,
+        reply: oneshot::Sender<ReshardResult>,
+    },
+    LetGo {
+        worker: WorkerId,
+        reply: oneshot::Sender<bool>,
+    },
     Status(oneshot::Sender<ClusterStatus>),
 }
+
+type OrderResult = Result<Vec<MigrationReport>, MigrationError>;
+
+type ReshardResult = Result<ReshardReport, ReshardError>;
 
 /// The coordinator goes away and takes no more work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -147,6 +166,28 @@ impl ClusterHandle {
         status.await.map_err(|_| ShuttingDown)
     }
 
+    /// Moves the sequences of a request to another group; returns when all have gone, or have not.
+    pub async fn migrate(&self, request: RequestId, target: Option<GroupId>) -> Result<OrderResult, ShuttingDown> {
+        let (reply, result) = oneshot::channel();
+        let command = Command::Migrate { request, target, reply };
+        self.send(command).await?;
+        result.await.map_err(|_| ShuttingDown)
+    }
+
+    /// Gives a group another number of ranks; returns when it goes on with them, or does not.
+    pub async fn reshard(&self, group: GroupId, ranks: u32) -> Result<ReshardResult, ShuttingDown> {
+        let (reply, result) = oneshot::channel();
+        self.send(Command::Reshard { group, ranks, reply }).await?;
+        result.await.map_err(|_| ShuttingDown)
+    }
+
+    /// Lets a worker go. False if there is no such worker.
+    pub async fn let_go(&self, worker: WorkerId) -> Result<bool, ShuttingDown> {
+        let (reply, known) = oneshot::channel();
+        self.send(Command::LetGo { worker, reply }).await?;
+        known.await.map_err(|_| ShuttingDown)
+    }
+
     async fn send(&self, command: Command) -> Result<(), ShuttingDown> {
         self.commands.send(command).await.map_err(|_| ShuttingDown)
     }
@@ -167,6 +208,10 @@ pub struct Driver {
     commands: mpsc::Receiver<Command>,
     links: HashMap<SessionId, WorkerLink>,
     logs: HashMap<SequenceId, Arc<TokenLog>>,
+    /// Operators who wait for what they asked for.
+    orders: HashMap<OrderId, oneshot::Sender<OrderResult>>,
+    reshard_orders: HashMap<OrderId, oneshot::Sender<ReshardResult>>,
+    orders_taken: u64,
     ready: watch::Sender<bool>,
     /// Came up while effects were carried out; delivered after them.
     pending: VecDeque<Event>,
@@ -183,6 +228,9 @@ impl Driver {
             commands,
             links: HashMap::new(),
             logs: HashMap::new(),
+            orders: HashMap::new(),
+            reshard_orders: HashMap::new(),
+            orders_taken: 0,
             ready,
             pending: VecDeque::new(),
         };
@@ -237,6 +285,23 @@ impl Driver {
                     request,
                     deadline,
                 });
+            }
+            Command::Migrate { request, target, reply } => {
+                self.orders_taken += 1;
+                let order = OrderId(self.orders_taken);
+                self.orders.insert(order, reply);
+                self.deliver(Event::Migrate { order, request, target });
+            }
+            Command::Reshard { group, ranks, reply } => {
+                self.orders_taken += 1;
+                let order = OrderId(self.orders_taken);
+                self.reshard_orders.insert(order, reply);
+                self.deliver(Event::Reshard { order, group, ranks });
+            }
+            Command::LetGo { worker, reply } => {
+                let known = self.cluster.status().workers.iter().any(|known| known.worker == worker);
+                let _ = reply.send(known);
+                self.deliver(Event::LetGo { worker });
             }
             Command::Event(event) => self.deliver_if_known(event),
             Command::Status(reply) => {
@@ -297,6 +362,17 @@ impl Driver {
                 usage,
             } => self.end_log(sequence, Ending::Finished { reason, usage }),
             Effect::Failed { sequence, error } => self.end_log(sequence, Ending::Failed(error)),
+            Effect::OrderEnded { order, result } => {
+                if let Some(reply) = self.orders.remove(&order) {
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(result);
+                }
+            }
+            Effect::ReshardOrderEnded { order, result } => {
+                if let Some(reply) = self.reshard_orders.remove(&order) {
+                    let _ = reply.send(result);
+                }
+            }
             news => self.report(news),
         }
     }
@@ -356,6 +432,23 @@ impl Driver {
                 tokens_recomputed,
                 sequences,
             } => info!(%group, %epoch, stall_ms, tokens_recomputed, sequences, "recovered"),
+            Effect::MigrationEnded(report) => report_migration(&report),
+            Effect::ReshardEnded(report) => report_reshard(&report),
+            Effect::EpochSwitched {
+                group,
+                epoch,
+                world_size,
+                transport,
+                num_blocks,
+                ..
+            } => info!(%group, %epoch, world_size, %transport, num_blocks, "group goes on with other ranks"),
+            Effect::TransferRefused {
+                transfer,
+                fault,
+                reason,
+            } => {
+                warn!(%transfer, %fault, reason, "cells refused");
+            }
             _ => {}
         }
         self.publish_readiness();
@@ -377,5 +470,50 @@ impl Driver {
             log.end(Ending::Shutdown);
         }
         self.logs.clear();
+    }
+}
+
+fn report_migration(report: &MigrationReport) {
+    let MigrationReport {
+        transfer,
+        request,
+        source,
+        target,
+        outcome,
+        cells,
+        bytes,
+        rounds,
+        took,
+        ..
+    } = report;
+    let took_ms = took.as_millis() as u64;
+    match outcome {
+        MigrationOutcome::Moved { pause } => {
+            let pause_ms = pause.as_secs_f64() * 1e3;
+            info!(%transfer, %request, %source, %target, cells, bytes, rounds, took_ms, pause_ms, "sequence moved");
+        }
+        _ => warn!(%transfer, %request, %source, %target, cells, rounds, took_ms, %outcome, "sequence not moved"),
+    }
+}
+
+fn report_reshard(report: &ReshardReport) {
+    let ReshardReport {
+        group,
+        from_ranks,
+        ranks,
+        outcome,
+        cells,
+        bytes,
+        rounds,
+        took,
+        ..
+    } = report;
+    let took_ms = took.as_millis() as u64;
+    match outcome {
+        ReshardOutcome::Switched { pause } => {
+            let pause_ms = pause.as_secs_f64() * 1e3;
+            info!(%group, from_ranks, ranks, cells, bytes, rounds, took_ms, pause_ms, "group resharded");
+        }
+        _ => warn!(%group, from_ranks, ranks, cells, rounds, took_ms, %outcome, "group not resharded"),
     }
 }

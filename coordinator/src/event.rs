@@ -6,8 +6,8 @@
 use std::{fmt, time::Duration};
 
 use kvasir_kv::{
-    Epoch, FinishReason, FromWorker, GroupId, PromptLogprob, Rank, Request, SampledToken, SequenceId, ToWorker,
-    Transport, WorkerId, WorkerInfo,
+    Epoch, FinishReason, FromWorker, GroupId, PromptLogprob, Rank, Request, RequestId, SampledToken, SequenceId,
+    ToWorker, TransferFault, TransferId, Transport, WorkerId, WorkerInfo,
 };
 
 /// Time since the driver's start, monotonic.
@@ -34,6 +34,10 @@ impl fmt::Display for SessionId {
         self.0.fmt(f)
     }
 }
+
+/// What an operator asked for; fresh for each.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct OrderId(pub u64);
 
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
@@ -65,6 +69,23 @@ pub enum Event {
     Stop {
         sequence: SequenceId,
         last_index: u32,
+    },
+    /// An operator wants all sequences of a request in another group: in `target`, or where most room is. `OrderEnded`
+    /// answers.
+    Migrate {
+        order: OrderId,
+        request: RequestId,
+        target: Option<GroupId>,
+    },
+    /// An operator wants a worker to leave. One that is not there has left.
+    LetGo {
+        worker: WorkerId,
+    },
+    /// An operator wants a group to have so many ranks from now on. `ReshardOrderEnded` answers.
+    Reshard {
+        order: OrderId,
+        group: GroupId,
+        ranks: u32,
     },
     /// Comes every `ClusterConfig::tick_interval`.
     Tick,
@@ -104,6 +125,34 @@ pub enum Effect {
         sequence: SequenceId,
         error: SequenceError,
     },
+    /// All that an operator asked for has ended, or nothing of it was begun.
+    OrderEnded {
+        order: OrderId,
+        result: Result<Vec<MigrationReport>, MigrationError>,
+    },
+    ReshardOrderEnded {
+        order: OrderId,
+        result: Result<ReshardReport, ReshardError>,
+    },
+    /// For the log: a reshard is over, however it went.
+    ReshardEnded(ReshardReport),
+    /// For the log: a group goes on in another epoch, with all that its sequences hold.
+    EpochSwitched {
+        group: GroupId,
+        from: Epoch,
+        epoch: Epoch,
+        world_size: u32,
+        transport: Transport,
+        num_blocks: u32,
+    },
+    /// For the log: a migration is over, however it went.
+    MigrationEnded(MigrationReport),
+    /// For the log: a rank refused cells of a transfer that is none any more, or a stranger.
+    TransferRefused {
+        transfer: TransferId,
+        fault: TransferFault,
+        reason: String,
+    },
     /// For the log: the group serves.
     EpochStarted {
         group: GroupId,
@@ -142,6 +191,174 @@ pub enum Effect {
         tokens_recomputed: u64,
         sequences: u32,
     },
+}
+
+/// How a sequence was moved, or why not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MigrationReport {
+    pub transfer: TransferId,
+    pub request: RequestId,
+    pub sequence: SequenceId,
+    pub source: GroupId,
+    pub target: GroupId,
+    pub outcome: MigrationOutcome,
+    /// That have come, and their bytes.
+    pub cells: u64,
+    pub bytes: u64,
+    pub rounds: u32,
+    pub took: Duration,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum MigrationOutcome {
+    /// It goes on at the target. `pause`: from its last token at the source to its first at the target.
+    Moved {
+        pause: Duration,
+    },
+    /// The sequence ended before it had gone.
+    Ended,
+    /// It gave up its blocks and is computed again.
+    Preempted,
+    /// The epoch of the source or the target ended.
+    SourceLost,
+    TargetLost,
+    /// The target had no block for it; it stays.
+    TargetFull(String),
+    /// It stays at the source.
+    Failed {
+        fault: TransferFault,
+        reason: String,
+    },
+}
+
+impl MigrationOutcome {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Moved { .. } => "moved",
+            Self::Ended => "ended",
+            Self::Preempted => "preempted",
+            Self::SourceLost => "source lost",
+            Self::TargetLost => "target lost",
+            Self::TargetFull(_) => "target full",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+impl fmt::Display for MigrationOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Moved { pause } => write!(f, "moved, pause {:.1} ms", pause.as_secs_f64() * 1e3),
+            Self::Ended => f.write_str("the sequence ended before it had gone"),
+            Self::Preempted => f.write_str("the sequence gave up its blocks before it had gone"),
+            Self::SourceLost => f.write_str("the source group lost a rank"),
+            Self::TargetLost => f.write_str("the target group lost a rank"),
+            Self::TargetFull(reason) => write!(f, "the target group has no room: {reason}"),
+            Self::Failed { fault, reason } => write!(f, "failed ({fault}): {reason}"),
+        }
+    }
+}
+
+/// How a group changed its ranks, or why not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReshardReport {
+    pub group: GroupId,
+    pub from_ranks: u32,
+    pub ranks: u32,
+    /// The new one.
+    pub epoch: Epoch,
+    pub outcome: ReshardOutcome,
+    /// That have come, and their bytes.
+    pub cells: u64,
+    pub bytes: u64,
+    pub rounds: u32,
+    pub took: Duration,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ReshardOutcome {
+    /// `pause`: from the last token of the old epoch to the first of the new one.
+    Switched { pause: Duration },
+    /// The group lost a rank, and re-forms from those who are left.
+    SourceLost,
+    /// A rank of the new epoch is gone; the group goes on as it was.
+    TargetLost,
+    /// A request has come meanwhile that would not fit; the group goes on as it was.
+    TooSmall(String),
+    /// The group goes on as it was.
+    Failed { fault: TransferFault, reason: String },
+}
+
+impl ReshardOutcome {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Switched { .. } => "switched",
+            Self::SourceLost => "source lost",
+            Self::TargetLost => "target lost",
+            Self::TooSmall(_) => "too small",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+impl fmt::Display for ReshardOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Switched { pause } => write!(f, "switched, pause {:.1} ms", pause.as_secs_f64() * 1e3),
+            Self::SourceLost => f.write_str("the group lost a rank and re-forms"),
+            Self::TooSmall(reason) => write!(f, "a request would not fit: {reason}; the group goes on as it was"),
+            Self::TargetLost => f.write_str("a worker of the new epoch is gone; the group goes on as it was"),
+            Self::Failed { fault, reason } => write!(f, "failed ({fault}): {reason}; the group goes on as it was"),
+        }
+    }
+}
+
+/// Why a reshard was not begun.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ReshardError {
+    #[error("there is no group {group}; groups are numbered from 0, and there are {groups}")]
+    UnknownGroup { group: GroupId, groups: u32 },
+    #[error("group {0} does not serve now")]
+    NotServing(GroupId),
+    #[error("a group of 0 ranks serves nothing; 1 or more are needed")]
+    NoRanks,
+    #[error("group {0} is being resharded already")]
+    UnderWay(GroupId),
+    #[error("{ranks} ranks are wanted; the group's own and the free workers are {available}")]
+    TooFewWorkers { ranks: u32, available: u32 },
+    #[error("group {group} has {ranks} ranks already")]
+    AsItIs { group: GroupId, ranks: u32 },
+    #[error("{0}")]
+    Impossible(String),
+    #[error("a request of the group would not fit: {0}")]
+    TooSmall(String),
+    #[error("worker {0} takes no cells from others")]
+    NoTransfers(WorkerId),
+}
+
+/// Why a migration was not begun.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MigrationError {
+    #[error("no request `{0}` is running or waiting; `kvasir status` lists those that are")]
+    UnknownRequest(RequestId),
+    #[error("no sequence {0} is running or waiting")]
+    UnknownSequence(SequenceId),
+    #[error("there is no group {group}; groups are numbered from 0, and there are {groups}")]
+    UnknownGroup { group: GroupId, groups: u32 },
+    #[error("group {0} does not serve now")]
+    NotServing(GroupId),
+    #[error("no other group serves")]
+    NoOtherGroup,
+    #[error("sequence {0} is being moved already")]
+    UnderWay(SequenceId),
+    #[error("group {0} is being resharded")]
+    Resharding(GroupId),
+    #[error("group {group} has no free place; it runs at most {sequences_max} sequences")]
+    NoPlace { group: GroupId, sequences_max: u32 },
+    #[error("the group cannot hold it: {0}")]
+    TooSmall(String),
+    #[error("worker {0} takes no cells from others")]
+    NoTransfers(WorkerId),
 }
 
 /// How a rank was lost.

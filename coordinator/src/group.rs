@@ -30,6 +30,10 @@ pub(crate) struct Group {
     /// Epochs in a row that ended before they completed a step.
     pub failures: u32,
     pub retry_at: Steady,
+    /// No spare is taken in before.
+    pub grow_at: Steady,
+    /// Those who leave are not looked after before.
+    pub drain_at: Steady,
     /// Since when it does not serve; `None` while it does.
     pub outage_since: Option<Now>,
     /// Why the workers that are free form no group.
@@ -83,6 +87,8 @@ impl Group {
             formed_once: false,
             failures: 0,
             retry_at: Steady::default(),
+            grow_at: Steady::default(),
+            drain_at: Steady::default(),
             outage_since: Some(Now::default()),
             cause: None,
             recovery: None,
@@ -122,36 +128,15 @@ impl Group {
             term: term.max(self.epoch.term),
             number,
         };
-        let spec = |rank| EpochSpec {
-            group: self.id,
-            epoch: self.epoch,
-            rank: Rank(rank as u32),
-            transport: formation.transport,
-            nonce,
-            shares: formation.plan.shares().to_vec(),
-            num_blocks: formation.num_blocks,
-            block_size: config.cell.block_size(),
-            step_tokens_max: config.step_tokens_max.max(1),
-        };
-        let sessions = formation.sessions.iter().enumerate();
+        let specs = specs(self.id, self.epoch, nonce, &formation, formation.num_blocks, config);
+        let sessions = formation.sessions.iter().zip(specs);
         let effects = sessions
-            .map(|(rank, session)| Effect::Send {
+            .map(|(session, spec)| Effect::Send {
                 session: *session,
-                message: ToWorker::FormEpoch(spec(rank)),
+                message: ToWorker::FormEpoch(spec),
             })
             .collect();
-        let member = |session: &SessionId| Member {
-            session: *session,
-            watch: RankWatch::new(self.epoch, now),
-            endpoint: None,
-            load: None,
-        };
-        self.active = Some(Active {
-            stage: Stage::Forming { since: now },
-            members: formation.sessions.iter().map(member).collect(),
-            formation,
-            proven: false,
-        });
+        self.active = Some(Active::forming(formation, self.epoch, now));
         effects
     }
 
@@ -178,6 +163,29 @@ impl Group {
     }
 }
 
+/// What each rank of an epoch is told, in rank order. Blocks have ids up to `num_ids`.
+pub(crate) fn specs(
+    group: GroupId,
+    epoch: Epoch,
+    nonce: u64,
+    formation: &Formation,
+    num_ids: u32,
+    config: &ClusterConfig,
+) -> Vec<EpochSpec> {
+    let spec = |rank| EpochSpec {
+        group,
+        epoch,
+        rank: Rank(rank),
+        transport: formation.transport,
+        nonce,
+        shares: formation.plan.shares().to_vec(),
+        num_blocks: num_ids,
+        block_size: config.cell.block_size(),
+        step_tokens_max: config.step_tokens_max.max(1),
+    };
+    (0..formation.sessions.len() as u32).map(spec).collect()
+}
+
 impl Stage {
     fn phase(self) -> GroupPhase {
         match self {
@@ -189,6 +197,22 @@ impl Stage {
 }
 
 impl Active {
+    /// From the moment in which its ranks are told.
+    pub fn forming(formation: Formation, epoch: Epoch, now: Steady) -> Self {
+        let member = |session: &SessionId| Member {
+            session: *session,
+            watch: RankWatch::new(epoch, now),
+            endpoint: None,
+            load: None,
+        };
+        Self {
+            stage: Stage::Forming { since: now },
+            members: formation.sessions.iter().map(member).collect(),
+            formation,
+            proven: false,
+        }
+    }
+
     pub fn world_size(&self) -> usize {
         self.members.len()
     }
@@ -257,11 +281,19 @@ impl Active {
         }
     }
 
+    /// Ranks that had nothing to do begin to be measured now.
+    pub fn touch(&mut self, idle: &[bool], now: Steady) {
+        let members = self.members.iter_mut().zip(idle);
+        for (member, _) in members.filter(|(_, idle)| **idle) {
+            member.watch.touch(now);
+        }
+    }
+
     pub fn send_step(&self, plan: StepPlan) -> Vec<Effect> {
         self.send_all(&ToWorker::Step(plan))
     }
 
-    fn send_all(&self, message: &ToWorker) -> Vec<Effect> {
+    pub fn send_all(&self, message: &ToWorker) -> Vec<Effect> {
         let sessions = self.members.iter().map(|member| member.session);
         sessions
             .map(|session| Effect::Send {

@@ -1,5 +1,6 @@
 //! The brain of the cluster: scheduler, group and recovery as state machines without I/O, and the drivers around them.
 
+mod adoption;
 mod answer_text;
 pub mod cluster;
 #[cfg(test)]
@@ -8,6 +9,7 @@ mod cluster_bench;
 mod cluster_tests;
 pub mod config;
 mod detector;
+mod drain;
 mod driver;
 pub mod event;
 mod fair_share;
@@ -17,11 +19,13 @@ mod group;
 mod grpc;
 mod intake;
 mod loss;
+mod migration;
 #[cfg(test)]
 mod plan_scenarios;
 mod planner;
 mod preemption;
 mod recovery;
+mod reshard;
 mod router;
 #[cfg(test)]
 mod router_tests;
@@ -35,10 +39,14 @@ pub mod status;
 mod step_books;
 mod stop_strings;
 mod token_log;
+mod transfer;
 mod workers;
 
 pub use cluster::Cluster;
 pub use config::ClusterConfig;
-pub use event::{Effect, Event, LossCause, Now, SequenceError, SessionId, Usage};
+pub use event::{
+    Effect, Event, LossCause, MigrationError, MigrationOutcome, MigrationReport, Now, OrderId, ReshardError,
+    ReshardOutcome, ReshardReport, SequenceError, SessionId, Usage,
+};
 pub use server::{Coordinator, CoordinatorConfig, CoordinatorError, run};
 pub use status::ClusterStatus;

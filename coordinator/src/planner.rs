@@ -32,7 +32,7 @@ struct Turn {
 
 /// Tokens that a sequence adds to the step being made.
 #[derive(Clone, Copy, Debug)]
-struct Grant {
+pub(super) struct Grant {
     sequence: SequenceId,
     num_tokens: u32,
 }
@@ -83,10 +83,14 @@ impl Scheduler {
     /// The next step, if there is anything to compute and those who come later need not be in it: no more than
     /// `look_ahead` steps, and few tokens, are out.
     pub fn next_plan(&mut self, steady: Steady) -> Option<StepPlan> {
-        let books = self.books.as_ref()?;
+        let books = self.books.as_ref().filter(|_| !self.stands_still)?;
         let out = books.num_without_output();
         let tokens_out = books.tokens_without_output();
-        if out > self.limits.look_ahead || tokens_out >= self.limits.look_ahead_tokens_max {
+        let look_ahead = match self.expects_somebody() {
+            true => 0,
+            false => self.limits.look_ahead,
+        };
+        if out > look_ahead || tokens_out >= self.limits.look_ahead_tokens_max {
             return None;
         }
         let mut draft = Draft::default();
@@ -317,7 +321,7 @@ impl Scheduler {
     }
 
     /// Writes the plan down: from here on it counts as sent.
-    fn commit(&mut self, grants: &[Grant], steady: Steady) -> StepPlan {
+    pub(super) fn commit(&mut self, grants: &[Grant], steady: Steady) -> StepPlan {
         let books = self.books.as_mut().expect("plans are made only in an epoch");
         let mut plan = StepPlan {
             epoch: books.epoch,
@@ -325,6 +329,7 @@ impl Scheduler {
             admitted: Vec::new(),
             work: Vec::with_capacity(grants.len()),
             retired: std::mem::take(&mut books.retired),
+            adopted: Vec::new(),
         };
         for grant in grants {
             let sequence = self
@@ -339,7 +344,13 @@ impl Scheduler {
             self.share.charge(&sequence.request.tenant, first_time);
             if let Some(admitted) = scheduled.admitted {
                 plan.admitted.push(admitted);
-                self.note_admitted(grant.sequence, scheduled.work.start);
+                match scheduled.adopted {
+                    Some(adopted) => {
+                        self.note_adopted(grant.sequence, &adopted);
+                        plan.adopted.extend(adopted);
+                    }
+                    None => self.note_admitted(grant.sequence, scheduled.work.start),
+                }
             }
             plan.work.push(scheduled.work);
         }

@@ -99,6 +99,15 @@ impl Scheduler {
         }
     }
 
+    /// Who is last in precedence gives up its blocks.
+    ///
+    /// # Panics
+    /// If nobody runs.
+    pub(super) fn preempt_last(&mut self) {
+        let last = self.last_running().expect("somebody holds blocks");
+        self.preempt(last, &mut Draft::default());
+    }
+
     fn last_running(&self) -> Option<SequenceId> {
         let mut running = self.sequences().filter(|sequence| sequence.running().is_some());
         running.next_back().map(|sequence| sequence.id)
@@ -118,8 +127,7 @@ impl Scheduler {
     /// Whether a place is free, and all known tokens and one block more would fit beside what running sequences still
     /// lack for theirs: one that is admitted only to be preempted has computed for nothing.
     pub(super) fn has_room_for(&self, sequence: &Sequence, hit: PrefixHit) -> bool {
-        self.num_running() < self.limits.sequences_max
-            && self.block_counts().available() >= self.blocks_wanted(sequence, hit)
+        self.num_free_places() > 0 && self.block_counts().available() >= self.blocks_wanted(sequence, hit)
     }
 
     /// What `has_room_for` wants to see available. Blocks that the sequence shares are there already; the cached ones
@@ -149,7 +157,7 @@ impl Scheduler {
         let counts = self.block_counts();
         let wanted = self.blocks_wanted(&self.sequences[&id], hit);
         let lack = Lack {
-            places: (self.num_running() + 1).saturating_sub(self.limits.sequences_max),
+            places: u32::from(self.num_free_places() == 0),
             blocks: wanted.saturating_sub(counts.available() + counts.in_flight),
         };
         for victim in self.who_gives_way(id, lack).unwrap_or_default() {

@@ -125,6 +125,10 @@ impl Cluster {
     fn choose_group(&self, sequence: &Sequence, chain: &[BlockHash]) -> Option<GroupId> {
         let serving = self.groups.iter().filter(|group| group.serves());
         let fitting = serving.filter(|group| group.scheduler.fits_pool(&sequence.request).is_ok());
+        let open = |group: &&Group| !self.is_closing(group);
+        // Where all are closing, somebody has to take it.
+        let any_open = fitting.clone().any(|group| open(&group));
+        let fitting = fitting.filter(|group| !any_open || open(group));
         let costs = fitting.map(|group| {
             let waits = !group.scheduler.would_admit(sequence, chain);
             (group.id, waits, cost(group, sequence, chain))
@@ -182,7 +186,7 @@ impl Cluster {
         Some(chain_of(sequence, root, block_size))
     }
 
-    fn hand_over(&mut self, id: SequenceId, from: GroupId, to: GroupId) {
+    pub(crate) fn hand_over(&mut self, id: SequenceId, from: GroupId, to: GroupId) {
         let sequence = self.group_mut(from).scheduler.hand_over(id);
         self.group_mut(to).scheduler.accept(sequence);
         self.counters.sequences_rerouted += 1;

@@ -8,11 +8,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use kvasir_kv::{
     BlockCounts, BlockHash, Epoch, FinishReason, NumericsId, Rank, Request, SampledToken, ScoredPrompt, SequenceId,
-    StepId, StepOutput, TenantId,
+    StepId, StepOutput, TenantId, TransferId,
 };
 
 use crate::{
     ClusterConfig, Effect, Now, SequenceError,
+    adoption::Inbound,
     detector::Steady,
     fair_share::FairShare,
     recovery::Outage,
@@ -30,10 +31,14 @@ pub(crate) struct Scheduler {
     pub(super) share: FairShare,
     /// Others made room for a sequence of it, and none of its own has moved in yet.
     pub(super) claimant: Option<TenantId>,
+    /// Who is to come from other groups in this epoch.
+    pub(super) inbound: BTreeMap<TransferId, Inbound>,
+    /// No plan is made.
+    pub(super) stands_still: bool,
     /// `None` between epochs.
     pub(super) books: Option<StepBooks>,
     /// What cells are computed with; `None` without a prefix cache, or before it is known.
-    numerics_id: Option<NumericsId>,
+    pub(super) numerics_id: Option<NumericsId>,
     /// Sequences that a loss had interrupted and that have gone on or ended, with the positions computed again for it.
     went_on: Vec<(SequenceId, u32)>,
     pub counters: Counters,
@@ -72,6 +77,8 @@ impl Scheduler {
             order: BTreeMap::new(),
             share: FairShare::default(),
             claimant: None,
+            inbound: BTreeMap::new(),
+            stands_still: false,
             books: None,
             numerics_id: None,
             went_on: Vec::new(),
@@ -170,6 +177,8 @@ impl Scheduler {
     /// Returns whom it interrupted.
     pub fn end_epoch(&mut self) -> Option<Vec<SequenceId>> {
         self.books.take()?;
+        self.inbound.clear();
+        self.stands_still = false;
         self.claimant = None;
         let mut interrupted = Vec::new();
         for sequence in self.sequences.values_mut() {
@@ -203,11 +212,12 @@ impl Scheduler {
             return Ok(None);
         };
         self.counters.steps += 1;
-        let took = returned.took;
+        // A step that only lets the ranks forget is no measure of a step.
+        let took = (!returned.work.is_empty()).then_some(returned.took);
         self.take_return(returned, effects);
         let unaccounted = self.block_counts().unaccounted();
         self.counters.conservation_violations += u64::from(unaccounted != 0);
-        Ok(Some(took))
+        Ok(took)
     }
 
     fn take_return(&mut self, returned: StepReturn, effects: &mut Vec<Effect>) {
@@ -305,8 +315,12 @@ impl Scheduler {
     /// Whether its worst case, alone, fits an empty pool. Unknown, hence not refused, while no group runs.
     pub fn fits_pool(&self, request: &Request) -> Result<(), SequenceError> {
         let Some(books) = &self.books else { return Ok(()) };
+        self.fits_blocks(request, books.pool.counts().total)
+    }
+
+    /// Whether its worst case, alone, fits so many blocks.
+    pub fn fits_blocks(&self, request: &Request, num_blocks: u32) -> Result<(), SequenceError> {
         let needed_blocks = request.positions_max().div_ceil(self.limits.block_size);
-        let num_blocks = books.pool.counts().total;
         if needed_blocks > num_blocks {
             return Err(SequenceError::TooFewBlocks {
                 needed_blocks,
@@ -371,7 +385,8 @@ impl Scheduler {
     }
 
     pub fn num_free_places(&self) -> u32 {
-        self.limits.sequences_max.saturating_sub(self.num_running())
+        let taken = self.num_running() + self.num_inbound();
+        self.limits.sequences_max.saturating_sub(taken)
     }
 
     pub fn waiting(&self) -> impl Iterator<Item = &Sequence> {
@@ -420,7 +435,7 @@ impl Scheduler {
             assert_eq!(held, 0, "blocks are held outside an epoch");
             return;
         };
-        books.pool.check_invariants(held);
+        books.pool.check_invariants(held + self.num_inbound_blocks());
         let counts = books.pool.counts();
         assert!(
             counts.in_flight == 0 || books.awaits_any(),

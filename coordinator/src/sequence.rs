@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use kvasir_kv::{
-    AdmittedSequence, BlockHash, BlockTable, FinishReason, PromptLogprob, Request, ScoredPrompt, SequenceId,
-    SequenceWork, StepId, TaggedBlock, TokenId,
+    AdmittedSequence, AdoptedBlock, BlockHash, BlockTable, FinishReason, PromptLogprob, Request, ScoredPrompt,
+    SequenceId, SequenceWork, StepId, TaggedBlock, TokenId,
 };
 
 use crate::{Now, Usage, step_books::FilledBlock};
@@ -65,6 +65,12 @@ pub(crate) struct Running {
     first_named: Option<StepId>,
     /// Blocks that plans have named.
     named: usize,
+    /// It gets no steps for now.
+    pub frozen: bool,
+    /// Blocks that have come from another group, for its first plan here.
+    adopted: Vec<AdoptedBlock>,
+    /// It came from another group.
+    is_adopted: bool,
 }
 
 impl Running {
@@ -75,6 +81,34 @@ impl Running {
             scheduled,
             ..Self::default()
         }
+    }
+
+    /// Goes on with blocks that have come from another group.
+    pub fn adopted(blocks: BlockTable, scheduled: u32, adopted: Vec<AdoptedBlock>) -> Self {
+        Self {
+            adopted,
+            is_adopted: true,
+            ..Self::after(blocks, scheduled)
+        }
+    }
+
+    /// It came with blocks that no plan has named.
+    pub fn is_arriving(&self) -> bool {
+        self.is_adopted && self.last_named.is_none()
+    }
+
+    /// Its ranks are others from now on, and have the cells of all positions scheduled.
+    pub fn begin_again(&mut self, block_size: u32) {
+        let begins = (0..self.scheduled).step_by(block_size as usize);
+        let adopted = self.blocks.tagged().zip(begins).map(|(block, begin)| AdoptedBlock {
+            block,
+            written: (self.scheduled - begin).min(block_size),
+        });
+        self.adopted = adopted.collect();
+        self.is_adopted = true;
+        self.named = 0;
+        self.last_named = None;
+        self.first_named = None;
     }
 
     fn name_new_blocks(&mut self) -> Vec<TaggedBlock> {
@@ -89,6 +123,8 @@ impl Running {
 pub(crate) struct Scheduled {
     /// In its first plan.
     pub admitted: Option<AdmittedSequence>,
+    /// In its first plan, if it came from another group.
+    pub adopted: Option<Vec<AdoptedBlock>>,
     pub work: SequenceWork,
     /// Positions that had been computed before.
     pub recomputed: u32,
@@ -194,9 +230,12 @@ impl Sequence {
         self.tokens.len() as u32 + self.samples_in_flight
     }
 
-    /// Positions that can be computed next; 0 while it waits for its last token. The last token of an answer is never
+    /// Positions that can be computed next; 0 while it waits for its last token, or stands still before it goes. The last token of an answer is never
     /// computed: nobody samples after it.
     pub fn wanted(&self) -> u32 {
+        if self.running().is_some_and(|running| running.frozen) {
+            return 0;
+        }
         let expected = self.len_expected();
         if expected >= self.request.total_len_max() && !self.is_only_scored() {
             return 0;
@@ -255,6 +294,7 @@ impl Sequence {
         let is_new = running.last_named.replace(step).is_none();
         running.first_named.get_or_insert(step);
         let new_blocks = running.name_new_blocks();
+        let adopted = running.is_adopted.then(|| std::mem::take(&mut running.adopted));
         running.scheduled = end;
         let recomputed = end.min(self.computed_max).saturating_sub(start);
         self.recomputed += recomputed;
@@ -264,6 +304,7 @@ impl Sequence {
         self.samples_in_flight += u32::from(samples);
         Scheduled {
             admitted: is_new.then(|| self.describe()),
+            adopted: adopted.filter(|_| is_new),
             work: SequenceWork {
                 sequence: self.id,
                 start,

@@ -5,7 +5,7 @@ use kvasir_kv::Rank;
 use crate::{
     Cluster, ClusterStatus,
     group::{Active, Group, Member},
-    sequence::Sequence,
+    sequence::{Running, Sequence},
     status::{Counters, GroupStatus, RankStatus, SequenceStatus, WorkerStatus},
 };
 
@@ -19,6 +19,8 @@ impl Cluster {
             groups: self.groups.iter().map(|group| self.group_status(group)).collect(),
             workers: self.worker_statuses(),
             sequences: sequences.collect(),
+            transfers: self.transfer_statuses(),
+            reshards: self.reshard_statuses(),
             counters: self.counters_of_all(),
         }
     }
@@ -98,6 +100,7 @@ impl Cluster {
             priority: sequence.request.priority,
             group: group.id,
             running: running.is_some(),
+            arriving: running.is_some_and(Running::is_arriving),
             cached: sequence.cached.unwrap_or(0),
             preemptions: sequence.preemptions,
             tokens: sequence.tokens.len() as u32,

@@ -1,8 +1,10 @@
 //! What a coordinator shows of itself: plain data, a snapshot.
 
+use std::time::Duration;
+
 use kvasir_kv::{
-    BlockCounts, Epoch, GroupId, LoadReport, Progress, Rank, RankShare, RequestId, SequenceId, TenantId, Transport,
-    WorkerId,
+    BlockCounts, Epoch, GroupId, LoadReport, Progress, Rank, RankShare, RequestId, SequenceId, TenantId, TransferFault,
+    TransferId, Transport, WorkerId,
 };
 
 use crate::SessionId;
@@ -14,6 +16,9 @@ pub struct ClusterStatus {
     pub workers: Vec<WorkerStatus>,
     /// Oldest first.
     pub sequences: Vec<SequenceStatus>,
+    /// Under way.
+    pub transfers: Vec<TransferStatus>,
+    pub reshards: Vec<ReshardStatus>,
     pub counters: Counters,
 }
 
@@ -106,6 +111,8 @@ pub struct SequenceStatus {
     /// Where it runs, or waits for room.
     pub group: GroupId,
     pub running: bool,
+    /// It runs, and no plan has told its ranks yet: it has come from another group, or the ranks are new.
+    pub arriving: bool,
     /// Prompt and answer.
     pub tokens: u32,
     /// Positions in plans sent.
@@ -114,6 +121,37 @@ pub struct SequenceStatus {
     /// Prompt tokens that the prefix cache had.
     pub cached: u32,
     pub preemptions: u32,
+}
+
+/// A sequence on its way to another group.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TransferStatus {
+    pub transfer: TransferId,
+    pub request: RequestId,
+    pub source: GroupId,
+    pub target: GroupId,
+    /// copying, frozen or adopted.
+    pub stage: &'static str,
+    pub cells_planned: u64,
+    pub cells_arrived: u64,
+    pub bytes: u64,
+    pub age: Duration,
+}
+
+/// A group on its way to other ranks.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ReshardStatus {
+    pub group: GroupId,
+    pub epoch: Epoch,
+    /// preparing, copying, frozen or switched.
+    pub stage: &'static str,
+    pub from_ranks: u32,
+    /// Of the new epoch, in rank order.
+    pub workers: Vec<WorkerId>,
+    pub cells_planned: u64,
+    pub cells_arrived: u64,
+    pub bytes: u64,
+    pub age: Duration,
 }
 
 /// Counts with a name each, listed once.
@@ -175,9 +213,56 @@ counters! {
     chunks,
     /// Steps after which free, cached, held and blocks in flight were not all blocks.
     conservation_violations,
+    migrations_begun,
+    /// Of those: the sequence goes on in the other group.
+    migrations_moved,
+    /// Of those: the sequence ended first.
+    migrations_ended,
+    /// Of those: the sequence stayed, or was computed again.
+    migrations_failed,
+    /// Microseconds from the last token of the source to the first of the target, of all that moved.
+    migration_pause_us,
+    reshards_begun,
+    /// Of those: the group goes on with the new ranks.
+    reshards_switched,
+    /// Of those: the group went on as it was, or lost a rank.
+    reshards_failed,
+    /// Microseconds from the last token of the old epochs to the first of the new ones.
+    reshard_pause_us,
+    /// Cells that the plans of completed migrations and reshards had copied, those that came, and their bytes.
+    cells_planned,
+    cells_adopted,
+    transfer_bytes,
+    /// Transfers refused at a rank, by reason.
+    cells_refused_ticket,
+    cells_refused_epoch,
+    cells_refused_tag,
+    cells_refused_cell,
+    cells_refused_numerics,
+    cells_refused_checksum,
+    cells_refused_frame,
+    /// Transfers given up because an end could not be reached, or took too long.
+    transfers_broken,
     /// Messages of closed sessions and old epochs.
     messages_stale,
     workers_refused,
+    /// Workers that left, and had nothing left.
+    workers_released,
+}
+
+impl Counters {
+    pub(crate) fn count_refused(&mut self, fault: TransferFault) {
+        *match fault {
+            TransferFault::Ticket => &mut self.cells_refused_ticket,
+            TransferFault::Epoch => &mut self.cells_refused_epoch,
+            TransferFault::Tag => &mut self.cells_refused_tag,
+            TransferFault::Cell => &mut self.cells_refused_cell,
+            TransferFault::Numerics => &mut self.cells_refused_numerics,
+            TransferFault::Checksum => &mut self.cells_refused_checksum,
+            TransferFault::Frame => &mut self.cells_refused_frame,
+            TransferFault::Connection | TransferFault::Deadline => &mut self.transfers_broken,
+        } += 1;
+    }
 }
 
 #[cfg(test)]

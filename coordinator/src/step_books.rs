@@ -85,6 +85,23 @@ impl StepBooks {
         }
     }
 
+    /// The books of the epoch that takes the place of this one, of which no step is out; blocks live on.
+    ///
+    /// # Panics
+    /// If a step is out, or more blocks are held than there will be.
+    pub fn begin_again(self, epoch: Epoch, num_blocks: u32, world_size: usize) -> Self {
+        assert!(
+            !self.awaits_any(),
+            "epoch {epoch} begins while steps of {} are out",
+            self.epoch
+        );
+        let mut books = Self::new(epoch, 0, world_size);
+        books.pool = self.pool;
+        books.pool.begin_again(num_blocks).expect("room was made");
+        books.last_output = self.last_output;
+        books
+    }
+
     pub fn next_step(&self) -> StepId {
         self.next_step
     }
@@ -113,6 +130,12 @@ impl StepBooks {
     pub fn samples_awaited(&self, sequence: SequenceId) -> u32 {
         let work = self.without_output.iter().flat_map(|sent| &sent.work);
         work.filter(|work| work.sequence == sequence && work.samples).count() as u32
+    }
+
+    /// Whether a step that computes something of a sequence is out.
+    pub fn is_out(&self, sequence: SequenceId) -> bool {
+        let mut work = self.without_output.iter().flat_map(|sent| &sent.work);
+        work.any(|work| work.sequence == sequence)
     }
 
     pub fn note_sent(&mut self, plan: &StepPlan, now: Steady) {

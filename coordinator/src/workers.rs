@@ -17,6 +17,8 @@ pub(crate) struct Worker {
     pub heard: Steady,
     /// The group whose rank it was last.
     pub home: Option<GroupId>,
+    /// It wants to leave, or is wanted to.
+    pub leaves: bool,
     joined: u64,
 }
 
@@ -70,6 +72,7 @@ impl Workers {
             info,
             heard: now,
             home: None,
+            leaves: false,
             joined: self.joins,
         };
         self.live.insert(session, worker);
@@ -106,6 +109,20 @@ impl Workers {
         }
     }
 
+    /// A worker is to leave; false if the session is not live.
+    pub fn let_go(&mut self, session: SessionId) -> bool {
+        let worker = self.live.get_mut(&session);
+        worker.map(|worker| worker.leaves = true).is_some()
+    }
+
+    /// In join order.
+    pub fn leaving(&self) -> Vec<SessionId> {
+        let all = self.in_join_order().into_iter();
+        all.filter(|(_, worker)| worker.leaves)
+            .map(|(session, _)| session)
+            .collect()
+    }
+
     pub fn session_of(&self, id: &WorkerId) -> Option<SessionId> {
         let mut live = self.live.iter();
         live.find(|(_, worker)| worker.info.id == *id)
@@ -132,7 +149,7 @@ impl Workers {
         is_free: impl Fn(SessionId, &Worker) -> bool,
     ) -> Vec<(SessionId, &WorkerInfo)> {
         let mut all = self.in_join_order();
-        all.retain(|(session, worker)| is_free(*session, worker));
+        all.retain(|(session, worker)| !worker.leaves && is_free(*session, worker));
         all.sort_by_key(|(_, worker)| worker.home != Some(group));
         let trusted = |worker: &Worker| self.strikes_of(&worker.info.id) < STRIKES_MAX;
         let any_trusted = all.iter().any(|(_, worker)| trusted(worker));

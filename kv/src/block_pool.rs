@@ -1,5 +1,8 @@
 //! The block pool of a TP group: every block is free, cached, held or in flight, and none is ever lost.
 //!
+//! When the ranks change while blocks are held, blocks keep their ids: a pool that shrinks withholds ids, whichever are
+//! free, and gives them out again when it grows.
+//!
 //! A `Block` is an owning handle and not `Clone`; giving it back takes it. A full block may have several handles: the
 //! pool makes them, and it is held until the last one is back. Then it stays *in flight* until all ranks have
 //! acknowledged the last step that names it, because a rank may still be writing to it; after that it is free, or
@@ -118,6 +121,8 @@ enum State {
     /// With this many handles.
     Held(u32),
     InFlight,
+    /// Not given out: there are more ids than blocks.
+    Withheld,
 }
 
 #[derive(Debug)]
@@ -132,6 +137,7 @@ pub struct BlockPool {
     in_flight: Vec<(StepId, BlockId)>,
     cache: PrefixCache,
     held: u32,
+    withheld: u32,
     /// The newest step that every rank has acknowledged.
     acknowledged: Option<StepId>,
 }
@@ -146,6 +152,7 @@ impl BlockPool {
             in_flight: Vec::new(),
             cache: PrefixCache::default(),
             held: 0,
+            withheld: 0,
             acknowledged: None,
         }
     }
@@ -156,8 +163,56 @@ impl BlockPool {
             cached: self.cache.num_cached(),
             held: self.held,
             in_flight: self.in_flight.len() as u32,
-            total: self.states.len() as u32,
+            total: self.num_ids() - self.withheld,
         }
+    }
+
+    /// Ids that blocks have, from 0.
+    pub fn num_ids(&self) -> u32 {
+        self.states.len() as u32
+    }
+
+    /// Ids of blocks with handles.
+    pub fn held_ids(&self) -> impl Iterator<Item = BlockId> + '_ {
+        let held = |state: &State| matches!(state, State::Held(_));
+        let ids = self.states.iter().zip(0..).filter(move |(state, _)| held(state));
+        ids.map(|(_, id)| BlockId(id))
+    }
+
+    /// For a new epoch that blocks live on in: there are `num_blocks` of them from now on, none of them in flight or
+    /// findable. Nothing is changed if more are held.
+    pub fn begin_again(&mut self, num_blocks: u32) -> Result<(), BlockPoolError> {
+        if self.held > num_blocks {
+            return Err(BlockPoolError::OutOfBlocks {
+                needed: self.held,
+                available: num_blocks,
+            });
+        }
+        self.acknowledge_all();
+        self.acknowledged = None;
+        self.last_named.fill(None);
+        self.cache = PrefixCache::default();
+        let len = self.states.len().max(num_blocks as usize);
+        self.states.resize(len, State::Free);
+        self.tags.resize(len, BlockTag(0));
+        self.last_named.resize(len, None);
+        let mut left = num_blocks - self.held;
+        self.withheld = 0;
+        self.free.clear();
+        for (state, id) in self.states.iter_mut().zip(0..) {
+            if matches!(state, State::Held(_)) {
+                continue;
+            }
+            if left > 0 {
+                left -= 1;
+                *state = State::Free;
+                self.free.push_back(BlockId(id));
+            } else {
+                self.withheld += 1;
+                *state = State::Withheld;
+            }
+        }
+        Ok(())
     }
 
     /// Appends `count` blocks to `table`, or takes nothing and errors. Returns how many cached blocks were evicted.
@@ -216,7 +271,7 @@ impl BlockPool {
                 self.in_flight.retain(|(_, other)| *other != id);
                 0
             }
-            State::Free => unreachable!("a free block cannot be found"),
+            State::Free | State::Withheld => unreachable!("a free block cannot be found"),
         };
         *state = State::Held(handles + 1);
         self.held += u32::from(handles == 0);
@@ -336,6 +391,11 @@ impl BlockPool {
             total: counts.total,
         };
         assert_eq!(counted, counts, "states and lists differ");
+        assert_eq!(
+            self.withheld,
+            of(|state| *state == State::Withheld),
+            "ids are withheld uncounted"
+        );
         self.cache.check_invariants();
     }
 }
@@ -367,6 +427,44 @@ mod tests {
         assert_eq!(pool.counts().free, 0);
         pool.acknowledge(StepId(7));
         assert_eq!(pool.counts().free, 2);
+    }
+
+    proptest! {
+        #[test]
+        fn a_pool_that_begins_again_keeps_what_is_held_and_counts_what_there_is(
+            before in 1u32..20, takes in proptest::collection::vec(0u32..6, 0..5), after in 0u32..30, third in 0u32..30,
+        ) {
+            let mut pool = BlockPool::new(before);
+            let mut tables = Vec::new();
+            for count in takes {
+                let mut table = BlockTable::default();
+                if pool.allocate(count, &mut table).is_ok() {
+                    tables.push(table);
+                }
+            }
+            // One of them is in flight when the epoch ends.
+            if let Some(mut table) = tables.pop() {
+                pool.release(table.take(), Some(StepId(3)));
+            }
+            let held: Vec<TaggedBlock> = tables.iter().flat_map(BlockTable::tagged).collect();
+            for num_blocks in [after, third] {
+                let begun = pool.begin_again(num_blocks);
+                prop_assert_eq!(begun.is_ok(), held.len() as u32 <= num_blocks);
+                pool.check_invariants(held.len());
+                if begun.is_ok() {
+                    let counts = pool.counts();
+                    prop_assert_eq!((counts.total, counts.free), (num_blocks, num_blocks - held.len() as u32));
+                    let mut ids: Vec<BlockId> = held.iter().map(|block| block.id).collect();
+                    ids.sort();
+                    prop_assert_eq!(pool.held_ids().collect::<Vec<_>>(), ids);
+                }
+            }
+            let free = pool.counts().free;
+            let mut fresh = BlockTable::default();
+            pool.allocate(free, &mut fresh).unwrap();
+            prop_assert!(fresh.tagged().all(|block| held.iter().all(|other| other.id != block.id)));
+            pool.check_invariants(held.len() + free as usize);
+        }
     }
 
     #[test]

@@ -6,8 +6,8 @@
 use std::fmt;
 
 use crate::{
-    Epoch, GroupId, KvDtype, NumericsId, Rank, RankShare, SequenceId, StepId, StepOutput, StepPlan, TaggedBlock,
-    WorkerId,
+    BlockId, CellsIn, CellsOut, Epoch, GroupId, KvDtype, NumericsId, Rank, RankShare, SequenceId, StepId, StepOutput,
+    StepPlan, TaggedBlock, TransferFault, TransferId, WorkerId,
 };
 
 /// How the ranks of an epoch reduce.
@@ -59,6 +59,8 @@ pub struct WorkerInfo {
     pub block_size: u32,
     /// Element type of its cells.
     pub kv_dtype: KvDtype,
+    /// Where it takes cells from other workers, `host:port`; empty if it takes none.
+    pub transfer_address: String,
 }
 
 /// One rank's part in a new epoch.
@@ -72,6 +74,7 @@ pub struct EpochSpec {
     pub nonce: u64,
     /// The whole plan, in rank order; its length is the world size.
     pub shares: Vec<RankShare>,
+    /// Ids that blocks may have. There are as many blocks, or fewer.
     pub num_blocks: u32,
     pub block_size: u32,
     /// Most tokens of one step.
@@ -100,6 +103,18 @@ impl RefusalKind {
 #[derive(Clone, PartialEq, Debug)]
 pub enum ToWorker {
     FormEpoch(EpochSpec),
+    /// Get ready for an epoch while the present one goes on: load its units, make room for its cells. `EndpointReady`,
+    /// `ConnectEpoch` and `EpochReady` follow as for `FormEpoch`.
+    PrepareEpoch(EpochSpec),
+    /// The epoch that was prepared begins, and the present one is over. `held` are the blocks whose cells live on.
+    SwitchEpoch {
+        epoch: Epoch,
+        held: Vec<BlockId>,
+    },
+    /// The epoch that was prepared does not begin.
+    DropEpoch {
+        epoch: Epoch,
+    },
     /// Endpoints in rank order.
     ConnectEpoch {
         epoch: Epoch,
@@ -109,6 +124,16 @@ pub enum ToWorker {
     AbortEpoch {
         epoch: Epoch,
     },
+    /// Send cells, as they are after the steps before this message.
+    SendCells(CellsOut),
+    /// Take cells that come with this ticket.
+    ReceiveCells(CellsIn),
+    /// Neither send nor take any more cells of this transfer. What has come and is named by no plan is forgotten.
+    EndTransfer {
+        transfer: TransferId,
+    },
+    /// Whoever wants to leave may: it is no rank any more.
+    Released,
     /// The worker cannot be part of this cluster; it exits with this message.
     Refuse {
         kind: RefusalKind,
@@ -137,6 +162,24 @@ pub enum FromWorker {
         reason: String,
         missing: Vec<Rank>,
     },
+    /// All cells that one source rank was to send in one round are in their place.
+    CellsArrived {
+        epoch: Epoch,
+        transfer: TransferId,
+        round: u32,
+        source_rank: Rank,
+        cells: u32,
+        bytes: u64,
+    },
+    /// The transfer cannot be completed; nothing of it will be used.
+    TransferFailed {
+        epoch: Epoch,
+        transfer: TransferId,
+        fault: TransferFault,
+        reason: String,
+    },
+    /// The worker wants to leave, and works on until it is released.
+    Leaving,
     Heartbeat(Progress),
 }
 
@@ -147,8 +190,11 @@ impl FromWorker {
             Self::EndpointReady { epoch, .. }
             | Self::EpochReady { epoch, .. }
             | Self::StepDone { epoch, .. }
+            | Self::CellsArrived { epoch, .. }
+            | Self::TransferFailed { epoch, .. }
             | Self::EpochFailed { epoch, .. } => *epoch,
             Self::Heartbeat(progress) => progress.epoch,
+            Self::Leaving => Epoch::default(),
         }
     }
 }
@@ -239,6 +285,15 @@ pub enum StepRefused {
         offset: u32,
         written: u32,
     },
+    #[error("block {} with tag {} is adopted with {written} positions; {cells} of {expected} cells have come", block.id, block.tag)]
+    NotArrived {
+        block: TaggedBlock,
+        written: u32,
+        cells: u32,
+        expected: u32,
+    },
+    #[error("block {} with tag {} is adopted, and no admitted sequence has it", block.id, block.tag)]
+    AdoptedByNobody { block: TaggedBlock },
     #[error("{found} tokens in a step of at most {max}")]
     TooManyTokens { max: u32, found: u32 },
 }

@@ -43,6 +43,10 @@ id!(
     GroupId(u32)
 );
 id!(
+    /// A copy of cells between two epochs; never used again by its coordinator.
+    TransferId(u64)
+);
+id!(
     /// A worker's place in its TP group, from 0.
     Rank(u32)
 );

@@ -12,7 +12,7 @@ pub mod prefix_cache;
 pub mod request;
 pub mod shard_plan;
 pub mod step;
-pub mod transfer_plan;
+pub mod transfer;
 pub mod units;
 
 pub use block_pool::*;
@@ -25,5 +25,5 @@ pub use prefix_cache::*;
 pub use request::*;
 pub use shard_plan::*;
 pub use step::*;
-pub use transfer_plan::*;
+pub use transfer::*;
 pub use units::*;

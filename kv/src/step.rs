@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::{Epoch, Sampling, SequenceId, StepId, TaggedBlock, TokenId};
+use crate::{AdoptedBlock, Epoch, Sampling, SequenceId, StepId, TaggedBlock, TokenId};
 
 #[derive(Clone, PartialEq, Debug)]
 pub struct StepPlan {
@@ -16,8 +16,10 @@ pub struct StepPlan {
     pub admitted: Vec<AdmittedSequence>,
     /// What to compute, one entry per sequence, in the order of the batch's rows.
     pub work: Vec<SequenceWork>,
-    /// Sequences to forget before this step's work: finished, cancelled or preempted.
+    /// Sequences to forget before this step's work: finished, cancelled, preempted or gone to another group.
     pub retired: Vec<SequenceId>,
+    /// Blocks of admitted sequences whose cells have come by a transfer.
+    pub adopted: Vec<AdoptedBlock>,
 }
 
 impl StepPlan {

@@ -1,5 +1,7 @@
 //! `Cluster.Join` messages to and from the domain types of `kvasir_kv`.
 
+mod transfer;
+
 use std::ops::Range;
 
 use kvasir_kv as kv;
@@ -41,6 +43,7 @@ pub fn hello(info: &kv::WorkerInfo) -> v1::FromWorker {
         kv_memory_bytes: info.kv_memory_bytes,
         block_size: info.block_size,
         kv_dtype: info.kv_dtype.name().to_owned(),
+        transfer_address: info.transfer_address.clone(),
         protocol_version: CLUSTER_PROTOCOL_VERSION,
     }))
 }
@@ -79,6 +82,8 @@ pub fn from_worker(message: kv::FromWorker) -> v1::FromWorker {
             reason,
             missing_ranks: missing.into_iter().map(|rank| rank.0).collect(),
         }),
+        kv::FromWorker::CellsArrived { .. } | kv::FromWorker::TransferFailed { .. } => return transfer::news(message),
+        kv::FromWorker::Leaving => Message::Leaving(v1::Leaving {}),
         kv::FromWorker::Heartbeat(progress) => Message::Heartbeat(v1::Heartbeat {
             epoch: epoch_id(progress.epoch),
             steps_done: progress.steps_done,
@@ -90,22 +95,14 @@ pub fn from_worker(message: kv::FromWorker) -> v1::FromWorker {
 pub fn to_worker(message: kv::ToWorker) -> v1::ToWorker {
     use v1::to_worker::Message;
     let message = match message {
-        kv::ToWorker::FormEpoch(spec) => Message::FormEpoch(v1::FormEpoch {
-            group: spec.group.0,
-            epoch: epoch_id(spec.epoch),
-            rank: spec.rank.0,
-            transport: match spec.transport {
-                kv::Transport::Solo => v1::Transport::Solo,
-                kv::Transport::SharedMemory => v1::Transport::SharedMemory,
-                kv::Transport::Tcp => v1::Transport::Tcp,
-            }
-            .into(),
-            nonce: spec.nonce,
-            shares: spec.shares.iter().map(share).collect(),
-            num_blocks: spec.num_blocks,
-            block_size: spec.block_size,
-            step_tokens_max: spec.step_tokens_max,
+        kv::ToWorker::FormEpoch(spec) => Message::FormEpoch(form_epoch(&spec)),
+        kv::ToWorker::PrepareEpoch(spec) => Message::PrepareEpoch(form_epoch(&spec)),
+        kv::ToWorker::SwitchEpoch { epoch, held } => Message::SwitchEpoch(v1::SwitchEpoch {
+            epoch: epoch_id(epoch),
+            held: held.into_iter().map(|block| block.0).collect(),
         }),
+        kv::ToWorker::Released => Message::Released(v1::Released {}),
+        kv::ToWorker::DropEpoch { epoch } => Message::DropEpoch(v1::DropEpoch { epoch: epoch_id(epoch) }),
         kv::ToWorker::ConnectEpoch { epoch, endpoints } => Message::ConnectEpoch(v1::ConnectEpoch {
             epoch: epoch_id(epoch),
             endpoints,
@@ -116,7 +113,11 @@ pub fn to_worker(message: kv::ToWorker) -> v1::ToWorker {
             admitted: plan.admitted.into_iter().map(admitted).collect(),
             work: plan.work.into_iter().map(work).collect(),
             retired: plan.retired.into_iter().map(|sequence| sequence.0).collect(),
+            adopted: transfer::adopted(&plan.adopted),
         }),
+        kv::ToWorker::SendCells(cells) => Message::SendCells(transfer::cells_out(cells)),
+        kv::ToWorker::ReceiveCells(cells) => Message::ReceiveCells(transfer::cells_in(cells)),
+        kv::ToWorker::EndTransfer { transfer } => Message::EndTransfer(v1::EndTransfer { transfer: transfer.0 }),
         kv::ToWorker::AbortEpoch { epoch } => Message::AbortEpoch(v1::AbortEpoch { epoch: epoch_id(epoch) }),
         kv::ToWorker::Refuse { kind, reason } => Message::Refuse(v1::Refuse {
             reason,
@@ -157,6 +158,9 @@ pub fn parse_from_worker(message: v1::FromWorker) -> Result<Arrival, ConvertErro
                 reason: failed.reason,
                 missing: failed.missing_ranks.into_iter().map(kv::Rank).collect(),
             },
+            Message::CellsArrived(arrived) => transfer::parse_arrived(arrived)?,
+            Message::TransferFailed(failed) => transfer::parse_failed(failed)?,
+            Message::Leaving(v1::Leaving {}) => kv::FromWorker::Leaving,
             Message::Heartbeat(beat) => kv::FromWorker::Heartbeat(kv::Progress {
                 epoch: parse_epoch(beat.epoch)?,
                 steps_done: beat.steps_done,
@@ -170,17 +174,16 @@ pub fn parse_to_worker(message: v1::ToWorker) -> Result<kv::ToWorker, ConvertErr
     use v1::to_worker::Message;
     Ok(
         match message.message.ok_or(ConvertError::Missing { field: "message" })? {
-            Message::FormEpoch(form) => kv::ToWorker::FormEpoch(kv::EpochSpec {
-                transport: parse_transport(form.transport)?,
-                group: kv::GroupId(form.group),
-                epoch: parse_epoch(form.epoch)?,
-                rank: kv::Rank(form.rank),
-                nonce: form.nonce,
-                shares: form.shares.into_iter().map(parse_share).collect::<Result<_, _>>()?,
-                num_blocks: form.num_blocks,
-                block_size: form.block_size,
-                step_tokens_max: form.step_tokens_max,
-            }),
+            Message::FormEpoch(form) => kv::ToWorker::FormEpoch(parse_form_epoch(form)?),
+            Message::PrepareEpoch(form) => kv::ToWorker::PrepareEpoch(parse_form_epoch(form)?),
+            Message::SwitchEpoch(switch) => kv::ToWorker::SwitchEpoch {
+                epoch: parse_epoch(switch.epoch)?,
+                held: switch.held.into_iter().map(kv::BlockId).collect(),
+            },
+            Message::Released(v1::Released {}) => kv::ToWorker::Released,
+            Message::DropEpoch(drop) => kv::ToWorker::DropEpoch {
+                epoch: parse_epoch(drop.epoch)?,
+            },
             Message::ConnectEpoch(connect) => kv::ToWorker::ConnectEpoch {
                 epoch: parse_epoch(connect.epoch)?,
                 endpoints: connect.endpoints,
@@ -195,7 +198,13 @@ pub fn parse_to_worker(message: v1::ToWorker) -> Result<kv::ToWorker, ConvertErr
                     .collect::<Result<_, _>>()?,
                 work: plan.work.into_iter().map(parse_work).collect::<Result<_, _>>()?,
                 retired: plan.retired.into_iter().map(kv::SequenceId).collect(),
+                adopted: transfer::parse_adopted(&plan.adopted)?,
             }),
+            Message::SendCells(cells) => kv::ToWorker::SendCells(transfer::parse_cells_out(cells)?),
+            Message::ReceiveCells(cells) => kv::ToWorker::ReceiveCells(transfer::parse_cells_in(cells)?),
+            Message::EndTransfer(end) => kv::ToWorker::EndTransfer {
+                transfer: kv::TransferId(end.transfer),
+            },
             Message::AbortEpoch(abort) => kv::ToWorker::AbortEpoch {
                 epoch: parse_epoch(abort.epoch)?,
             },
@@ -205,6 +214,39 @@ pub fn parse_to_worker(message: v1::ToWorker) -> Result<kv::ToWorker, ConvertErr
             },
         },
     )
+}
+
+fn form_epoch(spec: &kv::EpochSpec) -> v1::FormEpoch {
+    v1::FormEpoch {
+        group: spec.group.0,
+        epoch: epoch_id(spec.epoch),
+        rank: spec.rank.0,
+        transport: match spec.transport {
+            kv::Transport::Solo => v1::Transport::Solo,
+            kv::Transport::SharedMemory => v1::Transport::SharedMemory,
+            kv::Transport::Tcp => v1::Transport::Tcp,
+        }
+        .into(),
+        nonce: spec.nonce,
+        shares: spec.shares.iter().map(share).collect(),
+        num_blocks: spec.num_blocks,
+        block_size: spec.block_size,
+        step_tokens_max: spec.step_tokens_max,
+    }
+}
+
+fn parse_form_epoch(form: v1::FormEpoch) -> Result<kv::EpochSpec, ConvertError> {
+    Ok(kv::EpochSpec {
+        transport: parse_transport(form.transport)?,
+        group: kv::GroupId(form.group),
+        epoch: parse_epoch(form.epoch)?,
+        rank: kv::Rank(form.rank),
+        nonce: form.nonce,
+        shares: form.shares.into_iter().map(parse_share).collect::<Result<_, _>>()?,
+        num_blocks: form.num_blocks,
+        block_size: form.block_size,
+        step_tokens_max: form.step_tokens_max,
+    })
 }
 
 fn wrap(message: v1::from_worker::Message) -> v1::FromWorker {
@@ -267,6 +309,7 @@ fn parse_hello(hello: v1::WorkerHello) -> Result<kv::WorkerInfo, ConvertError> {
         kv_memory_bytes: hello.kv_memory_bytes,
         block_size: hello.block_size,
         kv_dtype: parse_kv_dtype(&hello.kv_dtype)?,
+        transfer_address: hello.transfer_address,
     })
 }
 
@@ -535,137 +578,4 @@ fn parse_sampled(sampled: v1::SampledToken) -> Result<kv::SampledToken, ConvertE
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn epoch() -> kv::Epoch {
-        kv::Epoch { term: 3, number: 9 }
-    }
-
-    #[test]
-    fn a_step_plan_survives_the_wire() {
-        let plan = kv::ToWorker::Step(kv::StepPlan {
-            epoch: epoch(),
-            step: kv::StepId(4),
-            admitted: vec![kv::AdmittedSequence {
-                sequence: kv::SequenceId(1),
-                tokens: vec![kv::TokenId(5), kv::TokenId(6)],
-                prompt_len: 1,
-                sampling: kv::Sampling {
-                    temperature: 0.5,
-                    seed: u64::MAX,
-                    top_logprobs: 3,
-                    min_p: 0.25,
-                    repetition_penalty: 1.5,
-                    presence_penalty: -0.5,
-                    frequency_penalty: 0.75,
-                    logit_bias: vec![(kv::TokenId(3), -100.0), (kv::TokenId(4), 0.1)],
-                    ..Default::default()
-                },
-                prompt_top_logprobs: 7,
-            }],
-            work: vec![kv::SequenceWork {
-                sequence: kv::SequenceId(1),
-                start: 0,
-                num_tokens: 2,
-                new_blocks: vec![kv::TaggedBlock {
-                    id: kv::BlockId(7),
-                    tag: kv::BlockTag(8),
-                }],
-                samples: true,
-                scored: 1..2,
-            }],
-            retired: vec![kv::SequenceId(2)],
-        });
-        assert_eq!(parse_to_worker(to_worker(plan.clone())), Ok(plan));
-    }
-
-    #[test]
-    fn an_output_survives_the_wire_bit_for_bit() {
-        let message = kv::FromWorker::StepDone {
-            epoch: epoch(),
-            step: kv::StepId(4),
-            output: Some(kv::StepOutput {
-                epoch: epoch(),
-                step: kv::StepId(4),
-                sampled: vec![kv::SampledToken {
-                    sequence: kv::SequenceId(1),
-                    token: kv::TokenId(5),
-                    logprob: -f32::MIN_POSITIVE / 3.0,
-                    top_logprobs: vec![(kv::TokenId(5), -0.1), (kv::TokenId(9), -3.0)],
-                }],
-                scored: vec![kv::ScoredPrompt {
-                    sequence: kv::SequenceId(2),
-                    start: 4,
-                    logprobs: [-0.3, -f32::MIN_POSITIVE / 5.0]
-                        .map(|logprob| kv::PromptLogprob {
-                            logprob,
-                            top_logprobs: vec![(kv::TokenId(1), -0.2), (kv::TokenId(2), logprob)],
-                        })
-                        .to_vec(),
-                }],
-                poisoned: vec![kv::SequenceId(8)],
-                times: kv::StepTimes {
-                    compute_us: 1,
-                    reduce_us: 2,
-                    total_us: 3,
-                },
-            }),
-        };
-        assert_eq!(
-            parse_from_worker(from_worker(message.clone())),
-            Ok(Arrival::Message(message))
-        );
-    }
-
-    #[test]
-    fn malformed_messages_are_refused_by_field() {
-        let bad = v1::ToWorker {
-            message: Some(v1::to_worker::Message::Step(v1::StepPlan {
-                epoch: epoch_id(epoch()),
-                work: vec![v1::SequenceWork {
-                    new_blocks: vec![1],
-                    ..Default::default()
-                }],
-                ..Default::default()
-            })),
-        };
-        assert!(matches!(
-            parse_to_worker(bad),
-            Err(ConvertError::Bad {
-                field: "new_blocks",
-                ..
-            })
-        ));
-        let uneven = v1::ScoredPrompt {
-            logprobs: vec![-1.0, -2.0],
-            top_ids: vec![1, 2, 3],
-            top_logprobs: vec![-1.0, -2.0, -3.0],
-            ..Default::default()
-        };
-        assert!(matches!(
-            parse_scored(uneven),
-            Err(ConvertError::Bad {
-                field: "top_logprobs",
-                ..
-            })
-        ));
-        let unbiased = v1::AdmittedSequence {
-            bias_ids: vec![1],
-            ..Default::default()
-        };
-        assert!(matches!(
-            parse_admitted(unbiased),
-            Err(ConvertError::Bad { field: "biases", .. })
-        ));
-        assert_eq!(
-            parse_to_worker(v1::ToWorker { message: None }),
-            Err(ConvertError::Missing { field: "message" })
-        );
-        let old = v1::WorkerHello {
-            protocol_version: 0,
-            ..Default::default()
-        };
-        assert_eq!(parse_hello(old), Err(ConvertError::Version { found: 0 }));
-    }
-}
+mod tests;

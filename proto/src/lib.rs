@@ -19,4 +19,4 @@ pub mod v1 {
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/kvasir.v1.descriptors.bin");
 
 /// Raised when `Cluster.Join` changes in a way that old peers would misread.
-pub const CLUSTER_PROTOCOL_VERSION: u32 = 3;
+pub const CLUSTER_PROTOCOL_VERSION: u32 = 4;

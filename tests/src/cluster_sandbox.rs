@@ -376,6 +376,11 @@ pub fn kill(pid: u32) {
     signal(pid, Signal::KILL);
 }
 
+/// Asks a process to end.
+pub fn terminate(pid: u32) {
+    signal(pid, Signal::TERM);
+}
+
 /// Freezes a process until `resume`.
 pub fn freeze(pid: u32) {
     signal(pid, Signal::STOP);

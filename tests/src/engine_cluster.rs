@@ -23,7 +23,7 @@ use kvasir_kv::{
     ToWorker, WorkerId, WorkerInfo,
 };
 use kvasir_model::{BackendKind, Checkpoint, WeightMode, numerics_id};
-use kvasir_worker::rank::{RankConfig, RankControl, RankWorker};
+use kvasir_worker::rank::{RankConfig, RankControl, RankInput, RankWorker};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore as _, SeedableRng as _},
@@ -89,7 +89,7 @@ pub struct EngineCluster {
 }
 
 struct RankThread {
-    inbox: Sender<ToWorker>,
+    inbox: Sender<RankInput>,
     control: Arc<RankControl>,
     thread: JoinHandle<()>,
     unacknowledged: u32,
@@ -282,7 +282,7 @@ impl EngineCluster {
             }
             _ => {}
         }
-        let sent = self.ranks[session].inbox.send(message);
+        let sent = self.ranks[session].inbox.send(RankInput::FromCoordinator(message));
         sent.expect("a rank lives as long as its inbox");
     }
 
@@ -403,5 +403,6 @@ fn worker_info(session: usize, config: &ClusterConfig, numerics_id: NumericsId) 
         kv_memory_bytes: 1 << 40,
         block_size: config.cell.block_size(),
         kv_dtype: config.cell.dtype(),
+        transfer_address: String::new(),
     }
 }

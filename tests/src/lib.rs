@@ -42,6 +42,7 @@ fn cached_model() -> PathBuf {
         .map(PathBuf::from);
     cache.unwrap_or_else(home).join(DEFAULT_MODEL)
 }
+pub mod moving;
 pub mod parity;
 pub mod rank_group;
 pub mod story;

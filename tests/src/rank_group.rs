@@ -25,7 +25,7 @@ use kvasir_worker::{
     canonical::Canonical,
     gpu::{Arithmetic, Gpu, test_device},
     oracle::Oracle,
-    rank::{RankConfig, RankControl, RankWorker},
+    rank::{RankConfig, RankControl, RankInput, RankWorker},
 };
 
 /// How a group is built. All of it must leave the bits alone, but for `kv_dtype`, `weight_mode` and `backend`.
@@ -103,7 +103,7 @@ pub struct Answer {
 
 #[allow(missing_debug_implementations)] // threads and channels, never printed
 pub struct RankGroup {
-    ranks: Vec<(Sender<ToWorker>, JoinHandle<()>)>,
+    ranks: Vec<(Sender<RankInput>, JoinHandle<()>)>,
     from_ranks: Receiver<(usize, FromWorker)>,
     epoch: Epoch,
     next_step: u64,
@@ -173,7 +173,8 @@ impl RankGroup {
                 block_size: self.options.block_size,
                 step_tokens_max: 4096,
             };
-            send.send(ToWorker::FormEpoch(spec)).unwrap();
+            send.send(RankInput::FromCoordinator(ToWorker::FormEpoch(spec)))
+                .unwrap();
         }
         let mut endpoints = vec![String::new(); self.options.ranks];
         for _ in 0..self.options.ranks {
@@ -183,11 +184,11 @@ impl RankGroup {
             }
         }
         for (send, _) in &self.ranks {
-            send.send(ToWorker::ConnectEpoch {
+            let connect = ToWorker::ConnectEpoch {
                 epoch: self.epoch,
                 endpoints: endpoints.clone(),
-            })
-            .unwrap();
+            };
+            send.send(RankInput::FromCoordinator(connect)).unwrap();
         }
         for _ in 0..self.options.ranks {
             match self.from_ranks.recv().unwrap() {
@@ -212,6 +213,7 @@ impl RankGroup {
                 admitted: Vec::new(),
                 work: Vec::new(),
                 retired: Vec::new(),
+                adopted: Vec::new(),
             };
             for (index, sequence) in sequences.iter_mut().enumerate() {
                 if sequence.answer.tokens.len() >= generations[index].max_tokens {
@@ -258,6 +260,7 @@ impl RankGroup {
             admitted,
             work,
             retired,
+            adopted: Vec::new(),
         };
         self.run_step(plan, &mut []);
         sequences.into_iter().map(|sequence| sequence.answer).collect()
@@ -283,7 +286,8 @@ impl RankGroup {
 
     fn run_step(&mut self, plan: StepPlan, sequences: &mut [Played]) {
         for (send, _) in &self.ranks {
-            send.send(ToWorker::Step(plan.clone())).unwrap();
+            let step = ToWorker::Step(plan.clone());
+            send.send(RankInput::FromCoordinator(step)).unwrap();
         }
         self.next_step += 1;
         self.steps += 1;

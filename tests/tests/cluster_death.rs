@@ -122,22 +122,27 @@ async fn a_killed_worker_changes_no_bit_of_the_answer() {
 }
 
 #[tokio::test]
-async fn a_frozen_worker_changes_no_bit_of_the_answer_and_its_return_changes_nothing() {
+async fn a_frozen_worker_changes_no_bit_of_the_answer_and_is_taken_in_again_when_it_returns() {
     let seed = seed();
     for death in 0..DEATHS {
         let (sandbox, after, victim) = die(seed + death, "SIGSTOP", freeze).await;
+        let recomputed = after["counters"]["tokens_recomputed"].as_u64();
         resume(victim);
-        // It finds its session gone and joins again, as a spare.
-        let back = sandbox.wait_for("the frozen worker to come back", |status| {
-            status["spares"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .any(|spare| spare["pid"] == u64::from(victim))
+        // It finds its session gone and joins again; the group lacks a rank and takes it in without a pause for anybody.
+        let back = sandbox.wait_for("the frozen worker to be a rank again", |status| {
+            let ranks = status["groups"][0]["ranks"].as_array().unwrap();
+            ranks.iter().any(|rank| rank["pid"] == u64::from(victim))
+                && status["reshards"].as_array().unwrap().is_empty()
         });
         let again = sandbox.generate(story::request()).await.unwrap();
         story::assert_undisturbed(&again, "after its return");
-        assert_eq!((epoch(&back), kv_heads(&back)), (epoch(&after), kv_heads(&after)));
-        assert_eq!(epoch(&sandbox.status()), epoch(&after), "its return started no epoch");
+        assert!(epoch(&back) > epoch(&after), "a change of ranks is another epoch");
+        let status = sandbox.status();
+        assert_eq!(status["counters"]["reshards_switched"], 1, "{status:#}");
+        assert_eq!(
+            status["counters"]["tokens_recomputed"].as_u64(),
+            recomputed,
+            "its return cost nothing"
+        );
     }
 }

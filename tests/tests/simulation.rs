@@ -1,6 +1,6 @@
 //! The whole cluster in virtual time: hundreds of seeds without a broken promise, and planted bugs that are found.
 
-use kvasir_tests::sim::{Plant, Report, run};
+use kvasir_tests::sim::{FIRST_SEED_WITH_MIGRATIONS, Plant, Report, run};
 
 const SEEDS: u64 = 500;
 /// Seeds within which each planted bug must be found.
@@ -20,6 +20,7 @@ fn fresh(count: u64) -> std::ops::Range<u64> {
         Ok(seed) => seed.parse().expect("KVASIR_TEST_SEED is a number"),
         Err(_) => u64::from(std::process::id()) << 20,
     };
+    let begin = FIRST_SEED_WITH_MIGRATIONS.max(begin);
     println!("fresh seeds from {begin}");
     begin..begin.saturating_add(count)
 }
@@ -55,6 +56,17 @@ fn no_answer_changes_and_nothing_hangs_whatever_the_weather() {
             counters.sequences_rerouted > SEEDS / 5 && counters.routed_by_prefix > SEEDS / 5,
             "{total:?}"
         );
+        assert!(
+            counters.migrations_moved > SEEDS
+                && counters.migrations_failed > SEEDS / 5
+                && total.cells_moved > 5 * SEEDS,
+            "{total:?}"
+        );
+        assert!(
+            counters.reshards_switched > SEEDS && counters.reshards_failed > SEEDS / 10 && total.leaves > SEEDS / 5,
+            "{total:?}"
+        );
+        assert_eq!(counters.cells_adopted, counters.cells_planned, "{total:?}");
         assert!(total.scores > 10 * SEEDS, "{total:?}");
         assert!(
             counters.preemptions_for_others > SEEDS / 5 && counters.chunks > SEEDS,
@@ -167,6 +179,16 @@ fn a_sequence_with_two_homes_is_found() {
 #[test]
 fn a_lost_wake_up_is_found() {
     assert_found(Plant::WakeUpLost, "although nothing is wrong");
+}
+
+#[test]
+fn a_damaged_cell_that_nobody_checked_is_found() {
+    assert_found(Plant::CellDamaged, "right is");
+}
+
+#[test]
+fn a_cell_that_comes_after_its_transfer_has_ended_is_found() {
+    assert_found(Plant::LateCell, "right is");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Two implementations stand behind it: [`crate::canonical`] (the same bits for any plan) and `crate::oracle`
 //! (candle, an independent check, and later the way to GPUs). A backend never samples and knows no requests.
 
-use kvasir_kv::{BlockId, EpochSpec, LoadReport, TokenId, UnitLayout};
+use kvasir_kv::{BlockId, EpochSpec, KvHead, LoadReport, TokenId, UnitLayout};
 
 use crate::{
     arith::UnitSummary,
@@ -11,6 +11,7 @@ use crate::{
     rank_books::WorkInput,
     sampler::{LogitsShare, UnitRows},
     scorer::ScoreShare,
+    weights::LoadedUnits,
 };
 
 /// Most rows whose logits a backend holds at a time: a prompt whose tokens are scored has one for each of them.
@@ -105,6 +106,19 @@ pub(crate) fn head_rows(work: &[WorkInput]) -> Vec<HeadRow> {
     rows
 }
 
+/// Loads units ahead; see `Backend::preload`.
+pub type Preload = Box<dyn FnOnce() -> Result<Preloaded, BackendError> + Send>;
+
+/// Units that a backend loaded ahead, for itself alone.
+#[derive(Debug)]
+pub struct Preloaded(pub(crate) LoadedUnits);
+
+impl Preloaded {
+    pub(crate) fn num_units(&self) -> u32 {
+        self.0.num_units()
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     #[error(transparent)]
@@ -113,6 +127,8 @@ pub enum BackendError {
     Load { what: String, reason: String },
     #[error("no memory for {bytes} bytes of {what}")]
     OutOfMemory { what: &'static str, bytes: usize },
+    #[error("block {block} of KV head {head} is no cell of this rank")]
+    NoSuchCell { head: KvHead, block: BlockId },
     #[error("{backend}: {reason}")]
     Device { backend: &'static str, reason: String },
 }
@@ -124,11 +140,33 @@ pub trait Backend: Send {
     /// Takes the units of `spec`'s share, keeping those it has, and makes room for its cells. Cells hold nothing then.
     fn begin_epoch(&mut self, spec: &EpochSpec) -> Result<LoadReport, BackendError>;
 
+    /// Makes room for the cells of an epoch that may come, beside those of the present one. `import_cell` may fill it.
+    fn prepare_epoch(&mut self, spec: &EpochSpec) -> Result<(), BackendError>;
+
+    /// What an epoch that was prepared lacks, to be loaded on another thread. `None` if nothing can be loaded ahead.
+    fn preload(&self, spec: &EpochSpec) -> Option<Preload>;
+
+    /// As `begin_epoch`, for the epoch that was prepared: the cells of `held` blocks live on, those of heads that come with
+    /// what was imported. Takes what was preloaded.
+    fn switch_epoch(
+        &mut self,
+        spec: &EpochSpec,
+        preloaded: Option<Preloaded>,
+        held: &[BlockId],
+    ) -> Result<LoadReport, BackendError>;
+
     /// The local vocab units, in order.
     fn vocab_units(&self) -> &[UnitRows];
 
     /// A checksum of a block's cell of each local KV head, as it is now. Empty where a backend keeps none.
     fn checksums(&self, block: BlockId) -> Vec<u32>;
+
+    /// Copies a block's cell of a local KV head into `bytes`, whose length is `CellLayout::cell_bytes`, in the order that
+    /// `CellLayout` describes, whatever the order in memory.
+    fn export_cell(&mut self, head: KvHead, block: BlockId, bytes: &mut [u8]) -> Result<(), BackendError>;
+
+    /// The reverse: the cell holds these bytes afterwards.
+    fn import_cell(&mut self, head: KvHead, block: BlockId, bytes: &[u8]) -> Result<(), BackendError>;
 
     /// Computes all rows, writing K and V into the cells. Every rank of the group makes the same call.
     fn forward(

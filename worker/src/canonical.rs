@@ -9,18 +9,18 @@ mod products;
 
 use std::{sync::Arc, time::Instant};
 
-use kvasir_kv::{BlockId, CellLayout, EpochSpec, LoadReport, UnitId, UnitKind, UnitLayout};
+use kvasir_kv::{BlockId, CellLayout, EpochSpec, KvHead, LoadReport, RankShare, UnitId, UnitKind, UnitLayout};
 use kvasir_model::{Checkpoint, WeightMode};
 
 use crate::{
     arith::{ActivationsRef, Int8Rows, Kernels, LANES, PackedMatrix, RopeTable, UnitSummary, panels, rope_frequencies},
-    backend::{Backend, BackendError, ForwardOutput, HEAD_ROWS_MAX, HeadRow, head_rows},
+    backend::{Backend, BackendError, ForwardOutput, HEAD_ROWS_MAX, HeadRow, Preload, Preloaded, head_rows},
     cells::Cells,
     collective::Collective,
     rank_books::WorkInput,
     sampler::UnitRows,
     threads::ThreadTeam,
-    weights::{AttentionLayer, FfnLayer, RankWeights},
+    weights::{AttentionLayer, FfnLayer, RankWeights, Taken},
 };
 
 /// One in the fixed-point format of the reduce.
@@ -105,6 +105,32 @@ impl Canonical {
     pub fn with_kernels(mut self, kernels: Kernels) -> Self {
         self.kernels = kernels;
         self
+    }
+
+    /// Slabs of cells get an address space of so many bytes; see [`Cells::with_reserve`].
+    pub fn with_cell_reserve(mut self, bytes: u64) -> Self {
+        self.cells = Cells::new(*self.cells.layout()).with_reserve(bytes);
+        self
+    }
+
+    /// The share's units are here, and there is room for its cells.
+    fn take_up(&mut self, share: &RankShare, taken: Taken, begun: Instant) -> LoadReport {
+        let extents = share
+            .vocab
+            .clone()
+            .map(|unit| self.layout.extent(UnitKind::Vocab, UnitId(unit)));
+        self.vocab_units = extents
+            .map(|rows| UnitRows {
+                first: rows.start,
+                rows: rows.end - rows.start,
+            })
+            .collect();
+        LoadReport {
+            units_loaded: taken.loaded,
+            units_kept: taken.kept,
+            weight_bytes: taken.bytes,
+            load_ms: begun.elapsed().as_millis() as u32,
+        }
     }
 
     fn hidden(&self) -> usize {
@@ -353,23 +379,37 @@ impl Backend for Canonical {
         let share = &spec.shares[spec.rank.0 as usize];
         let taken = self.weights.take(&self.layout, share)?;
         self.cells.resize(share.attention.clone(), spec.num_blocks)?;
-        let extents = share
-            .vocab
-            .clone()
-            .map(|unit| self.layout.extent(UnitKind::Vocab, UnitId(unit)));
-        self.vocab_units = extents
-            .map(|rows| UnitRows {
-                first: rows.start,
-                rows: rows.end - rows.start,
-            })
-            .collect();
-        let load_ms = begun.elapsed().as_millis() as u32;
-        Ok(LoadReport {
-            units_loaded: taken.loaded,
-            units_kept: taken.kept,
-            weight_bytes: taken.bytes,
-            load_ms,
-        })
+        Ok(self.take_up(share, taken, begun))
+    }
+
+    fn prepare_epoch(&mut self, spec: &EpochSpec) -> Result<(), BackendError> {
+        let share = &spec.shares[spec.rank.0 as usize];
+        self.cells.prepare(share.attention.clone(), spec.num_blocks)
+    }
+
+    fn preload(&self, spec: &EpochSpec) -> Option<Preload> {
+        let missing = self.weights.missing(&spec.shares[spec.rank.0 as usize]);
+        let (checkpoint, mode) = (Arc::clone(self.weights.checkpoint()), self.weights.mode());
+        let layout = self.layout.clone();
+        Some(Box::new(move || {
+            missing.load(&checkpoint, mode, &layout).map(Preloaded)
+        }))
+    }
+
+    fn switch_epoch(
+        &mut self,
+        spec: &EpochSpec,
+        preloaded: Option<Preloaded>,
+        held: &[BlockId],
+    ) -> Result<LoadReport, BackendError> {
+        let begun = Instant::now();
+        if let Some(Preloaded(units)) = preloaded {
+            self.weights.stage(units);
+        }
+        let share = &spec.shares[spec.rank.0 as usize];
+        let taken = self.weights.take(&self.layout, share)?;
+        self.cells.switch(share.attention.clone(), spec.num_blocks, held)?;
+        Ok(self.take_up(share, taken, begun))
     }
 
     fn vocab_units(&self) -> &[UnitRows] {
@@ -378,6 +418,23 @@ impl Backend for Canonical {
 
     fn checksums(&self, block: BlockId) -> Vec<u32> {
         self.cells.checksums(block)
+    }
+
+    fn export_cell(&mut self, head: KvHead, block: BlockId, bytes: &mut [u8]) -> Result<(), BackendError> {
+        let no_cell = BackendError::NoSuchCell { head, block };
+        let cell = self.cells.cell(head, block).filter(|cell| cell.len() == bytes.len());
+        bytes.copy_from_slice(cell.ok_or(no_cell)?);
+        Ok(())
+    }
+
+    fn import_cell(&mut self, head: KvHead, block: BlockId, bytes: &[u8]) -> Result<(), BackendError> {
+        let no_cell = BackendError::NoSuchCell { head, block };
+        let cell = self
+            .cells
+            .cell_mut(head, block)
+            .filter(|cell| cell.len() == bytes.len());
+        cell.ok_or(no_cell)?.copy_from_slice(bytes);
+        Ok(())
     }
 
     fn forward(

@@ -44,7 +44,7 @@ pub use door::open;
 
 use std::{sync::Arc, time::Instant};
 
-use kvasir_kv::{BlockId, CellLayout, EpochSpec, LoadReport, RankShare, UnitId, UnitKind, UnitLayout};
+use kvasir_kv::{BlockId, CellLayout, EpochSpec, KvHead, LoadReport, RankShare, UnitId, UnitKind, UnitLayout};
 use kvasir_model::{Checkpoint, ModelSpec, WeightMode};
 
 use self::{
@@ -60,7 +60,7 @@ use self::{
 };
 use crate::{
     arith::rope_frequencies,
-    backend::{Backend, BackendError, ForwardOutput},
+    backend::{Backend, BackendError, ForwardOutput, Preload, Preloaded},
     collective::Collective,
     rank_books::WorkInput,
     sampler::UnitRows,
@@ -279,20 +279,17 @@ fn check_heads(spec: &ModelSpec) -> Result<(), BackendError> {
     })
 }
 
-impl<D: GpuDevice> Backend for Gpu<D> {
-    fn layout(&self) -> &UnitLayout {
-        &self.layout
-    }
-
-    fn begin_epoch(&mut self, spec: &EpochSpec) -> Result<LoadReport, BackendError> {
-        let begun = Instant::now();
-        let share = &spec.shares[spec.rank.0 as usize];
+impl<D: GpuDevice> Gpu<D> {
+    /// Nothing of the epoch before is under way or pointed to any more.
+    fn end_epoch(&mut self) -> Result<(), BackendError> {
         self.device.forget_graphs();
         self.device.synchronize()?;
         (self.epoch, self.memory, self.joined) = (None, None, None);
-        let taken = self.take(share)?;
-        self.cells
-            .resize(&mut self.device, share.attention.clone(), spec.num_blocks)?;
+        Ok(())
+    }
+
+    /// The share's units are here, and there is room for its cells.
+    fn take_up(&mut self, share: &RankShare, taken: &Taken, begun: Instant) -> Result<LoadReport, BackendError> {
         let extents = share
             .vocab
             .clone()
@@ -310,6 +307,57 @@ impl<D: GpuDevice> Backend for Gpu<D> {
             weight_bytes: taken.bytes,
             load_ms: begun.elapsed().as_millis() as u32,
         })
+    }
+}
+
+impl<D: GpuDevice> Backend for Gpu<D> {
+    fn layout(&self) -> &UnitLayout {
+        &self.layout
+    }
+
+    fn begin_epoch(&mut self, spec: &EpochSpec) -> Result<LoadReport, BackendError> {
+        let begun = Instant::now();
+        let share = &spec.shares[spec.rank.0 as usize];
+        self.end_epoch()?;
+        let taken = self.take(share)?;
+        self.cells
+            .resize(&mut self.device, share.attention.clone(), spec.num_blocks)?;
+        self.take_up(share, &taken, begun)
+    }
+
+    fn prepare_epoch(&mut self, spec: &EpochSpec) -> Result<(), BackendError> {
+        let heads = spec.shares[spec.rank.0 as usize].attention.clone();
+        Ok(self.cells.prepare(&mut self.device, heads, spec.num_blocks)?)
+    }
+
+    /// All device work is the rank thread's: units are loaded when the epoch begins.
+    fn preload(&self, _: &EpochSpec) -> Option<Preload> {
+        None
+    }
+
+    fn switch_epoch(
+        &mut self,
+        spec: &EpochSpec,
+        _: Option<Preloaded>,
+        _: &[BlockId],
+    ) -> Result<LoadReport, BackendError> {
+        let begun = Instant::now();
+        let share = &spec.shares[spec.rank.0 as usize];
+        self.end_epoch()?;
+        let taken = self.take(share)?;
+        self.cells
+            .switch(&mut self.device, share.attention.clone(), spec.num_blocks)?;
+        self.take_up(share, &taken, begun)
+    }
+
+    fn export_cell(&mut self, head: KvHead, block: BlockId, bytes: &mut [u8]) -> Result<(), BackendError> {
+        let exported = self.cells.export(&mut self.device, head, block, bytes)?;
+        exported.ok_or(BackendError::NoSuchCell { head, block })
+    }
+
+    fn import_cell(&mut self, head: KvHead, block: BlockId, bytes: &[u8]) -> Result<(), BackendError> {
+        let imported = self.cells.import(&mut self.device, head, block, bytes)?;
+        imported.ok_or(BackendError::NoSuchCell { head, block })
     }
 
     fn vocab_units(&self) -> &[UnitRows] {

@@ -17,7 +17,7 @@ mod summary;
 use std::{sync::Arc, time::Instant};
 
 use candle_core::{D, Device, Tensor};
-use kvasir_kv::{BlockId, CellLayout, EpochSpec, LoadReport, UnitId, UnitKind, UnitLayout};
+use kvasir_kv::{BlockId, CellLayout, EpochSpec, KvHead, LoadReport, UnitId, UnitKind, UnitLayout};
 use kvasir_model::{Checkpoint, WeightMode};
 
 use self::{
@@ -30,7 +30,7 @@ use self::{
 };
 use crate::{
     arith::UnitSummary,
-    backend::{Backend, BackendError, ForwardOutput, HEAD_ROWS_MAX, head_rows},
+    backend::{Backend, BackendError, ForwardOutput, HEAD_ROWS_MAX, Preload, Preloaded, head_rows},
     collective::Collective,
     rank_books::WorkInput,
     sampler::UnitRows,
@@ -233,6 +233,29 @@ impl Backend for Oracle {
         })
     }
 
+    fn prepare_epoch(&mut self, _: &EpochSpec) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn preload(&self, _: &EpochSpec) -> Option<Preload> {
+        None
+    }
+
+    /// Cells are tensors by head and block: those that came ahead lie beside the others.
+    fn switch_epoch(
+        &mut self,
+        spec: &EpochSpec,
+        _: Option<Preloaded>,
+        held: &[BlockId],
+    ) -> Result<LoadReport, BackendError> {
+        let cells = self
+            .cells
+            .take(spec.shares[spec.rank.0 as usize].attention.clone(), held);
+        let report = self.begin_epoch(spec)?;
+        self.cells.put_back(cells);
+        Ok(report)
+    }
+
     fn vocab_units(&self) -> &[UnitRows] {
         &self.vocab_units
     }
@@ -240,6 +263,14 @@ impl Backend for Oracle {
     /// Its cells may lie on a device; reading them back would cost more than it protects.
     fn checksums(&self, _: BlockId) -> Vec<u32> {
         Vec::new()
+    }
+
+    fn export_cell(&mut self, head: KvHead, block: BlockId, bytes: &mut [u8]) -> Result<(), BackendError> {
+        self.cells.export(head, block, bytes)
+    }
+
+    fn import_cell(&mut self, head: KvHead, block: BlockId, bytes: &[u8]) -> Result<(), BackendError> {
+        self.cells.import(head, block, bytes)
     }
 
     fn forward(

@@ -6,26 +6,44 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    ops::Range,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-        mpsc::Receiver,
+        Arc,
+        mpsc::{Receiver, TryRecvError},
     },
     time::{Duration, Instant},
 };
 
 use kvasir_kv::{
-    BlockId, CORRUPT_CELL, Epoch, EpochSpec, FromWorker, LoadReport, Progress, PromptLogprob, Rank, ScoredPrompt,
-    SequenceId, ShardPlan, StepOutput, StepPlan, StepTimes, ToWorker, TokenId,
+    BlockId, CORRUPT_CELL, Epoch, EpochSpec, FromWorker, LoadReport, PromptLogprob, Rank, ScoredPrompt, SequenceId,
+    ShardPlan, StepOutput, StepPlan, StepTimes, ToWorker, TokenId,
 };
 
+pub use crate::rank_control::RankControl;
 use crate::{
     backend::{Backend, BackendError, ForwardOutput},
-    collective::{Abort, Collective, CollectiveError, Endpoint, EpochNonce, Listening, Seat, Terms},
+    collective::{Collective, CollectiveError, Endpoint, EpochNonce, Listening, Seat, Terms},
+    prepared_epoch::{Notify, PrepareError, PreparedEpoch, PreparedOutcome},
     rank_books::{RankBooks, WorkInput},
     sampler::{LogitsShare, Picked, SampleRow, Sampler},
     scorer::score,
+    transfer::{RankTransfers, Side, Sides, TransferHub},
 };
+
+/// Of a step's time, what transfers that nobody waits for may take after it.
+const TRANSFER_SHARE: u32 = 8;
+
+/// What a rank's thread is woken for.
+#[derive(Debug)]
+pub enum RankInput {
+    FromCoordinator(ToWorker),
+    /// A transfer has something to be done; see [`TransferHub`].
+    Wake,
+    /// An epoch is prepared, or cannot be.
+    Prepared(Box<PreparedOutcome>),
+    /// No more work; a hub's `wake` may keep the channel open.
+    End,
+}
 
 /// How a rank waits for its peers.
 #[derive(Clone, Copy, Debug)]
@@ -47,70 +65,6 @@ impl RankConfig {
     }
 }
 
-/// What others may do to a rank while it works.
-#[derive(Debug, Default)]
-pub struct RankControl {
-    state: Mutex<ControlState>,
-    steps_done: AtomicU64,
-    entered: Arc<AtomicU64>,
-}
-
-#[derive(Debug, Default)]
-struct ControlState {
-    epoch: Epoch,
-    abort: Option<Abort>,
-    /// No epoch up to this one may begin or go on.
-    aborted: Option<Epoch>,
-    term_max: u64,
-}
-
-impl RankControl {
-    /// Ends `epoch` and all before it, also if the rank has not heard of it yet. Waiting collectives return soon.
-    pub fn abort(&self, epoch: Epoch) {
-        let mut state = self.lock();
-        state.aborted = state.aborted.max(Some(epoch));
-        if state.epoch <= epoch
-            && let Some(abort) = &state.abort
-        {
-            abort.abort();
-        }
-    }
-
-    pub fn progress(&self) -> Progress {
-        let epoch = self.lock().epoch;
-        let steps_done = self.steps_done.load(Ordering::Relaxed);
-        Progress {
-            epoch,
-            steps_done,
-            collectives_entered: self.entered.load(Ordering::Relaxed),
-        }
-    }
-
-    /// Highest term that this worker has obeyed.
-    pub fn term_max(&self) -> u64 {
-        self.lock().term_max
-    }
-
-    /// None if the epoch was aborted already, or is not newer than the last one.
-    fn begin(&self, epoch: Epoch) -> Option<Abort> {
-        let mut state = self.lock();
-        if state.aborted.is_some_and(|aborted| epoch <= aborted) {
-            return None;
-        }
-        let abort = Abort::new();
-        state.epoch = epoch;
-        state.term_max = state.term_max.max(epoch.term);
-        state.abort = Some(abort.clone());
-        self.steps_done.store(0, Ordering::Relaxed);
-        self.entered.store(0, Ordering::Relaxed);
-        Some(abort)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, ControlState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Why an epoch ended on this rank.
 #[derive(Debug, thiserror::Error)]
 enum EpochError {
@@ -124,6 +78,15 @@ enum EpochError {
     Spec(String),
     #[error("{CORRUPT_CELL}: block {block} of local KV head {head} has changed since it was filled")]
     CorruptCell { block: BlockId, head: usize },
+}
+
+impl From<PrepareError> for EpochError {
+    fn from(error: PrepareError) -> Self {
+        match error {
+            PrepareError::Backend(error) => Self::Backend(error),
+            PrepareError::Collective(error) => Self::Collective(error),
+        }
+    }
 }
 
 impl EpochError {
@@ -158,7 +121,42 @@ struct RunningEpoch {
     books: RankBooks,
     /// Checksums of full blocks, taken when they were filled.
     seals: BTreeMap<BlockId, Vec<u32>>,
+    inherited: Option<Inherited>,
     load: LoadReport,
+}
+
+/// Of the epoch before, whose cells live on.
+struct Inherited {
+    heads: Range<u32>,
+    seals: BTreeMap<BlockId, Vec<u32>>,
+}
+
+impl Inherited {
+    fn seal(&self, block: BlockId, head: u32) -> Option<u32> {
+        let index = head.checked_sub(self.heads.start)?;
+        self.seals.get(&block)?.get(index as usize).copied()
+    }
+}
+
+impl RunningEpoch {
+    fn heads(&self) -> Range<u32> {
+        self.spec.shares[self.spec.rank.0 as usize].attention.clone()
+    }
+
+    fn side(&mut self) -> Side<'_> {
+        Side {
+            epoch: self.spec.epoch,
+            rank: self.spec.rank,
+            heads: self.heads(),
+            books: &mut self.books,
+            seals: Some(&self.seals),
+        }
+    }
+}
+
+fn intersection(a: &Range<u32>, b: &Range<u32>) -> Range<u32> {
+    let start = a.start.max(b.start);
+    start..a.end.min(b.end).max(start)
 }
 
 #[allow(missing_debug_implementations)] // a thread's state, never printed
@@ -168,8 +166,12 @@ pub struct RankWorker<F> {
     control: Arc<RankControl>,
     send: F,
     epoch: Option<RunningEpoch>,
+    /// Gets ready beside it.
+    prepared: Option<PreparedEpoch>,
+    notify: Option<Notify>,
     sampler: Sampler,
     forward: ForwardOutput,
+    transfers: RankTransfers,
 }
 
 impl<F: FnMut(FromWorker)> RankWorker<F> {
@@ -182,16 +184,65 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             control,
             send,
             epoch: None,
+            prepared: None,
+            notify: None,
             sampler,
             forward,
+            transfers: RankTransfers::default(),
         }
     }
 
-    /// Works until the sender of `inbox` is dropped.
-    pub fn run(mut self, inbox: &Receiver<ToWorker>) {
-        for message in inbox {
-            self.on(message);
+    /// Takes part in transfers, and in epochs that are prepared beside others. The hub's `wake` sends [`RankInput::Wake`];
+    /// `notify` puts something into the inbox, from any thread.
+    pub fn with_transfers(mut self, hub: Arc<TransferHub>, notify: impl Fn(RankInput) + Send + Sync + 'static) -> Self {
+        self.transfers = RankTransfers::new(hub);
+        self.notify = Some(Arc::new(notify));
+        self
+    }
+
+    /// Works until [`RankInput::End`], or until all senders of `inbox` are dropped.
+    pub fn run(mut self, inbox: &Receiver<RankInput>) {
+        let mut idle = false;
+        loop {
+            // While there is something to move, nobody sleeps; whoever comes meanwhile waits for one cell at most.
+            let input = match idle {
+                true => inbox.recv().map_err(|_| TryRecvError::Disconnected),
+                false => inbox.try_recv(),
+            };
+            match input {
+                Ok(RankInput::FromCoordinator(message)) => {
+                    let begun = Instant::now();
+                    self.on(message);
+                    self.transfer_beside(begun.elapsed() / TRANSFER_SHARE);
+                    idle = false;
+                }
+                Ok(RankInput::Wake) => idle = false,
+                Ok(RankInput::Prepared(outcome)) => {
+                    self.on_prepared(*outcome);
+                    idle = false;
+                }
+                Err(TryRecvError::Empty) => idle = !self.transfer(true),
+                Ok(RankInput::End) | Err(TryRecvError::Disconnected) => return,
+            }
         }
+    }
+
+    /// Moves all cells that somebody waits for, and others as long as the time allows.
+    fn transfer_beside(&mut self, time: Duration) {
+        let begun = Instant::now();
+        while self.transfer(begun.elapsed() < time) {}
+    }
+
+    /// Moves one cell, or does another thing that transfers want done. False if there is none.
+    fn transfer(&mut self, any: bool) -> bool {
+        let mut report = Vec::new();
+        let mut sides = Sides {
+            running: self.epoch.as_mut().map(RunningEpoch::side),
+            prepared: self.prepared.as_mut().map(PreparedEpoch::side),
+        };
+        let worked = self.transfers.work(&mut sides, self.backend.as_mut(), any, &mut report);
+        report.into_iter().for_each(&mut self.send);
+        worked
     }
 
     fn on(&mut self, message: ToWorker) {
@@ -201,50 +252,69 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             ToWorker::Step(plan) => (plan.epoch, self.step(&plan)),
             ToWorker::AbortEpoch { epoch } => {
                 self.control.abort(epoch);
-                self.epoch.take_if(|running| running.spec.epoch <= epoch);
+                self.drop_epoch(|running| running <= epoch);
                 return;
             }
-            ToWorker::Refuse { .. } => return,
+            ToWorker::PrepareEpoch(spec) => (spec.epoch, self.prepare(spec)),
+            ToWorker::SwitchEpoch { epoch, held } => (epoch, self.switch(epoch, &held)),
+            ToWorker::DropEpoch { epoch } => {
+                self.prepared.take_if(|prepared| prepared.epoch() <= epoch);
+                return;
+            }
+            ToWorker::SendCells(_) | ToWorker::ReceiveCells(_) | ToWorker::EndTransfer { .. } => {
+                return self.on_transfer(message);
+            }
+            ToWorker::Released | ToWorker::Refuse { .. } => return,
         };
         if let Err(error) = result {
-            self.epoch.take_if(|running| running.spec.epoch == epoch);
-            if !error.is_abort() {
-                tracing::warn!(%epoch, %error, "epoch failed");
-                let (reason, missing) = (error.to_string(), error.missing());
-                (self.send)(FromWorker::EpochFailed { epoch, reason, missing });
-            }
+            self.drop_epoch(|running| running == epoch);
+            self.prepared.take_if(|prepared| prepared.epoch() == epoch);
+            self.fail(epoch, &error);
         }
+    }
+
+    fn fail(&mut self, epoch: Epoch, error: &EpochError) {
+        if !error.is_abort() {
+            tracing::warn!(%epoch, %error, "epoch failed");
+            let (reason, missing) = (error.to_string(), error.missing());
+            (self.send)(FromWorker::EpochFailed { epoch, reason, missing });
+        }
+    }
+
+    fn drop_epoch(&mut self, which: impl Fn(Epoch) -> bool) {
+        if self.epoch.take_if(|running| which(running.spec.epoch)).is_some() {
+            self.transfers.end_all();
+        }
+    }
+
+    fn on_transfer(&mut self, message: ToWorker) {
+        let mut sides = Sides {
+            running: self.epoch.as_mut().map(RunningEpoch::side),
+            prepared: self.prepared.as_mut().map(PreparedEpoch::side),
+        };
+        let failed = match message {
+            ToWorker::SendCells(out) => self.transfers.send(&mut sides, out),
+            ToWorker::ReceiveCells(cells) => self.transfers.receive(&mut sides, cells),
+            ToWorker::EndTransfer { transfer } => {
+                self.transfers.end(transfer, &mut sides);
+                None
+            }
+            _ => None,
+        };
+        failed.into_iter().for_each(&mut self.send);
     }
 
     /// Opens an endpoint and tells it at once, so that loading happens while the coordinator collects the others.
     fn form(&mut self, spec: EpochSpec) -> Result<(), EpochError> {
-        self.epoch = None;
+        self.drop_epoch(|_| true);
+        self.prepared = None;
         let epoch = spec.epoch;
-        let Some(abort) = self.control.begin(epoch) else {
+        let Some(terms) = self.terms_of(epoch) else {
             return Ok(());
         };
-        ShardPlan::from_shares(self.backend.layout(), spec.shares.clone())
-            .map_err(|error| EpochError::Spec(error.to_string()))?;
-        if spec.rank.0 as usize >= spec.shares.len() {
-            return Err(EpochError::Spec(format!("rank {} of {}", spec.rank, spec.shares.len())));
-        }
-        let terms = Terms {
-            connect_deadline: self.config.connect_deadline,
-            call_deadline: self.config.collective_deadline,
-            abort,
-            entered: Arc::clone(&self.control.entered),
-        };
-        let seat = Seat {
-            nonce: EpochNonce(spec.nonce),
-            rank: spec.rank.0 as usize,
-            world_size: spec.shares.len(),
-            listen_ip: self.config.listen_ip,
-        };
-        let (listening, endpoint) = Listening::prepare(spec.transport, seat)?;
-        (self.send)(FromWorker::EndpointReady {
-            epoch,
-            endpoint: endpoint.0,
-        });
+        self.control
+            .begin(epoch, terms.abort.clone(), Arc::clone(&terms.entered));
+        let listening = self.listen(&spec)?;
         let load = self.backend.begin_epoch(&spec)?;
         let books = RankBooks::new(&spec);
         self.epoch = Some(RunningEpoch {
@@ -254,12 +324,131 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             collective: None,
             books,
             seals: BTreeMap::new(),
+            inherited: None,
+            load,
+        });
+        Ok(())
+    }
+
+    fn terms_of(&self, epoch: Epoch) -> Option<Terms> {
+        let (abort, entered) = self.control.terms_of(epoch)?;
+        Some(Terms {
+            connect_deadline: self.config.connect_deadline,
+            call_deadline: self.config.collective_deadline,
+            abort,
+            entered,
+        })
+    }
+
+    /// Checks an epoch's plan, opens an endpoint for it and tells it.
+    fn listen(&mut self, spec: &EpochSpec) -> Result<Listening, EpochError> {
+        ShardPlan::from_shares(self.backend.layout(), spec.shares.clone())
+            .map_err(|error| EpochError::Spec(error.to_string()))?;
+        if spec.rank.0 as usize >= spec.shares.len() {
+            return Err(EpochError::Spec(format!("rank {} of {}", spec.rank, spec.shares.len())));
+        }
+        let seat = Seat {
+            nonce: EpochNonce(spec.nonce),
+            rank: spec.rank.0 as usize,
+            world_size: spec.shares.len(),
+            listen_ip: self.config.listen_ip,
+        };
+        let (listening, endpoint) = Listening::prepare(spec.transport, seat)?;
+        (self.send)(FromWorker::EndpointReady {
+            epoch: spec.epoch,
+            endpoint: endpoint.0,
+        });
+        Ok(listening)
+    }
+
+    /// Makes ready for an epoch beside the one that runs.
+    fn prepare(&mut self, spec: EpochSpec) -> Result<(), EpochError> {
+        self.prepared = None;
+        let Some(terms) = self.terms_of(spec.epoch) else {
+            return Ok(());
+        };
+        let notify = Arc::clone(self.notify.as_ref().ok_or_else(|| {
+            let reason = "this rank has no way to be told when it is prepared";
+            EpochError::Spec(reason.to_owned())
+        })?);
+        let listening = self.listen(&spec)?;
+        self.backend.prepare_epoch(&spec)?;
+        let preload = self.backend.preload(&spec);
+        let beside = self.epoch.as_ref().map(|running| running.spec.epoch);
+        let prepared = PreparedEpoch::start(spec, beside, listening, terms, preload, notify);
+        self.prepared = Some(prepared.map_err(|error| EpochError::Spec(error.to_string()))?);
+        Ok(())
+    }
+
+    /// The thread that prepares an epoch has come to its end.
+    fn on_prepared(&mut self, outcome: PreparedOutcome) {
+        let Some(prepared) = self
+            .prepared
+            .as_mut()
+            .filter(|prepared| prepared.epoch() == outcome.epoch)
+        else {
+            return;
+        };
+        let epoch = outcome.epoch;
+        match prepared.take(outcome) {
+            Ok(load) => (self.send)(FromWorker::EpochReady { epoch, load }),
+            Err(error) => {
+                self.prepared = None;
+                self.fail(epoch, &error.into());
+            }
+        }
+    }
+
+    /// The epoch that was prepared takes the place of the one that ran.
+    fn switch(&mut self, epoch: Epoch, held: &[BlockId]) -> Result<(), EpochError> {
+        let prepared = self.prepared.take_if(|prepared| prepared.epoch() == epoch);
+        let Some((prepared, ready)) = prepared.and_then(PreparedEpoch::into_ready) else {
+            return Err(EpochError::Spec(format!("epoch {epoch} begins and was not prepared")));
+        };
+        let PreparedEpoch {
+            spec,
+            beside,
+            mut books,
+            terms,
+            ..
+        } = prepared;
+        if let Some(beside) = beside
+            && self.epoch.as_ref().is_none_or(|running| running.spec.epoch != beside)
+        {
+            return Err(EpochError::Spec(format!(
+                "epoch {epoch} begins after {beside} has failed here"
+            )));
+        }
+        let mut inherited = None;
+        if let Some(before) = self.epoch.take() {
+            let heads = before.heads();
+            let kept = intersection(&heads, &spec.shares[spec.rank.0 as usize].attention);
+            books.inherit(&before.books, kept.len() as u32);
+            let seals = before.seals;
+            inherited = Some(Inherited { heads, seals });
+        }
+        self.transfers.close_all(epoch);
+        let load = self.backend.switch_epoch(&spec, ready.preloaded, held)?;
+        self.control
+            .begin(epoch, terms.abort.clone(), Arc::clone(&terms.entered));
+        self.epoch = Some(RunningEpoch {
+            spec,
+            listening: None,
+            terms,
+            collective: Some(ready.collective),
+            books,
+            seals: BTreeMap::new(),
+            inherited,
             load,
         });
         Ok(())
     }
 
     fn connect(&mut self, epoch: Epoch, endpoints: Vec<String>) -> Result<(), EpochError> {
+        if let Some(prepared) = self.prepared.as_mut().filter(|prepared| prepared.epoch() == epoch) {
+            prepared.connect(endpoints);
+            return Ok(());
+        }
         let Some(running) = self.epoch.as_mut().filter(|running| running.spec.epoch == epoch) else {
             return Ok(());
         };
@@ -280,12 +469,24 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
         let Some(running) = self.epoch.as_mut().filter(|running| running.spec.epoch == plan.epoch) else {
             return Ok(());
         };
-        let Some(collective) = running.collective.as_deref_mut() else {
+        if running.collective.is_none() {
             return Ok(());
-        };
+        }
         let begun = Instant::now();
         let input = running.books.apply(plan)?;
+        for block in &input.adopted {
+            let came = self.transfers.take_sums(running.spec.epoch, *block);
+            let seal = |head| {
+                came.get(&head)
+                    .copied()
+                    .or_else(|| running.inherited.as_ref()?.seal(block.id, head))
+            };
+            let seals: Option<Vec<u32>> = running.heads().map(seal).collect();
+            let seals = seals.unwrap_or_else(|| self.backend.checksums(block.id));
+            running.seals.insert(block.id, seals);
+        }
         check_seals(self.backend.as_ref(), &running.seals, &input.shared)?;
+        let collective = running.collective.as_deref_mut().expect("just seen");
         // A step without work only retires sequences; every rank sees it the same way.
         if !input.work.is_empty() {
             self.backend.forward(&input.work, collective, &mut self.forward)?;
@@ -306,7 +507,7 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             .map(|(sequence, picked)| (*sequence, picked.token()))
             .collect();
         running.books.commit(&tokens);
-        self.control.steps_done.fetch_add(1, Ordering::Relaxed);
+        self.control.note_step();
         let first = running.spec.rank == Rank(0);
         let output = first.then(|| step_output(plan, &input.work, scores, picked, &self.forward, begun));
         (self.send)(FromWorker::StepDone {
@@ -438,141 +639,4 @@ fn scored_prompts(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{net::Ipv4Addr, sync::mpsc::channel};
-
-    use kvasir_kv::{
-        AdmittedSequence, BlockTag, GroupId, HeadLayout, ModelShape, Sampling, SequenceWork, StepId, TaggedBlock,
-        Transport, UnitBytes, UnitLayout,
-    };
-
-    use super::*;
-    use crate::sampler::UnitRows;
-
-    /// Its cells hold one number, which a test may change behind its back.
-    struct OneCell {
-        layout: UnitLayout,
-        content: Arc<AtomicU64>,
-    }
-
-    impl Backend for OneCell {
-        fn layout(&self) -> &UnitLayout {
-            &self.layout
-        }
-
-        fn begin_epoch(&mut self, _: &EpochSpec) -> Result<LoadReport, BackendError> {
-            Ok(LoadReport::default())
-        }
-
-        fn vocab_units(&self) -> &[UnitRows] {
-            &[]
-        }
-
-        fn checksums(&self, _: BlockId) -> Vec<u32> {
-            vec![7, self.content.load(Ordering::Relaxed) as u32]
-        }
-
-        fn forward(
-            &mut self,
-            work: &[WorkInput],
-            _: &mut dyn Collective,
-            output: &mut ForwardOutput,
-        ) -> Result<(), BackendError> {
-            output.poisoned = vec![false; work.len()];
-            Ok(())
-        }
-    }
-
-    fn layout() -> UnitLayout {
-        let shape = ModelShape {
-            num_layers: 1,
-            hidden_size: 96,
-            heads: HeadLayout::new(6, 3, 16).unwrap(),
-            intermediate_size: 256,
-            vocab_size: 256,
-            context_len: 100,
-        };
-        let bytes = UnitBytes {
-            attention: 1000,
-            ffn_per_column: 10,
-            vocab_per_row: 2,
-            embedding_per_row: 0,
-            replicated: 100,
-        };
-        UnitLayout::new(shape, bytes)
-    }
-
-    #[test]
-    fn a_cell_that_changed_since_it_was_filled_ends_the_epoch_and_not_in_a_wrong_answer() {
-        let content = Arc::new(AtomicU64::new(1));
-        let backend = OneCell {
-            layout: layout(),
-            content: Arc::clone(&content),
-        };
-        let plan = ShardPlan::balance(backend.layout(), &[kvasir_kv::RankCapacity::default()], 0).unwrap();
-        let (send, answers) = channel();
-        let config = RankConfig::new(IpAddr::V4(Ipv4Addr::LOCALHOST));
-        let mut rank = RankWorker::new(config, Box::new(backend), Arc::default(), move |message| {
-            send.send(message).unwrap();
-        });
-        let epoch = Epoch { term: 1, number: 1 };
-        rank.on(ToWorker::FormEpoch(EpochSpec {
-            group: GroupId(0),
-            epoch,
-            rank: Rank(0),
-            transport: Transport::Solo,
-            nonce: 1,
-            shares: plan.shares().to_vec(),
-            num_blocks: 8,
-            block_size: 16,
-            step_tokens_max: 64,
-        }));
-        let Ok(FromWorker::EndpointReady { endpoint, .. }) = answers.recv() else {
-            panic!("no endpoint");
-        };
-        let endpoints = vec![endpoint];
-        rank.on(ToWorker::ConnectEpoch { epoch, endpoints });
-        assert!(matches!(answers.recv(), Ok(FromWorker::EpochReady { .. })));
-
-        // Sequence 0 fills block 0; the others start after it.
-        let step = |sequence: u64| {
-            let block = |id: u64| TaggedBlock {
-                id: BlockId(id as u32),
-                tag: BlockTag(1),
-            };
-            let (start, num_tokens) = if sequence == 0 { (0, 16) } else { (16, 3) };
-            let new_blocks = [0, sequence].into_iter().take(1 + sequence.min(1) as usize);
-            ToWorker::Step(StepPlan {
-                epoch,
-                step: StepId(sequence),
-                admitted: vec![AdmittedSequence {
-                    sequence: SequenceId(sequence),
-                    tokens: vec![TokenId(1); 30],
-                    prompt_len: 30,
-                    sampling: Sampling::default(),
-                    prompt_top_logprobs: 0,
-                }],
-                work: vec![SequenceWork {
-                    sequence: SequenceId(sequence),
-                    start,
-                    num_tokens,
-                    new_blocks: new_blocks.map(block).collect(),
-                    samples: false,
-                    scored: 0..0,
-                }],
-                retired: Vec::new(),
-            })
-        };
-        for sequence in [0, 1] {
-            rank.on(step(sequence));
-            assert!(matches!(answers.recv(), Ok(FromWorker::StepDone { .. })));
-        }
-        content.store(2, Ordering::Relaxed);
-        rank.on(step(2));
-        let Ok(FromWorker::EpochFailed { reason, missing, .. }) = answers.recv() else {
-            panic!("a changed cell was used");
-        };
-        assert!(reason.starts_with(CORRUPT_CELL) && missing.is_empty(), "{reason}");
-        assert!(reason.contains("block 0 of local KV head 1"), "{reason}");
-    }
-}
+mod tests;

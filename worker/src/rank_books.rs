@@ -3,8 +3,9 @@
 //! A plan is a delta. `apply` checks all of it against what is held before it changes anything, so that a stale, torn
 //! or foreign plan is refused whole; then it names the rows to compute. It does no arithmetic and touches no cell.
 //!
-//! A new sequence may start after full blocks that others have computed. How much of each block is written is kept here
-//! too: nothing is started from that was not written in this epoch, and nothing is written twice.
+//! A new sequence may start after full blocks that others have computed, or after blocks whose cells have come from
+//! another rank. How much of each block is written is kept here too: nothing is started from that was not written in this
+//! epoch or has not come whole, and nothing is written twice.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,8 +13,8 @@ use std::{
 };
 
 use kvasir_kv::{
-    AdmittedSequence, BlockId, Epoch, EpochSpec, Sampling, SequenceId, SequenceWork, StepId, StepPlan, StepRefused,
-    TaggedBlock, TokenId,
+    AdmittedSequence, AdoptedBlock, BlockId, Epoch, EpochSpec, Sampling, SequenceId, SequenceWork, StepId, StepPlan,
+    StepRefused, TaggedBlock, TokenId,
 };
 
 /// What one accepted step computes.
@@ -26,6 +27,8 @@ pub struct StepInput {
     pub shared: Vec<BlockId>,
     /// Blocks that are full after this step and were not before.
     pub filled: Vec<BlockId>,
+    /// Full blocks whose cells have come by a transfer, and that new sequences start after.
+    pub adopted: Vec<TaggedBlock>,
 }
 
 impl StepInput {
@@ -87,6 +90,27 @@ pub struct RankBooks {
     tags: Vec<u32>,
     /// Positions written under that tag, by block.
     written: Vec<u32>,
+    /// Cells that have come by transfers, by block; no plan has named them yet.
+    arrived: BTreeMap<u32, Arrived>,
+    /// Cells that make a block whole on this rank.
+    cells_per_block: u32,
+    /// What was written in the epoch before, of KV heads that stay here.
+    inherited: Inherited,
+}
+
+#[derive(Debug, Default)]
+struct Inherited {
+    heads: u32,
+    tags: Vec<u32>,
+    written: Vec<u32>,
+}
+
+/// What has come of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Arrived {
+    tag: u32,
+    written: u32,
+    cells: u32,
 }
 
 #[derive(Debug)]
@@ -136,6 +160,14 @@ impl HeldSequence {
     }
 }
 
+impl Inherited {
+    fn cells_of(&self, block: TaggedBlock, written: u32) -> u32 {
+        let index = block.id.0 as usize;
+        let is_whole = self.tags.get(index) == Some(&block.tag.0) && self.written[index] == written;
+        if is_whole { self.heads } else { 0 }
+    }
+}
+
 impl RankBooks {
     /// Empty books: the first plan of an epoch is whole.
     pub fn new(spec: &EpochSpec) -> Self {
@@ -147,7 +179,19 @@ impl RankBooks {
             sequences: BTreeMap::new(),
             tags: vec![0; spec.num_blocks as usize],
             written: vec![0; spec.num_blocks as usize],
+            arrived: BTreeMap::new(),
+            cells_per_block: spec.shares[spec.rank.0 as usize].num_kv_heads(),
+            inherited: Inherited::default(),
         }
+    }
+
+    /// The cells of so many KV heads are those of the epoch before; blocks have kept their ids and tags.
+    pub fn inherit(&mut self, before: &Self, heads: u32) {
+        self.inherited = Inherited {
+            heads,
+            tags: before.tags.clone(),
+            written: before.written.clone(),
+        };
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -163,6 +207,38 @@ impl RankBooks {
         self.sequences.len()
     }
 
+    /// Whether a block is still this one, and holds so many positions: its cells may be sent away.
+    pub fn holds(&self, block: TaggedBlock, written: u32) -> bool {
+        let index = block.id.0 as usize;
+        self.tags.get(index) == Some(&block.tag.0) && self.written[index] >= written
+    }
+
+    /// Whether cells of this block may be taken: it is newer than what any plan has named.
+    pub fn may_take(&self, block: TaggedBlock) -> bool {
+        let newest = self.tags.get(block.id.0 as usize);
+        newest.is_some_and(|newest| is_older(*newest, block.tag.0))
+    }
+
+    /// One more cell of a block has come whole, with so many positions.
+    pub fn note_arrived(&mut self, block: TaggedBlock, written: u32) {
+        let (tag, cells) = (block.tag.0, 0);
+        let fresh = Arrived { tag, written, cells };
+        let arrived = self.arrived.entry(block.id.0).or_insert(fresh);
+        if (arrived.tag, arrived.written) != (tag, written) {
+            *arrived = fresh;
+        }
+        arrived.cells += 1;
+    }
+
+    /// What has come of this block is not wanted any more.
+    pub fn forget_arrived(&mut self, block: TaggedBlock) {
+        if let Some(arrived) = self.arrived.get(&block.id.0)
+            && arrived.tag == block.tag.0
+        {
+            self.arrived.remove(&block.id.0);
+        }
+    }
+
     /// Takes a plan. What it sampled must be committed before the next one.
     ///
     /// Errors if any of it does not fit what is held; then nothing has changed.
@@ -170,6 +246,7 @@ impl RankBooks {
         self.check_order(plan)?;
         self.check_membership(plan)?;
         let tags = self.check_tags(plan)?;
+        self.check_adopted(plan)?;
         let written = self.check_all_work(plan, &tags)?;
 
         self.next_step = StepId(self.next_step.0 + 1);
@@ -184,9 +261,19 @@ impl RankBooks {
         }
         for (block, tag) in tags {
             self.tags[block as usize] = tag;
+            self.arrived.remove(&block);
         }
         let is_full = |written: &u32| *written == self.block_size;
-        let filled = written.iter().filter(|(_, written)| is_full(written));
+        let adopted: Vec<TaggedBlock> = plan
+            .adopted
+            .iter()
+            .filter(|adopted| is_full(&adopted.written))
+            .map(|adopted| adopted.block)
+            .collect();
+        let came_full = |block: &u32| adopted.iter().any(|adopted| adopted.id.0 == *block);
+        let filled = written
+            .iter()
+            .filter(|(block, written)| is_full(written) && !came_full(block));
         let filled = filled.map(|(block, _)| BlockId(*block)).collect();
         for (block, written) in written {
             self.written[block as usize] = written;
@@ -195,6 +282,7 @@ impl RankBooks {
             step: plan.step,
             shared: self.shared(plan),
             filled,
+            adopted,
             work: plan.work.iter().map(|work| self.take_up(work)).collect(),
         })
     }
@@ -279,17 +367,50 @@ impl RankBooks {
         Ok(tags)
     }
 
+    /// Every adopted block has come whole, and belongs to a sequence that this plan admits.
+    fn check_adopted(&self, plan: &StepPlan) -> Result<(), StepRefused> {
+        let admitted = |work: &&SequenceWork| plan.admitted.iter().any(|admitted| admitted.sequence == work.sequence);
+        for AdoptedBlock { block, written } in &plan.adopted {
+            let arrived = self
+                .arrived
+                .get(&block.id.0)
+                .filter(|arrived| arrived.tag == block.tag.0);
+            let came = arrived.filter(|arrived| arrived.written == *written);
+            let cells = came.map_or(0, |arrived| arrived.cells) + self.inherited.cells_of(*block, *written);
+            // Another sequence has gone on with it already.
+            let is_here = self.holds(*block, *written);
+            if cells != self.cells_per_block && !is_here {
+                return Err(StepRefused::NotArrived {
+                    block: *block,
+                    written: *written,
+                    cells,
+                    expected: self.cells_per_block,
+                });
+            }
+            if !plan
+                .work
+                .iter()
+                .filter(admitted)
+                .any(|work| work.new_blocks.contains(block))
+            {
+                return Err(StepRefused::AdoptedByNobody { block: *block });
+            }
+        }
+        Ok(())
+    }
+
     /// How much is written, after this plan, of each block that it names anew or writes to.
     fn check_all_work(&self, plan: &StepPlan, tags: &BTreeMap<u32, u32>) -> Result<BTreeMap<u32, u32>, StepRefused> {
         let allocated = tags.iter().filter(|(block, tag)| self.tags[**block as usize] != **tag);
         let mut written: BTreeMap<u32, u32> = allocated.map(|(block, _)| (*block, 0)).collect();
+        written.extend(plan.adopted.iter().map(|adopted| (adopted.block.id.0, adopted.written)));
         // Only what earlier steps wrote can be started from.
         let before = written.clone();
         for work in &plan.work {
             let admitted = plan.admitted.iter().find(|admitted| admitted.sequence == work.sequence);
             match admitted {
                 Some(admitted) => {
-                    let start = work.start - work.start % self.block_size;
+                    let start = self.start_allowed(plan, work);
                     let held = HeldSequence::admit(admitted, start);
                     self.check_work(work, &held, tags)?;
                     self.check_shared(work, &before)?;
@@ -305,9 +426,19 @@ impl RankBooks {
         Ok(written)
     }
 
+    /// Where a new sequence may start: at the end of a block, or inside one whose cells have come with it.
+    fn start_allowed(&self, plan: &StepPlan, work: &SequenceWork) -> u32 {
+        let inside = work.new_blocks.get((work.start / self.block_size) as usize);
+        let is_adopted = |block: &TaggedBlock| plan.adopted.iter().any(|adopted| adopted.block == *block);
+        match inside.is_some_and(is_adopted) {
+            true => work.start,
+            false => work.start - work.start % self.block_size,
+        }
+    }
+
     /// A new sequence's blocks before its start were written to their ends.
     fn check_shared(&self, work: &SequenceWork, written: &BTreeMap<u32, u32>) -> Result<(), StepRefused> {
-        for block in &work.new_blocks[..(work.start / self.block_size) as usize] {
+        for block in work.new_blocks.iter().take((work.start / self.block_size) as usize) {
             let written = self.written_of(*block, written);
             if written != self.block_size {
                 let (sequence, block) = (work.sequence, *block);
@@ -359,7 +490,8 @@ impl RankBooks {
             .iter()
             .filter(|work| plan.admitted.iter().any(|admitted| admitted.sequence == work.sequence));
         let shared = admitted.flat_map(|work| &work.new_blocks[..(work.start / self.block_size) as usize]);
-        shared.map(|block| block.id).collect()
+        let came = |block: &&TaggedBlock| plan.adopted.iter().any(|adopted| adopted.block == **block);
+        shared.filter(|block| !came(block)).map(|block| block.id).collect()
     }
 
     fn check_work(

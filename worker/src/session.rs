@@ -4,7 +4,7 @@
 //! coordinator that takes this worker. The rank itself works on a thread of its own.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::{Arc, mpsc},
     thread::JoinHandle,
@@ -27,7 +27,8 @@ use crate::{
     canonical::Canonical,
     gpu,
     oracle::Oracle,
-    rank::{RankConfig, RankControl, RankWorker},
+    rank::{RankConfig, RankControl, RankInput, RankWorker},
+    transfer::{self, TransferHub},
 };
 
 /// How often the coordinator hears of a rank's progress.
@@ -63,6 +64,8 @@ pub struct WorkerConfig {
     pub weight: f64,
     /// The address that peers on other hosts reach this worker at.
     pub advertise: IpAddr,
+    /// How long a worker that wants to leave waits until what it holds has gone to others.
+    pub grace: Duration,
 }
 
 impl WorkerConfig {
@@ -80,6 +83,7 @@ impl WorkerConfig {
             kv_memory_bytes: 1 << 30,
             weight: 1.0,
             advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            grace: Duration::from_secs(30),
         }
     }
 }
@@ -98,6 +102,8 @@ pub enum WorkerError {
     Refused(String),
     #[error("the rank's thread ended unexpectedly")]
     RankDied,
+    #[error("cannot take transfers of KV cells: {0}")]
+    Transfers(std::io::Error),
     #[error("cannot start the rank's thread: {0}")]
     Thread(std::io::Error),
 }
@@ -105,6 +111,8 @@ pub enum WorkerError {
 /// How one session with a coordinator ended.
 enum SessionEnd {
     Shutdown,
+    /// The coordinator needs this worker no more, as it asked for or was told.
+    Released,
     Refused(String),
     RankDied,
     Lost(String),
@@ -118,7 +126,7 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
     loop {
         let begun = Instant::now();
         let reason = match worker.session(&endpoint, &shutdown).await {
-            SessionEnd::Shutdown => return Ok(()),
+            SessionEnd::Shutdown | SessionEnd::Released => return Ok(()),
             SessionEnd::Refused(reason) => return Err(WorkerError::Refused(reason)),
             SessionEnd::RankDied => return Err(WorkerError::RankDied),
             SessionEnd::Lost(reason) => reason,
@@ -156,7 +164,8 @@ struct Worker {
     id: WorkerId,
     numerics_id: NumericsId,
     control: Arc<RankControl>,
-    to_rank: mpsc::Sender<ToWorker>,
+    to_rank: mpsc::Sender<RankInput>,
+    transfer_address: SocketAddr,
     /// The rank's answers; taken by one session at a time.
     from_rank: tokio::sync::Mutex<Receiver<FromWorker>>,
     rank: JoinHandle<()>,
@@ -171,7 +180,6 @@ impl Worker {
         })?);
         let content_hash = checkpoint.content_hash();
         let numerics_id = numerics_id(&content_hash, config.backend, config.kv_dtype, config.weight_mode);
-        let backend = make_backend(&config, checkpoint)?;
         let id = WorkerId(
             config
                 .id
@@ -181,6 +189,21 @@ impl Worker {
         let control = Arc::new(RankControl::default());
         let (to_rank, inbox) = mpsc::channel();
         let (answer, from_rank) = channel(QUEUE_LEN);
+        let wake = to_rank.clone();
+        let hub = TransferHub::new(
+            numerics_id,
+            cell_layout(&config, &checkpoint)?.cell_bytes(),
+            move || {
+                // Fails only when the process is ending.
+                let _ = wake.send(RankInput::Wake);
+            },
+        );
+        let hub = Arc::new(hub);
+        let own_inbox = to_rank.clone();
+        // Fails only when the process is ending.
+        let notify = move |input| drop(own_inbox.send(input));
+        let transfer_address = transfer::listen(config.advertise, Arc::clone(&hub)).map_err(WorkerError::Transfers)?;
+        let backend = make_backend(&config, checkpoint)?;
         let rank = RankWorker::new(
             RankConfig::new(config.advertise),
             backend,
@@ -189,7 +212,8 @@ impl Worker {
                 // Fails only when the process is ending.
                 let _ = answer.blocking_send(message);
             },
-        );
+        )
+        .with_transfers(hub, notify);
         let rank = std::thread::Builder::new()
             .name("kvasir-rank-0".to_owned())
             .spawn(move || rank.run(&inbox));
@@ -201,6 +225,7 @@ impl Worker {
             numerics_id,
             control,
             to_rank,
+            transfer_address,
             from_rank,
             rank,
         })
@@ -220,6 +245,7 @@ impl Worker {
             kv_memory_bytes: self.config.kv_memory_bytes,
             block_size: self.config.block_size,
             kv_dtype: self.config.kv_dtype,
+            transfer_address: self.transfer_address.to_string(),
         }
     }
 
@@ -237,9 +263,20 @@ impl Worker {
         // Answers to a coordinator that is gone.
         while from_rank.try_recv().is_ok() {}
         let heartbeats = tokio::spawn(heartbeats(Arc::clone(&self.control), up.clone()));
+        let mut leaves_until = None;
         let end = loop {
             tokio::select! {
-                () = shutdown.cancelled() => break SessionEnd::Shutdown,
+                () = shutdown.cancelled(), if leaves_until.is_none() => {
+                    tracing::info!(worker = %self.id, grace_s = self.config.grace.as_secs(), "leaving");
+                    leaves_until = Some(tokio::time::Instant::now() + self.config.grace);
+                    if up.send(convert::from_worker(FromWorker::Leaving)).await.is_err() {
+                        break SessionEnd::Shutdown;
+                    }
+                },
+                () = until(leaves_until) => {
+                    tracing::warn!(worker = %self.id, "not released in time; leaving all the same");
+                    break SessionEnd::Shutdown;
+                },
                 message = from_rank.recv() => match message {
                     None => break SessionEnd::RankDied,
                     Some(message) => if up.send(convert::from_worker(message)).await.is_err() {
@@ -257,7 +294,15 @@ impl Worker {
         // Nobody waits for what this rank computes any more.
         let epoch = self.control.progress().epoch;
         self.control.abort(epoch);
-        let _ = self.to_rank.send(ToWorker::AbortEpoch { epoch });
+        let _ = self
+            .to_rank
+            .send(RankInput::FromCoordinator(ToWorker::AbortEpoch { epoch }));
+        let all = Epoch {
+            term: u64::MAX,
+            number: u64::MAX,
+        };
+        let drop_prepared = ToWorker::DropEpoch { epoch: all };
+        let _ = self.to_rank.send(RankInput::FromCoordinator(drop_prepared));
         end
     }
 
@@ -291,26 +336,49 @@ impl Worker {
         };
         match &message {
             ToWorker::Refuse { reason, .. } => return Some(SessionEnd::Refused(reason.clone())),
+            ToWorker::Released => return Some(SessionEnd::Released),
             ToWorker::AbortEpoch { epoch } => self.control.abort(*epoch),
             // A new epoch ends the ones before it, also if its coordinator had no time to say so.
             ToWorker::FormEpoch(spec) => self.control.abort_before(spec.epoch),
-            ToWorker::ConnectEpoch { .. } | ToWorker::Step(_) => {}
+            ToWorker::ConnectEpoch { .. }
+            | ToWorker::PrepareEpoch(_)
+            | ToWorker::SwitchEpoch { .. }
+            | ToWorker::DropEpoch { .. }
+            | ToWorker::Step(_)
+            | ToWorker::SendCells(_)
+            | ToWorker::ReceiveCells(_)
+            | ToWorker::EndTransfer { .. } => {}
         }
-        let sent = self.to_rank.send(message);
+        let sent = self.to_rank.send(RankInput::FromCoordinator(message));
         (sent.is_err() || self.rank.is_finished()).then_some(SessionEnd::RankDied)
     }
 }
 
 fn make_backend(config: &WorkerConfig, checkpoint: Arc<Checkpoint>) -> Result<Box<dyn Backend>, WorkerError> {
-    let spec = checkpoint.spec();
-    let cell = CellLayout::new(spec.num_layers, spec.head_dim, config.block_size, config.kv_dtype)?;
+    let cell = cell_layout(config, &checkpoint)?;
     Ok(match config.backend {
-        BackendKind::Canonical => Box::new(Canonical::new(checkpoint, config.weight_mode, cell, config.threads)?),
+        BackendKind::Canonical => {
+            let canonical = Canonical::new(checkpoint, config.weight_mode, cell, config.threads)?;
+            Box::new(canonical.with_cell_reserve(config.kv_memory_bytes))
+        }
         BackendKind::Candle => Box::new(Oracle::new(checkpoint, config.weight_mode, cell)?),
         BackendKind::CudaExact | BackendKind::CudaFast => {
             gpu::open(config.backend, config.gpu_ordinal, checkpoint, config.weight_mode, cell)?
         }
     })
+}
+
+fn cell_layout(config: &WorkerConfig, checkpoint: &Checkpoint) -> Result<CellLayout, CellLayoutError> {
+    let spec = checkpoint.spec();
+    CellLayout::new(spec.num_layers, spec.head_dim, config.block_size, config.kv_dtype)
+}
+
+/// Never, without a time.
+async fn until(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn heartbeats(control: Arc<RankControl>, up: Sender<v1::FromWorker>) {
@@ -347,14 +415,4 @@ fn host_identity() -> String {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let pids = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     format!("{}/{}", boot.trim(), pids.display())
-}
-
-impl RankControl {
-    /// Ends all epochs older than `epoch`.
-    fn abort_before(&self, epoch: Epoch) {
-        let running = self.progress().epoch;
-        if running < epoch {
-            self.abort(running);
-        }
-    }
 }

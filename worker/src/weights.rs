@@ -4,11 +4,7 @@
 //! the order of reading: layers outside, units inside. The token embedding stays in the mapped file: a step reads one
 //! row per token of it.
 
-use std::{
-    collections::{BTreeMap, btree_map::Entry},
-    ops::Range,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use kvasir_kv::{RankShare, UnitId, UnitKind, UnitLayout};
 use kvasir_model::{Checkpoint, LayerTensors, RotatedPairs, TensorView, WeightMode, quantize};
@@ -69,6 +65,24 @@ pub struct RankWeights {
     pub ffn: BTreeMap<u32, Vec<FfnLayer>>,
     /// Rows of the output head, `[unit rows, hidden]`.
     pub vocab: BTreeMap<u32, PackedMatrix>,
+    /// Loaded ahead, for the next epoch.
+    staged: Option<LoadedUnits>,
+}
+
+/// Units by number.
+#[derive(Debug, Default)]
+pub struct LoadedUnits {
+    attention: BTreeMap<u32, Vec<AttentionLayer>>,
+    ffn: BTreeMap<u32, Vec<FfnLayer>>,
+    vocab: BTreeMap<u32, PackedMatrix>,
+}
+
+/// Numbers of units that are to be loaded.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct MissingUnits {
+    attention: Vec<u32>,
+    ffn: Vec<u32>,
+    vocab: Vec<u32>,
 }
 
 /// How many units a change of share loaded and kept.
@@ -97,44 +111,21 @@ impl RankWeights {
             attention,
             ffn,
             vocab,
+            staged: None,
         })
     }
 
-    /// Makes `share` the units held: drops the others, keeps what it has, loads the rest.
+    /// Makes `share` the units held: drops the others, keeps what it has, takes what was staged, loads the rest.
     pub fn take(&mut self, layout: &UnitLayout, share: &RankShare) -> Result<Taken, BackendError> {
+        if let Some(staged) = self.staged.take() {
+            self.insert(staged);
+        }
         self.attention.retain(|unit, _| share.attention.contains(unit));
         self.ffn.retain(|unit, _| share.ffn.contains(unit));
         self.vocab.retain(|unit, _| share.vocab.contains(unit));
         let kept = self.num_units();
-        let mut arena = WeightArena::new();
-        let mut loader = Loader::new(&self.checkpoint, self.mode, &mut arena);
-        let heads: Vec<u32> = share
-            .attention
-            .clone()
-            .filter(|unit| !self.attention.contains_key(unit))
-            .collect();
-        let ffn: Vec<u32> = share.ffn.clone().filter(|unit| !self.ffn.contains_key(unit)).collect();
-        // Layers outside, units inside: the order in which a step reads them is the order in the arena.
-        for layer in &self.checkpoint.tensors().layers {
-            for &head in &heads {
-                self.attention
-                    .entry(head)
-                    .or_default()
-                    .push(loader.attention(layout, layer, head as usize)?);
-            }
-            for &unit in &ffn {
-                let columns = layout.extent(UnitKind::Ffn, UnitId(unit));
-                let loaded = loader.ffn(layer, columns.start as usize..columns.end as usize)?;
-                self.ffn.entry(unit).or_default().push(loaded);
-            }
-        }
-        for unit in share.vocab.clone() {
-            if let Entry::Vacant(vacant) = self.vocab.entry(unit) {
-                let rows = layout.extent(UnitKind::Vocab, UnitId(unit));
-                let name = &self.checkpoint.tensors().output;
-                vacant.insert(loader.rows(name, rows.start as usize..rows.end as usize)?);
-            }
-        }
+        let missing = self.missing(share);
+        self.insert(missing.load(&self.checkpoint, self.mode, layout)?);
         Ok(Taken {
             loaded: self.num_units() - kept,
             kept,
@@ -142,12 +133,78 @@ impl RankWeights {
         })
     }
 
+    /// The units of `share` that are not here.
+    pub fn missing(&self, share: &RankShare) -> MissingUnits {
+        let lacks =
+            |range: &Range<u32>, here: &dyn Fn(&u32) -> bool| range.clone().filter(|unit| !here(unit)).collect();
+        MissingUnits {
+            attention: lacks(&share.attention, &|unit| self.attention.contains_key(unit)),
+            ffn: lacks(&share.ffn, &|unit| self.ffn.contains_key(unit)),
+            vocab: lacks(&share.vocab, &|unit| self.vocab.contains_key(unit)),
+        }
+    }
+
+    /// Lays units aside for the next `take`.
+    pub fn stage(&mut self, units: LoadedUnits) {
+        self.staged = Some(units);
+    }
+
+    fn insert(&mut self, units: LoadedUnits) {
+        self.attention.extend(units.attention);
+        self.ffn.extend(units.ffn);
+        self.vocab.extend(units.vocab);
+    }
+
     fn num_units(&self) -> u32 {
         (self.attention.len() + self.ffn.len() + self.vocab.len()) as u32
     }
 
-    pub fn checkpoint(&self) -> &Checkpoint {
+    pub fn checkpoint(&self) -> &Arc<Checkpoint> {
         &self.checkpoint
+    }
+
+    pub fn mode(&self) -> WeightMode {
+        self.mode
+    }
+}
+
+impl LoadedUnits {
+    pub fn num_units(&self) -> u32 {
+        (self.attention.len() + self.ffn.len() + self.vocab.len()) as u32
+    }
+}
+
+impl MissingUnits {
+    /// Reads and repacks them; takes as long as it takes, and touches nothing that a step reads.
+    pub fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        mode: WeightMode,
+        layout: &UnitLayout,
+    ) -> Result<LoadedUnits, BackendError> {
+        let mut arena = WeightArena::new();
+        let mut loader = Loader::new(checkpoint, mode, &mut arena);
+        let mut units = LoadedUnits::default();
+        // Layers outside, units inside: the order in which a step reads them is the order in the arena.
+        for layer in &checkpoint.tensors().layers {
+            for &head in &self.attention {
+                let loaded = loader.attention(layout, layer, head as usize)?;
+                units.attention.entry(head).or_default().push(loaded);
+            }
+            for &unit in &self.ffn {
+                let columns = layout.extent(UnitKind::Ffn, UnitId(unit));
+                let loaded = loader.ffn(layer, columns.start as usize..columns.end as usize)?;
+                units.ffn.entry(unit).or_default().push(loaded);
+            }
+        }
+        for &unit in &self.vocab {
+            let rows = layout.extent(UnitKind::Vocab, UnitId(unit));
+            let name = &checkpoint.tensors().output;
+            units
+                .vocab
+                .insert(unit, loader.rows(name, rows.start as usize..rows.end as usize)?);
+        }
+        Ok(units)
     }
 }
 

@@ -1,4 +1,5 @@
-//! The programs that the tests need beside cargo: those on PATH, else prebuilt ones in the cache.
+//! The programs that the tests need beside cargo: those on PATH, else prebuilt ones in the cache, and g++ from the system's
+//! packages.
 //!
 //! Never `cargo install`: compiling them takes longer than all our tests.
 
@@ -6,7 +7,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -33,6 +34,7 @@ const DENY: Tool = Tool {
 /// Makes sure of every tool and returns the PATH that finds them all.
 pub fn ensure() -> Result<OsString> {
     ensure_components()?;
+    ensure_cpp_compiler()?;
     let mut folders: Vec<PathBuf> = env::var_os("PATH").iter().flat_map(env::split_paths).collect();
     for tool in [NEXTEST, DENY] {
         if folders.iter().any(|folder| folder.join(tool.binary).is_file()) {
@@ -41,6 +43,28 @@ pub fn ensure() -> Result<OsString> {
         folders.insert(0, tool.ensure_cached()?);
     }
     Ok(env::join_paths(folders)?)
+}
+
+/// The kernels for GPUs are tested as C++ on the host.
+fn ensure_cpp_compiler() -> Result<()> {
+    let runs = |name: &str| {
+        let mut asked = Command::new(name);
+        asked.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+        asked.status().is_ok_and(|status| status.success())
+    };
+    if runs("c++") || runs("g++") {
+        return Ok(());
+    }
+    eprintln!("installing g++");
+    let mut install = Command::new("apt-get");
+    install.args(["install", "--yes", "--no-install-recommends", "g++"]);
+    let installed = install
+        .status()
+        .context("there is no C++ compiler, and no apt-get to install g++ with");
+    if !installed?.success() {
+        bail!("there is no C++ compiler, and `apt-get install g++` failed: install g++, then try again");
+    }
+    Ok(())
 }
 
 impl Tool {

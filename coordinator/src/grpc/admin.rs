@@ -1,16 +1,18 @@
 //! `kvasir.v1.Admin`: what operators see.
 
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 
-use kvasir_kv::NumericsId;
+use kvasir_kv::{GroupId, NumericsId, RequestId, WorkerId};
 use kvasir_proto::v1::{self, admin_server::Admin};
 use tonic::{Request, Response, Status};
 
 use super::status;
 use crate::{
-    ClusterStatus,
+    ClusterStatus, MigrationOutcome, MigrationReport, ReshardOutcome, ReshardReport,
     driver::ClusterHandle,
-    status::{Counters, GroupPhase, GroupStatus, RankStatus, SequenceStatus, WorkerStatus},
+    status::{
+        Counters, GroupPhase, GroupStatus, RankStatus, ReshardStatus, SequenceStatus, TransferStatus, WorkerStatus,
+    },
 };
 
 #[derive(Debug)]
@@ -39,6 +41,8 @@ impl Admin for AdminService {
             groups,
             workers,
             sequences,
+            transfers,
+            reshards,
             counters,
         } = self.cluster.status().await.map_err(status::shutting_down)?;
         Ok(Response::new(v1::StatusResponse {
@@ -53,6 +57,8 @@ impl Admin for AdminService {
                 .map(spare)
                 .collect(),
             sequences: sequences.into_iter().map(sequence).collect(),
+            transfers: transfers.into_iter().map(transfer).collect(),
+            reshards: reshards.into_iter().map(reshard).collect(),
             prefix_hit_rate: hit_rate(&counters),
             counters: counters
                 .named()
@@ -61,6 +67,42 @@ impl Admin for AdminService {
                 .collect(),
             uptime_ms: self.cluster.uptime().as_millis() as u64,
         }))
+    }
+
+    async fn migrate(&self, request: Request<v1::MigrateRequest>) -> Result<Response<v1::MigrateResponse>, Status> {
+        let v1::MigrateRequest {
+            request_id,
+            target_group,
+        } = request.into_inner();
+        let target = target_group.map(GroupId);
+        let moved = self.cluster.migrate(RequestId(request_id), target).await;
+        let reports = moved
+            .map_err(status::shutting_down)?
+            .map_err(|error| status::migration_error(&error))?;
+        let migrations = reports.into_iter().map(migration).collect();
+        Ok(Response::new(v1::MigrateResponse { migrations }))
+    }
+
+    async fn reshard(&self, request: Request<v1::ReshardRequest>) -> Result<Response<v1::ReshardResponse>, Status> {
+        let v1::ReshardRequest { group, ranks } = request.into_inner();
+        let resharded = self.cluster.reshard(GroupId(group), ranks).await;
+        let report = resharded
+            .map_err(status::shutting_down)?
+            .map_err(|error| status::reshard_error(&error))?;
+        Ok(Response::new(reshard_response(report)))
+    }
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
+        let worker = WorkerId(request.into_inner().worker_id);
+        let known = self
+            .cluster
+            .let_go(worker.clone())
+            .await
+            .map_err(status::shutting_down)?;
+        match known {
+            true => Ok(Response::new(v1::DrainResponse {})),
+            false => Err(status::unknown_worker(&worker)),
+        }
     }
 }
 
@@ -133,6 +175,73 @@ fn sequence(sequence: SequenceStatus) -> v1::SequenceStatus {
         priority: sequence.priority,
         cached_tokens: sequence.cached,
         preemptions: sequence.preemptions,
+    }
+}
+
+fn transfer(transfer: TransferStatus) -> v1::Transfer {
+    v1::Transfer {
+        id: transfer.transfer.0,
+        request_id: transfer.request.0,
+        source_group: transfer.source.0,
+        target_group: transfer.target.0,
+        stage: transfer.stage.to_owned(),
+        cells_planned: transfer.cells_planned,
+        cells_arrived: transfer.cells_arrived,
+        bytes: transfer.bytes,
+        age_ms: transfer.age.as_millis() as u64,
+    }
+}
+
+fn reshard(reshard: ReshardStatus) -> v1::Reshard {
+    v1::Reshard {
+        group: reshard.group.0,
+        epoch: reshard.epoch.number,
+        stage: reshard.stage.to_owned(),
+        from_ranks: reshard.from_ranks,
+        workers: reshard.workers.into_iter().map(|worker| worker.0).collect(),
+        cells_planned: reshard.cells_planned,
+        cells_arrived: reshard.cells_arrived,
+        bytes: reshard.bytes,
+        age_ms: reshard.age.as_millis() as u64,
+    }
+}
+
+fn reshard_response(report: ReshardReport) -> v1::ReshardResponse {
+    let pause = match report.outcome {
+        ReshardOutcome::Switched { pause } => pause,
+        _ => Duration::ZERO,
+    };
+    v1::ReshardResponse {
+        group: report.group.0,
+        from_ranks: report.from_ranks,
+        ranks: report.ranks,
+        epoch: report.epoch.number,
+        outcome: report.outcome.name().to_owned(),
+        detail: report.outcome.to_string(),
+        cells: report.cells,
+        bytes: report.bytes,
+        rounds: report.rounds,
+        took_us: report.took.as_micros() as u64,
+        pause_us: pause.as_micros() as u64,
+    }
+}
+
+fn migration(report: MigrationReport) -> v1::Migration {
+    let pause = match report.outcome {
+        MigrationOutcome::Moved { pause } => pause,
+        _ => Duration::ZERO,
+    };
+    v1::Migration {
+        transfer: report.transfer.0,
+        source_group: report.source.0,
+        target_group: report.target.0,
+        outcome: report.outcome.name().to_owned(),
+        detail: report.outcome.to_string(),
+        cells: report.cells,
+        bytes: report.bytes,
+        rounds: report.rounds,
+        took_us: report.took.as_micros() as u64,
+        pause_us: pause.as_micros() as u64,
     }
 }
 

@@ -3,10 +3,13 @@
 
 use std::time::Duration;
 
-use kvasir_kv::FinishReason;
+use kvasir_kv::{FinishReason, WorkerId};
 use tonic::{Code, Status, metadata::MetadataValue};
 
-use crate::{SequenceError, driver::ShuttingDown, intake::RequestError, running_requests::AlreadyRunning};
+use crate::{
+    MigrationError, ReshardError, SequenceError, driver::ShuttingDown, intake::RequestError,
+    running_requests::AlreadyRunning,
+};
 
 /// Metadata: what happened, in one word.
 pub const ERROR_NAME: &str = "kvasir-error";
@@ -30,6 +33,37 @@ pub fn sequence_error(error: &SequenceError) -> Status {
         SequenceError::Numerical { .. } => return numerical(&error.to_string()),
     };
     status(code, name, error.to_string(), retry_ms)
+}
+
+pub fn migration_error(error: &MigrationError) -> Status {
+    let (code, name) = match error {
+        MigrationError::UnknownRequest(_) | MigrationError::UnknownSequence(_) => (Code::NotFound, "unknown_request"),
+        MigrationError::UnknownGroup { .. } => (Code::NotFound, "unknown_group"),
+        MigrationError::NotServing(_) | MigrationError::NoOtherGroup => (Code::FailedPrecondition, "not_serving"),
+        MigrationError::UnderWay(_) | MigrationError::Resharding(_) => (Code::FailedPrecondition, "under_way"),
+        MigrationError::NoPlace { .. } | MigrationError::TooSmall(_) => (Code::FailedPrecondition, "no_room"),
+        MigrationError::NoTransfers(_) => (Code::FailedPrecondition, "no_transfers"),
+    };
+    status(code, name, error.to_string(), None)
+}
+
+pub fn unknown_worker(worker: &WorkerId) -> Status {
+    let message = format!("no worker `{worker}` is here; `kvasir status` lists those that are");
+    status(Code::NotFound, "unknown_worker", message, None)
+}
+
+pub fn reshard_error(error: &ReshardError) -> Status {
+    let (code, name) = match error {
+        ReshardError::UnknownGroup { .. } => (Code::NotFound, "unknown_group"),
+        ReshardError::NoRanks => (Code::InvalidArgument, "no_ranks"),
+        ReshardError::NotServing(_) => (Code::FailedPrecondition, "not_serving"),
+        ReshardError::UnderWay(_) => (Code::FailedPrecondition, "under_way"),
+        ReshardError::TooFewWorkers { .. } => (Code::FailedPrecondition, "too_few_workers"),
+        ReshardError::AsItIs { .. } => (Code::FailedPrecondition, "as_it_is"),
+        ReshardError::Impossible(_) | ReshardError::TooSmall(_) => (Code::FailedPrecondition, "no_room"),
+        ReshardError::NoTransfers(_) => (Code::FailedPrecondition, "no_transfers"),
+    };
+    status(code, name, error.to_string(), None)
 }
 
 /// Endings that are no answer are errors.

@@ -826,6 +826,12 @@ pub struct StatusResponse {
     /// Since the start, of the tokens that admitted sequences began with, the part that the prefix cache had: 0 to 1.
     #[prost(double, tag = "10")]
     pub prefix_hit_rate: f64,
+    /// Sequences on their way from one group to another.
+    #[prost(message, repeated, tag = "11")]
+    pub transfers: ::prost::alloc::vec::Vec<Transfer>,
+    /// Groups on their way to other ranks.
+    #[prost(message, repeated, tag = "12")]
+    pub reshards: ::prost::alloc::vec::Vec<Reshard>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Group {
@@ -937,6 +943,137 @@ pub struct SequenceStatus {
     #[prost(uint32, tag = "9")]
     pub preemptions: u32,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Transfer {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub source_group: u32,
+    #[prost(uint32, tag = "4")]
+    pub target_group: u32,
+    /// copying, frozen or adopted.
+    #[prost(string, tag = "5")]
+    pub stage: ::prost::alloc::string::String,
+    /// Asked for so far, and come.
+    #[prost(uint64, tag = "6")]
+    pub cells_planned: u64,
+    #[prost(uint64, tag = "7")]
+    pub cells_arrived: u64,
+    #[prost(uint64, tag = "8")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "9")]
+    pub age_ms: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MigrateRequest {
+    #[prost(string, tag = "1")]
+    pub request_id: ::prost::alloc::string::String,
+    /// Absent: the group with the most room.
+    #[prost(uint32, optional, tag = "2")]
+    pub target_group: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MigrateResponse {
+    /// One for each choice that was running; a waiting one goes at once, and a request without any moves nothing.
+    #[prost(message, repeated, tag = "1")]
+    pub migrations: ::prost::alloc::vec::Vec<Migration>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Migration {
+    #[prost(uint64, tag = "1")]
+    pub transfer: u64,
+    #[prost(uint32, tag = "2")]
+    pub source_group: u32,
+    #[prost(uint32, tag = "3")]
+    pub target_group: u32,
+    /// moved, ended, preempted, source lost, target lost, target full or failed.
+    #[prost(string, tag = "4")]
+    pub outcome: ::prost::alloc::string::String,
+    /// The outcome as a sentence.
+    #[prost(string, tag = "5")]
+    pub detail: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "6")]
+    pub cells: u64,
+    #[prost(uint64, tag = "7")]
+    pub bytes: u64,
+    #[prost(uint32, tag = "8")]
+    pub rounds: u32,
+    #[prost(uint64, tag = "9")]
+    pub took_us: u64,
+    /// From the last token at the source to the first at the target; 0 unless it moved.
+    #[prost(uint64, tag = "10")]
+    pub pause_us: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Reshard {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    /// The one to come.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// preparing, copying, frozen or switched.
+    #[prost(string, tag = "3")]
+    pub stage: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub from_ranks: u32,
+    /// Of the epoch to come, in rank order.
+    #[prost(string, repeated, tag = "5")]
+    pub workers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint64, tag = "6")]
+    pub cells_planned: u64,
+    #[prost(uint64, tag = "7")]
+    pub cells_arrived: u64,
+    #[prost(uint64, tag = "8")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "9")]
+    pub age_ms: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReshardRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    /// From now on; the group's own workers stay as far as they are wanted.
+    #[prost(uint32, tag = "2")]
+    pub ranks: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReshardResponse {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(uint32, tag = "2")]
+    pub from_ranks: u32,
+    #[prost(uint32, tag = "3")]
+    pub ranks: u32,
+    #[prost(uint64, tag = "4")]
+    pub epoch: u64,
+    /// switched, source lost, target lost or failed.
+    #[prost(string, tag = "5")]
+    pub outcome: ::prost::alloc::string::String,
+    /// The outcome as a sentence.
+    #[prost(string, tag = "6")]
+    pub detail: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "7")]
+    pub cells: u64,
+    #[prost(uint64, tag = "8")]
+    pub bytes: u64,
+    #[prost(uint32, tag = "9")]
+    pub rounds: u32,
+    #[prost(uint64, tag = "10")]
+    pub took_us: u64,
+    /// From the last token before to the first after; 0 unless it switched.
+    #[prost(uint64, tag = "11")]
+    pub pause_us: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainRequest {
+    /// As `Status` shows it.
+    #[prost(string, tag = "1")]
+    pub worker_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainResponse {}
 /// Generated client implementations.
 #[cfg(feature = "services")]
 pub mod admin_client {
@@ -1048,6 +1185,73 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("kvasir.v1.Admin", "Status"));
             self.inner.unary(req, path, codec).await
         }
+        /// Moves the sequences of a running request to another group, with all that was computed. Returns when they have gone,
+        /// or have not; the request itself goes on either way. NOT_FOUND: no such request or group. FAILED_PRECONDITION: it
+        /// cannot be begun, and why.
+        pub async fn migrate(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MigrateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MigrateResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kvasir.v1.Admin/Migrate");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kvasir.v1.Admin", "Migrate"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives a group another number of ranks while it serves. Returns when it goes on with them, or as it was. NOT_FOUND: no
+        /// such group. FAILED_PRECONDITION: it cannot be begun, and why.
+        pub async fn reshard(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReshardRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReshardResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kvasir.v1.Admin/Reshard");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kvasir.v1.Admin", "Reshard"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lets a worker go: what it holds goes to others, or its group's sequences to another group; then its process ends.
+        /// Returns at once; `Status` no longer lists the worker when it has gone. NOT_FOUND: no such worker.
+        pub async fn drain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::DrainResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kvasir.v1.Admin/Drain");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kvasir.v1.Admin", "Drain"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1068,6 +1272,25 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::StatusRequest>,
         ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status>;
+        /// Moves the sequences of a running request to another group, with all that was computed. Returns when they have gone,
+        /// or have not; the request itself goes on either way. NOT_FOUND: no such request or group. FAILED_PRECONDITION: it
+        /// cannot be begun, and why.
+        async fn migrate(
+            &self,
+            request: tonic::Request<super::MigrateRequest>,
+        ) -> std::result::Result<tonic::Response<super::MigrateResponse>, tonic::Status>;
+        /// Gives a group another number of ranks while it serves. Returns when it goes on with them, or as it was. NOT_FOUND: no
+        /// such group. FAILED_PRECONDITION: it cannot be begun, and why.
+        async fn reshard(
+            &self,
+            request: tonic::Request<super::ReshardRequest>,
+        ) -> std::result::Result<tonic::Response<super::ReshardResponse>, tonic::Status>;
+        /// Lets a worker go: what it holds goes to others, or its group's sequences to another group; then its process ends.
+        /// Returns at once; `Status` no longer lists the worker when it has gone. NOT_FOUND: no such worker.
+        async fn drain(
+            &self,
+            request: tonic::Request<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::DrainResponse>, tonic::Status>;
     }
     /// For operators.
     #[derive(Debug)]
@@ -1189,6 +1412,135 @@ pub mod admin_server {
                     };
                     Box::pin(fut)
                 }
+                "/kvasir.v1.Admin/Migrate" => {
+                    #[allow(non_camel_case_types)]
+                    struct MigrateSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::MigrateRequest>
+                    for MigrateSvc<T> {
+                        type Response = super::MigrateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MigrateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::migrate(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MigrateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kvasir.v1.Admin/Reshard" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReshardSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ReshardRequest>
+                    for ReshardSvc<T> {
+                        type Response = super::ReshardResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReshardRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::reshard(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReshardSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kvasir.v1.Admin/Drain" => {
+                    #[allow(non_camel_case_types)]
+                    struct DrainSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::DrainRequest>
+                    for DrainSvc<T> {
+                        type Response = super::DrainResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DrainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::drain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DrainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -1238,7 +1590,7 @@ pub struct EpochId {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromWorker {
-    #[prost(oneof = "from_worker::Message", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "from_worker::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub message: ::core::option::Option<from_worker::Message>,
 }
 /// Nested message and enum types in `FromWorker`.
@@ -1257,11 +1609,20 @@ pub mod from_worker {
         EpochFailed(super::EpochFailed),
         #[prost(message, tag = "6")]
         Heartbeat(super::Heartbeat),
+        #[prost(message, tag = "7")]
+        CellsArrived(super::CellsArrived),
+        #[prost(message, tag = "8")]
+        TransferFailed(super::TransferFailed),
+        #[prost(message, tag = "9")]
+        Leaving(super::Leaving),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToWorker {
-    #[prost(oneof = "to_worker::Message", tags = "1, 2, 3, 4, 5")]
+    #[prost(
+        oneof = "to_worker::Message",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+    )]
     pub message: ::core::option::Option<to_worker::Message>,
 }
 /// Nested message and enum types in `ToWorker`.
@@ -1278,6 +1639,20 @@ pub mod to_worker {
         AbortEpoch(super::AbortEpoch),
         #[prost(message, tag = "5")]
         Refuse(super::Refuse),
+        #[prost(message, tag = "6")]
+        SendCells(super::SendCells),
+        #[prost(message, tag = "7")]
+        ReceiveCells(super::ReceiveCells),
+        #[prost(message, tag = "8")]
+        EndTransfer(super::EndTransfer),
+        #[prost(message, tag = "9")]
+        PrepareEpoch(super::FormEpoch),
+        #[prost(message, tag = "10")]
+        SwitchEpoch(super::SwitchEpoch),
+        #[prost(message, tag = "11")]
+        DropEpoch(super::DropEpoch),
+        #[prost(message, tag = "12")]
+        Released(super::Released),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1309,6 +1684,9 @@ pub struct WorkerHello {
     /// Element type of its cells, e.g. f16.
     #[prost(string, tag = "13")]
     pub kv_dtype: ::prost::alloc::string::String,
+    /// Where it takes cells from other workers, host:port; empty if it takes none.
+    #[prost(string, tag = "14")]
+    pub transfer_address: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RankShare {
@@ -1380,6 +1758,12 @@ pub struct AbortEpoch {
     #[prost(message, optional, tag = "1")]
     pub epoch: ::core::option::Option<EpochId>,
 }
+/// The worker wants to leave, and works on until it is released.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Leaving {}
+/// The worker is no rank any more, and may go.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Released {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refuse {
     #[prost(string, tag = "1")]
@@ -1417,6 +1801,9 @@ pub struct StepPlan {
     pub work: ::prost::alloc::vec::Vec<SequenceWork>,
     #[prost(uint64, repeated, tag = "5")]
     pub retired: ::prost::alloc::vec::Vec<u64>,
+    /// Blocks whose cells have come by a transfer, as id, tag and positions written by turns.
+    #[prost(uint32, repeated, tag = "6")]
+    pub adopted: ::prost::alloc::vec::Vec<u32>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AdmittedSequence {
@@ -1524,6 +1911,106 @@ pub struct SampledToken {
     #[prost(float, repeated, tag = "5")]
     pub top_logprobs: ::prost::alloc::vec::Vec<f32>,
 }
+/// Admits one source rank to one target rank.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ticket {
+    #[prost(uint64, tag = "1")]
+    pub transfer: u64,
+    #[prost(fixed64, tag = "2")]
+    pub secret: u64,
+    #[prost(message, optional, tag = "3")]
+    pub source: ::core::option::Option<EpochId>,
+    #[prost(message, optional, tag = "4")]
+    pub target: ::core::option::Option<EpochId>,
+}
+/// For each block, a cell of each head of \[heads_begin, heads_end).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CellSet {
+    #[prost(uint32, tag = "1")]
+    pub heads_begin: u32,
+    #[prost(uint32, tag = "2")]
+    pub heads_end: u32,
+    /// By turns: source id, source tag, target id, target tag, positions written.
+    #[prost(uint32, repeated, tag = "3")]
+    pub blocks: ::prost::alloc::vec::Vec<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SendCells {
+    #[prost(message, optional, tag = "1")]
+    pub ticket: ::core::option::Option<Ticket>,
+    #[prost(uint32, tag = "2")]
+    pub round: u32,
+    #[prost(uint32, tag = "3")]
+    pub source_rank: u32,
+    #[prost(uint32, tag = "4")]
+    pub target_rank: u32,
+    /// host:port
+    #[prost(string, tag = "5")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(bool, tag = "6")]
+    pub same_host: bool,
+    #[prost(message, optional, tag = "7")]
+    pub cells: ::core::option::Option<CellSet>,
+    /// A client waits for them.
+    #[prost(bool, tag = "8")]
+    pub urgent: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReceiveCells {
+    #[prost(message, optional, tag = "1")]
+    pub ticket: ::core::option::Option<Ticket>,
+    #[prost(uint32, tag = "2")]
+    pub round: u32,
+    #[prost(uint32, tag = "3")]
+    pub source_rank: u32,
+    #[prost(message, optional, tag = "4")]
+    pub cells: ::core::option::Option<CellSet>,
+}
+/// The epoch that was prepared begins; the cells of these blocks live on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SwitchEpoch {
+    #[prost(message, optional, tag = "1")]
+    pub epoch: ::core::option::Option<EpochId>,
+    #[prost(uint32, repeated, tag = "2")]
+    pub held: ::prost::alloc::vec::Vec<u32>,
+}
+/// The epoch that was prepared does not begin.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DropEpoch {
+    #[prost(message, optional, tag = "1")]
+    pub epoch: ::core::option::Option<EpochId>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndTransfer {
+    #[prost(uint64, tag = "1")]
+    pub transfer: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CellsArrived {
+    #[prost(message, optional, tag = "1")]
+    pub epoch: ::core::option::Option<EpochId>,
+    #[prost(uint64, tag = "2")]
+    pub transfer: u64,
+    #[prost(uint32, tag = "3")]
+    pub round: u32,
+    #[prost(uint32, tag = "4")]
+    pub source_rank: u32,
+    #[prost(uint32, tag = "5")]
+    pub cells: u32,
+    #[prost(uint64, tag = "6")]
+    pub bytes: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransferFailed {
+    #[prost(message, optional, tag = "1")]
+    pub epoch: ::core::option::Option<EpochId>,
+    #[prost(uint64, tag = "2")]
+    pub transfer: u64,
+    #[prost(enumeration = "TransferFault", tag = "3")]
+    pub fault: i32,
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Transport {
@@ -1586,6 +2073,56 @@ impl RefusalKind {
             "REFUSAL_KIND_BLOCK_SIZE" => Some(Self::BlockSize),
             "REFUSAL_KIND_KV_DTYPE" => Some(Self::KvDtype),
             "REFUSAL_KIND_NUMERICS" => Some(Self::Numerics),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TransferFault {
+    Unspecified = 0,
+    Ticket = 1,
+    Epoch = 2,
+    Tag = 3,
+    Cell = 4,
+    Numerics = 5,
+    Checksum = 6,
+    Frame = 7,
+    Connection = 8,
+    Deadline = 9,
+}
+impl TransferFault {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TRANSFER_FAULT_UNSPECIFIED",
+            Self::Ticket => "TRANSFER_FAULT_TICKET",
+            Self::Epoch => "TRANSFER_FAULT_EPOCH",
+            Self::Tag => "TRANSFER_FAULT_TAG",
+            Self::Cell => "TRANSFER_FAULT_CELL",
+            Self::Numerics => "TRANSFER_FAULT_NUMERICS",
+            Self::Checksum => "TRANSFER_FAULT_CHECKSUM",
+            Self::Frame => "TRANSFER_FAULT_FRAME",
+            Self::Connection => "TRANSFER_FAULT_CONNECTION",
+            Self::Deadline => "TRANSFER_FAULT_DEADLINE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TRANSFER_FAULT_UNSPECIFIED" => Some(Self::Unspecified),
+            "TRANSFER_FAULT_TICKET" => Some(Self::Ticket),
+            "TRANSFER_FAULT_EPOCH" => Some(Self::Epoch),
+            "TRANSFER_FAULT_TAG" => Some(Self::Tag),
+            "TRANSFER_FAULT_CELL" => Some(Self::Cell),
+            "TRANSFER_FAULT_NUMERICS" => Some(Self::Numerics),
+            "TRANSFER_FAULT_CHECKSUM" => Some(Self::Checksum),
+            "TRANSFER_FAULT_FRAME" => Some(Self::Frame),
+            "TRANSFER_FAULT_CONNECTION" => Some(Self::Connection),
+            "TRANSFER_FAULT_DEADLINE" => Some(Self::Deadline),
             _ => None,
         }
     }

@@ -25,8 +25,8 @@ pub(crate) struct BlockWatch {
 #[derive(Debug)]
 struct FullBlock {
     tag: BlockTag,
-    /// The step that wrote its last position.
-    step: StepId,
+    /// The step that wrote its last position; `None` if it came from another group.
+    step: Option<StepId>,
     /// For whom it was filled.
     tenant: TenantId,
 }
@@ -85,11 +85,24 @@ impl BlockWatch {
         for work in &plan.work {
             let tenant = tenant_of(work.sequence);
             let num_shared = self.num_shared(plan, work);
+            let came = |block: &TaggedBlock| plan.adopted.iter().find(|adopted| adopted.block == *block);
             for (index, block) in work.new_blocks.iter().enumerate() {
                 if block.id.0 >= self.num_blocks {
                     return Err(format!("block {} of {}", block.id, self.num_blocks));
                 }
-                if index < num_shared {
+                let is_here = self
+                    .full
+                    .get(&block.id)
+                    .is_some_and(|full| full.tag == block.tag && full.tenant == tenant);
+                if came(block).is_some() && is_here {
+                    // Two sequences that share it come together.
+                } else if let Some(adopted) = came(block) {
+                    self.give(*block, work.sequence, acknowledged)?;
+                    if adopted.written == self.block_size {
+                        let (tag, step, tenant) = (block.tag, None, tenant.clone());
+                        self.full.insert(block.id, FullBlock { tag, step, tenant });
+                    }
+                } else if index < num_shared {
                     self.share(*block, &tenant, acknowledged)?;
                 } else {
                     self.give(*block, work.sequence, acknowledged)?;
@@ -118,9 +131,9 @@ impl BlockWatch {
             return Err(format!("block {} is shared before it is full", block.id));
         };
         let (tag, step) = (full.tag, full.step);
-        if tag != block.tag || step.0 >= acknowledged {
+        if tag != block.tag || step.is_some_and(|step| step.0 >= acknowledged) {
             return Err(format!(
-                "block {} with tag {} is shared before it is full everywhere: tag {tag}, step {step}, {acknowledged} done",
+                "block {} with tag {} is shared before it is full everywhere: tag {tag}, step {step:?}, {acknowledged} done",
                 block.id, block.tag
             ));
         }
@@ -163,7 +176,7 @@ impl BlockWatch {
                 ));
             }
             if end >= (index + 1) * self.block_size {
-                let (tag, tenant) = (block.tag, tenant.clone());
+                let (tag, step, tenant) = (block.tag, Some(step), tenant.clone());
                 self.full.insert(block.id, FullBlock { tag, step, tenant });
             }
         }

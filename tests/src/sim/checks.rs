@@ -61,6 +61,11 @@ impl PlanWatch {
         self.done[rank.0 as usize] = steps_done;
     }
 
+    /// Whether a rank has not done all steps, as far as the coordinator has heard.
+    pub fn is_busy(&self) -> bool {
+        self.acknowledged.iter().any(|done| *done < self.next_step)
+    }
+
     /// Whether the ranks have been told of a sequence, and not to forget it.
     pub fn holds(&self, sequence: SequenceId) -> bool {
         self.held.contains_key(&sequence)
@@ -85,7 +90,12 @@ impl PlanWatch {
             ));
         }
         self.next_step += 1;
-        self.check_look_ahead(plan, config)?;
+        // A plan that only lets the ranks forget keeps nobody waiting.
+        if !plan.work.is_empty() {
+            self.check_look_ahead(plan, config)?;
+        } else if !plan.retired.is_empty() {
+            self.note_out(plan);
+        }
         check_size(plan, config)?;
         self.take_membership(plan);
         if self.held.len() > config.sequences_max as usize {
@@ -111,12 +121,16 @@ impl PlanWatch {
                 config.look_ahead_tokens_max
             ));
         }
+        self.note_out(plan);
+        Ok(())
+    }
+
+    fn note_out(&mut self, plan: &StepPlan) {
         let sampling = plan.work.iter().filter(|work| work.samples);
         self.out.push_back(PlanOut {
             num_tokens: plan.num_tokens(),
             sampled: sampling.map(|work| work.sequence).collect(),
         });
-        Ok(())
     }
 
     fn take_membership(&mut self, plan: &StepPlan) {
@@ -133,7 +147,7 @@ impl PlanWatch {
 
 fn check_size(plan: &StepPlan, config: &ClusterConfig) -> Result<(), String> {
     let step = plan.step;
-    if plan.num_tokens() > config.step_tokens_max || plan.work.is_empty() {
+    if plan.num_tokens() > config.step_tokens_max || plan.work.is_empty() && plan.retired.is_empty() {
         return Err(format!("step {step} has {} tokens", plan.num_tokens()));
     }
     if plan.work.iter().any(|work| work.num_tokens > config.chunk_tokens_max) {

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use kvasir_coordinator::{Event, Now, SequenceError, Usage};
+use kvasir_coordinator::{Event, Now, OrderId, SequenceError, Usage};
 use kvasir_kv::{
-    FinishReason, PromptLogprob, PromptLogprobs, Request, RequestId, Sampling, SequenceId, StepPlan, TenantId, TokenId,
+    FinishReason, GroupId, PromptLogprob, PromptLogprobs, Request, RequestId, Sampling, SequenceId, StepPlan, TenantId,
+    TokenId,
 };
 
 use super::{
@@ -210,6 +211,38 @@ impl World {
         let sequence = self.sequence_of(client);
         let reason = FinishReason::Cancelled;
         self.coordinate(Event::Cancel { sequence, reason });
+    }
+
+    /// An operator moves a request, whatever it is doing.
+    pub(super) fn migrate(&mut self) {
+        let live = |client: &&Client| client.submitted.is_some() && !client.ended;
+        let requests: Vec<RequestId> = self
+            .clients
+            .iter()
+            .filter(live)
+            .map(|client| client.request.id.clone())
+            .collect();
+        if requests.is_empty() {
+            return;
+        }
+        let request = requests[self.dice.between(0, requests.len() as u64 - 1) as usize].clone();
+        let num_groups = self.scenario.config.group_sizes.len() as u64;
+        let target = GroupId(self.dice.between(0, num_groups - 1) as u32);
+        let named = self.dice.chance(70);
+        self.coordinate(Event::Migrate {
+            order: OrderId(self.now),
+            request,
+            target: named.then_some(target),
+        });
+    }
+
+    /// An operator gives a group another number of ranks.
+    pub(super) fn reshard(&mut self) {
+        let num_groups = self.scenario.config.group_sizes.len() as u64;
+        let group = GroupId(self.dice.between(0, num_groups - 1) as u32);
+        let ranks = self.dice.between_u32(1, self.scenario.num_workers.min(5));
+        let order = OrderId(self.now);
+        self.coordinate(Event::Reshard { order, group, ranks });
     }
 
     pub(super) fn stop(&mut self, client: usize, last_index: u32) {

@@ -1,5 +1,7 @@
 //! The weather: when what breaks, and how everything heals in the end.
 
+use kvasir_kv::FromWorker;
+
 use super::{
     rank::Inside,
     scenario::{MS, SECOND},
@@ -42,6 +44,10 @@ pub(super) enum Fault {
     RankFails {
         worker: usize,
     },
+    /// SIGTERM: it leaves when it is released, and another process takes its place later.
+    Leave {
+        worker: usize,
+    },
     KillAll,
     PauseCoordinator,
     CoordinatorDies,
@@ -66,6 +72,11 @@ impl World {
                 _ => Fault::PauseCoordinator,
             };
             self.schedule(at, Happening::Fault(fault));
+        }
+        for _ in 0..self.scenario.num_leaves {
+            let at = self.dice.between(0, self.scenario.calm_after);
+            let worker = self.dice.between(0, u64::from(self.scenario.num_workers) - 1) as usize;
+            self.schedule(at, Happening::Fault(Fault::Leave { worker }));
         }
         if self.scenario.coordinator_dies {
             let at = self.dice.between(0, self.scenario.calm_after);
@@ -98,6 +109,11 @@ impl World {
                 self.taint(worker, 0);
                 self.fail_by_itself(worker);
             }
+            Fault::Leave { worker } => {
+                self.taint(worker, 0);
+                let session = self.workers[worker].session;
+                self.report(session, FromWorker::Leaving);
+            }
             Fault::KillAll => (0..self.workers.len()).for_each(|worker| self.kill(worker, false)),
             Fault::PauseCoordinator => {
                 let duration = self.dice.between(10 * MS, 8 * SECOND);
@@ -111,6 +127,18 @@ impl World {
         let until = self.now + duration + TAINT;
         let tainted = &mut self.workers[worker].tainted_until;
         *tainted = until.max(*tainted);
+    }
+
+    /// Let go by the coordinator, its process ends.
+    pub(super) fn leave(&mut self, worker: usize) {
+        self.report.leaves += 1;
+        self.workers[worker].died_at = self.now;
+        if let Some(session) = self.workers[worker].session {
+            self.worker_vanishes(session, false);
+        }
+        self.workers[worker].die();
+        let at = self.now + self.dice.between(100 * MS, 3 * SECOND);
+        self.schedule(at, Happening::Fault(Fault::Start { worker }));
     }
 
     fn kill(&mut self, worker: usize, silent: bool) {

@@ -15,6 +15,7 @@ pub(super) struct Lives {
     /// Of each group, the last epoch that began.
     last: BTreeMap<GroupId, Epoch>,
     begun: BTreeSet<Epoch>,
+    prepared: BTreeMap<Epoch, Life>,
     /// The sizes of pools that served, and until when they did.
     served: Vec<(u32, u64)>,
     since: u64,
@@ -38,6 +39,7 @@ impl Lives {
             living: BTreeMap::new(),
             last: BTreeMap::new(),
             begun: BTreeSet::new(),
+            prepared: BTreeMap::new(),
             served: Vec::new(),
             since: now,
         }
@@ -87,14 +89,40 @@ impl Lives {
             Some(last) if epoch <= last => return Err(format!("{epoch} of group {group} begins after {last}")),
             _ => {}
         }
-        let life = Life {
-            epoch,
-            nonce: spec.nonce,
-            num_blocks: spec.num_blocks,
-            serves: false,
-            plans: PlanWatch::new(spec),
-            ranks: BTreeMap::new(),
-        };
+        self.living.insert(group, Life::new(spec));
+        Ok(())
+    }
+
+    /// The worker behind a connection is to be a rank of an epoch that gets ready beside another.
+    pub fn prepare(&mut self, session: SessionId, worker: usize, spec: &EpochSpec) {
+        let life = self.prepared.entry(spec.epoch).or_insert_with(|| Life::new(spec));
+        life.ranks.insert(session, (spec.rank, worker));
+    }
+
+    /// A group goes over to an epoch that was prepared, with all that it holds.
+    pub fn switch(
+        &mut self,
+        group: GroupId,
+        from: Epoch,
+        epoch: Epoch,
+        num_blocks: u32,
+        now: u64,
+    ) -> Result<(), String> {
+        let ended = self.end(group, from, now)?;
+        let mut life = self
+            .prepared
+            .remove(&epoch)
+            .ok_or_else(|| format!("{epoch} of group {group} begins and was not prepared"))?;
+        if !ended.serves || !self.begun.insert(epoch) {
+            return Err(format!("{epoch} begins twice, or after one that did not serve"));
+        }
+        if ended.plans.is_busy() {
+            return Err(format!("{epoch} begins while steps of {from} are out"));
+        }
+        life.serves = true;
+        // There may be more ids than blocks.
+        life.num_blocks = num_blocks;
+        self.last.insert(group, epoch);
         self.living.insert(group, life);
         Ok(())
     }
@@ -179,6 +207,17 @@ impl Lives {
 }
 
 impl Life {
+    fn new(spec: &EpochSpec) -> Self {
+        Self {
+            epoch: spec.epoch,
+            nonce: spec.nonce,
+            num_blocks: spec.num_blocks,
+            serves: false,
+            plans: PlanWatch::new(spec),
+            ranks: BTreeMap::new(),
+        }
+    }
+
     pub fn workers(&self) -> impl Iterator<Item = usize> {
         self.ranks.values().map(|(_, worker)| *worker)
     }

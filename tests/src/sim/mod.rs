@@ -6,6 +6,7 @@
 //! or missing cell changes the answer. The answer is compared with one computed from the prompt alone.
 
 mod block_watch;
+mod cells;
 pub(crate) mod checks;
 mod clients;
 pub mod dice;
@@ -19,6 +20,7 @@ mod rank;
 mod report;
 mod scenario;
 mod status_watch;
+mod transfers;
 mod world;
 
 use std::{
@@ -28,6 +30,7 @@ use std::{
 
 pub use plant::Plant;
 pub use report::Report;
+pub use scenario::FIRST_SEED_WITH_MIGRATIONS;
 
 /// A seed whose run broke a promise.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -19,10 +19,14 @@ pub enum Plant {
     TenantShared,
     /// A sequence that one group holds is admitted to another one as well.
     TwoHomes,
+    /// A cell is damaged on its way from one group to another, and its checksum is not looked at.
+    CellDamaged,
+    /// A rank does not let go of a transfer that has ended, and takes cells for blocks that are somebody else's by now.
+    LateCell,
 }
 
 impl Plant {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::EpochCheckSkipped,
         Self::BlockReleasedTwice,
         Self::WakeUpLost,
@@ -31,6 +35,8 @@ impl Plant {
         Self::BlockSharedEarly,
         Self::TenantShared,
         Self::TwoHomes,
+        Self::CellDamaged,
+        Self::LateCell,
     ];
 
     pub fn name(self) -> &'static str {
@@ -43,6 +49,8 @@ impl Plant {
             Self::BlockSharedEarly => "block-shared-early",
             Self::TenantShared => "tenant-shared",
             Self::TwoHomes => "two-homes",
+            Self::CellDamaged => "cell-damaged",
+            Self::LateCell => "late-cell",
         }
     }
 

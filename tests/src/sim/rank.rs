@@ -1,5 +1,7 @@
 //! A simulated worker: the real rank-side books, around them a process that can be killed, stopped or hung.
 //!
+//! What a rank is told is done in order: steps, and what is to be sent or taken by transfers (`transfers`).
+//!
 //! A step has two sections, each ending in a collective that nobody leaves before all ranks of the epoch have entered:
 //! the first writes cells, the second reads all cells of each sequence that samples.
 
@@ -7,16 +9,18 @@ use std::collections::{BTreeMap, VecDeque};
 
 use kvasir_coordinator::{Event, SessionId};
 use kvasir_kv::{
-    Epoch, EpochSpec, FromWorker, LoadReport, NumericsId, Progress, PromptLogprob, Rank, SampledToken, ScoredPrompt,
-    SequenceId, StepId, StepOutput, StepPlan, StepRefused, StepTimes, ToWorker, TokenId, WorkerId, WorkerInfo,
+    Epoch, EpochSpec, FromWorker, LoadReport, NumericsId, Progress, Rank, SampledToken, SequenceId, StepId, StepOutput,
+    StepRefused, StepTimes, ToWorker, TokenId, WorkerId, WorkerInfo,
 };
-use kvasir_worker::rank_books::{RankBooks, StepInput, WorkInput};
+use kvasir_worker::rank_books::{RankBooks, StepInput};
 
 use super::{
+    cells::{read_cells, reduce, score, write_cells},
     clients::poison_index,
     oracle,
     plant::Plant,
     scenario::{MS, NUMERICS},
+    transfers::{SimTransfers, TransferNews},
     world::{Happening, World},
 };
 
@@ -44,28 +48,35 @@ pub(super) struct SimWorker {
     pub deferred: Vec<Happening>,
     term_max: u64,
     epoch_max: Epoch,
-    /// Cells by slot; they outlive epochs, as memory does.
-    cells: Vec<u64>,
-    /// Plans as they came. Those of an ended epoch are left to the books to refuse.
-    queue: VecDeque<StepPlan>,
-    part: Option<Part>,
+    /// By KV head, cells by slot; they outlive epochs, as memory does.
+    pub(super) cells: BTreeMap<u32, Vec<u64>>,
+    /// What the rank is to do, as it came. Plans of an ended epoch are left to the books to refuse.
+    queue: VecDeque<ToWorker>,
+    pub(super) part: Option<Part>,
+    pub(super) transfers: SimTransfers,
+    /// Gets ready beside it; its cells are in `ahead`.
+    pub(super) prepared: Option<Part>,
+    /// By KV head, for the epoch that gets ready.
+    pub(super) ahead: BTreeMap<u32, Vec<u64>>,
 }
 
 /// A worker's part in an epoch.
 #[derive(Debug)]
-struct Part {
-    spec: EpochSpec,
-    books: RankBooks,
+pub(super) struct Part {
+    pub(super) spec: EpochSpec,
+    /// The epoch beside which it was prepared.
+    beside: Option<Epoch>,
+    pub(super) books: RankBooks,
     connected: bool,
     /// When it got the last plan, came to its present place, or could have left it.
     moved_at: u64,
     progress: Progress,
-    run: Option<Run>,
+    pub(super) run: Option<Run>,
 }
 
 /// A step being computed.
 #[derive(Debug)]
-struct Run {
+pub(super) struct Run {
     id: u64,
     step: StepId,
     input: StepInput,
@@ -94,6 +105,7 @@ pub(super) enum Inside {
     SectionDone(u64),
     CollectiveDone(u64, Vec<u64>),
     CollectiveLate(u64, u32),
+    Transfer(TransferNews),
 }
 
 impl SimWorker {
@@ -115,9 +127,12 @@ impl SimWorker {
             deferred: Vec::new(),
             term_max: 0,
             epoch_max: Epoch::default(),
-            cells: Vec::new(),
+            cells: BTreeMap::new(),
             queue: VecDeque::new(),
             part: None,
+            transfers: SimTransfers::default(),
+            prepared: None,
+            ahead: BTreeMap::new(),
         }
     }
 
@@ -134,6 +149,13 @@ impl SimWorker {
         self.cells.clear();
         self.queue.clear();
         self.part = None;
+        self.transfers = SimTransfers::default();
+        self.prepared = None;
+        self.ahead.clear();
+    }
+
+    fn is_prepared_for(&self, epoch: Epoch) -> bool {
+        self.prepared.as_ref().is_some_and(|part| part.spec.epoch == epoch)
     }
 
     pub fn epoch(&self) -> Option<Epoch> {
@@ -147,7 +169,8 @@ impl SimWorker {
         if part.run.as_ref().is_some_and(|run| run.waiting) {
             return None;
         }
-        let has_work = part.run.is_some() || self.queue.iter().any(|plan| plan.epoch == part.spec.epoch);
+        let is_its = |message: &ToWorker| matches!(message, ToWorker::Step(plan) if plan.epoch == part.spec.epoch);
+        let has_work = part.run.is_some() || self.queue.iter().any(is_its);
         has_work.then_some(part.moved_at.max(self.hung_at))
     }
 
@@ -196,7 +219,7 @@ impl World {
                 }
                 let now = self.now;
                 let worker = &mut self.workers[w];
-                worker.queue.push_back(plan);
+                worker.queue.push_back(ToWorker::Step(plan));
                 if let Some(part) = worker.part.as_mut() {
                     part.moved_at = now;
                 }
@@ -204,8 +227,25 @@ impl World {
             }
             Some(ToWorker::AbortEpoch { epoch }) => {
                 let worker = &mut self.workers[w];
-                worker.part.take_if(|part| part.spec.epoch == epoch);
+                if worker.part.take_if(|part| part.spec.epoch == epoch).is_some() {
+                    worker.transfers = SimTransfers::default();
+                }
             }
+            Some(
+                message @ (ToWorker::SwitchEpoch { .. }
+                | ToWorker::SendCells(_)
+                | ToWorker::ReceiveCells(_)
+                | ToWorker::EndTransfer { .. }),
+            ) => {
+                self.workers[w].queue.push_back(message);
+                self.start_step(w);
+            }
+            Some(ToWorker::PrepareEpoch(spec)) => self.prepare(w, spec),
+            Some(ToWorker::DropEpoch { epoch }) => {
+                let worker = &mut self.workers[w];
+                worker.prepared.take_if(|part| part.spec.epoch <= epoch);
+            }
+            Some(ToWorker::Released) => self.leave(w),
             Some(ToWorker::Refuse { .. }) => self.workers[w].refused = true,
         }
     }
@@ -214,6 +254,8 @@ impl World {
         let worker = &mut self.workers[w];
         worker.session = None;
         worker.part = None;
+        worker.prepared = None;
+        worker.transfers = SimTransfers::default();
         let wait = self.dice.between(50, 500) * MS;
         self.inside(w, wait, Inside::Join);
     }
@@ -234,9 +276,12 @@ impl World {
         worker.epoch_max = spec.epoch;
         worker.term_max = worker.term_max.max(spec.epoch.term);
         let slots = (spec.num_blocks * spec.block_size) as usize;
-        if worker.cells.len() < slots {
-            worker.cells.resize(slots, 0);
+        for head in spec.shares[spec.rank.0 as usize].attention.clone() {
+            let cells = worker.cells.entry(head).or_default();
+            let len = cells.len().max(slots);
+            cells.resize(len, 0);
         }
+        worker.prepared = None;
         let meeting = Meeting {
             entered: vec![0; spec.shares.len()],
             digests: BTreeMap::new(),
@@ -246,6 +291,7 @@ impl World {
         let epoch = spec.epoch;
         worker.part = Some(Part {
             books: RankBooks::new(&spec),
+            beside: None,
             connected: false,
             moved_at: self.now,
             progress: Progress {
@@ -257,6 +303,92 @@ impl World {
         });
         let wait = self.dice.between(1, 50) * MS;
         self.inside(w, wait, Inside::EndpointReady(epoch));
+    }
+
+    fn prepare(&mut self, w: usize, spec: EpochSpec) {
+        let worker = &mut self.workers[w];
+        if spec.epoch <= worker.epoch_max {
+            let what = format!(
+                "{} is told to prepare {} after {}",
+                worker.id, spec.epoch, worker.epoch_max
+            );
+            return self.violation(what);
+        }
+        let slots = (spec.num_blocks * spec.block_size) as usize;
+        let heads = spec.shares[spec.rank.0 as usize].attention.clone();
+        let here = worker
+            .part
+            .as_ref()
+            .map(|part| part.spec.shares[part.spec.rank.0 as usize].attention.clone());
+        worker.ahead.clear();
+        for head in heads {
+            // Those of heads that stay are where they are.
+            if here.as_ref().is_some_and(|here| here.contains(&head)) {
+                let cells = worker.cells.entry(head).or_default();
+                let len = cells.len().max(slots);
+                cells.resize(len, 0);
+            } else {
+                worker.ahead.insert(head, vec![0; slots]);
+            }
+        }
+        let meeting = Meeting {
+            entered: vec![0; spec.shares.len()],
+            digests: BTreeMap::new(),
+            waiting: Vec::new(),
+        };
+        self.meetings.entry((spec.epoch, spec.nonce)).or_insert(meeting);
+        let epoch = spec.epoch;
+        let beside = worker.epoch();
+        worker.prepared = Some(Part {
+            books: RankBooks::new(&spec),
+            beside,
+            connected: false,
+            moved_at: self.now,
+            progress: Progress {
+                epoch,
+                ..Progress::default()
+            },
+            run: None,
+            spec,
+        });
+        let wait = self.dice.between(1, 50) * MS;
+        self.inside(w, wait, Inside::EndpointReady(epoch));
+    }
+
+    pub(super) fn switch(&mut self, w: usize, epoch: Epoch) {
+        let worker = &mut self.workers[w];
+        let Some(mut part) = worker
+            .prepared
+            .take_if(|part| part.spec.epoch == epoch && part.connected)
+        else {
+            // Another one may have begun since.
+            let what = format!("{} is told to switch to {epoch}, which it did not prepare", worker.id);
+            if epoch > worker.epoch_max {
+                self.violation(what);
+            }
+            return;
+        };
+        if part.beside.is_some() && worker.epoch() != part.beside {
+            let failed = FromWorker::EpochFailed {
+                epoch,
+                reason: "the epoch before has failed here".to_owned(),
+                missing: Vec::new(),
+            };
+            return self.report(self.workers[w].session, failed);
+        }
+        if let Some(before) = worker.part.take() {
+            let heads = |spec: &EpochSpec| spec.shares[spec.rank.0 as usize].attention.clone();
+            let (mut old, new) = (heads(&before.spec), heads(&part.spec));
+            let kept = old.by_ref().filter(|head| new.contains(head)).count();
+            part.books.inherit(&before.books, kept as u32);
+        }
+        let ahead = std::mem::take(&mut worker.ahead);
+        worker.cells.extend(ahead);
+        worker.epoch_max = epoch;
+        worker.term_max = worker.term_max.max(epoch.term);
+        part.moved_at = self.now;
+        worker.part = Some(part);
+        worker.transfers.close();
     }
 
     pub(super) fn inside_worker(&mut self, w: usize, what: Inside) {
@@ -279,6 +411,17 @@ impl World {
             Inside::SectionDone(run) => self.section_done(w, run),
             Inside::CollectiveDone(run, outcome) => self.collective_done(w, run, &outcome),
             Inside::CollectiveLate(run, section) => self.collective_late(w, run, section),
+            Inside::Transfer(news) => self.transfer_news(w, news),
+            Inside::EndpointReady(epoch) if self.workers[w].is_prepared_for(epoch) => {
+                let endpoint = format!("{}/{epoch}", self.workers[w].id);
+                self.report(self.workers[w].session, FromWorker::EndpointReady { epoch, endpoint });
+            }
+            Inside::Connected(epoch) if self.workers[w].is_prepared_for(epoch) => {
+                let part = self.workers[w].prepared.as_mut().expect("it is prepared");
+                part.connected = true;
+                let load = LoadReport::default();
+                self.report(self.workers[w].session, FromWorker::EpochReady { epoch, load });
+            }
             Inside::EndpointReady(_) | Inside::Connected(_) => {}
         }
     }
@@ -303,6 +446,7 @@ impl World {
             kv_memory_bytes: self.scenario.kv_memory_bytes,
             block_size: self.scenario.config.cell.block_size(),
             kv_dtype: self.scenario.config.cell.dtype(),
+            transfer_address: format!("worker-{w}:1"),
         };
         self.send_up(session, Event::WorkerJoined { session, info });
     }
@@ -314,14 +458,30 @@ impl World {
         self.inside(w, self.scenario.heartbeat, Inside::Heartbeat);
     }
 
+    /// What comes before the next plan, if the rank computes nothing.
+    fn obey_orders(&mut self, w: usize) {
+        let computes = |worker: &SimWorker| worker.part.as_ref().is_some_and(|part| part.run.is_some());
+        while !computes(&self.workers[w]) {
+            // A plan of an epoch that is over here stands in nobody's way.
+            let is_over = self.workers[w].part.is_none();
+            let is_order = |next: &mut ToWorker| is_over || !matches!(next, ToWorker::Step(_));
+            match self.workers[w].queue.pop_front_if(is_order) {
+                None => return,
+                Some(ToWorker::Step(_)) => self.report.stale_steps += 1,
+                Some(order) => self.transfer_order(w, order),
+            }
+        }
+    }
+
     /// Takes the next plan that the books accept, if the rank has nothing to do.
     fn start_step(&mut self, w: usize) {
         let skip_check = self.plant == Some(Plant::EpochCheckSkipped);
+        self.obey_orders(w);
         let worker = &mut self.workers[w];
         let Some(part) = worker.part.as_mut().filter(|part| part.connected && part.run.is_none()) else {
             return;
         };
-        while let Some(mut plan) = worker.queue.pop_front() {
+        while let Some(ToWorker::Step(mut plan)) = worker.queue.pop_front_if(|next| matches!(next, ToWorker::Step(_))) {
             if skip_check {
                 plan.epoch = part.spec.epoch;
             }
@@ -368,15 +528,20 @@ impl World {
         let block_size = part.spec.block_size;
         let mut digests = None;
         if has_heads && section == 0 {
-            for work in &run.input.work {
-                write_cells(&mut worker.cells, block_size, work, lose_write);
+            let heads = part.spec.shares[part.spec.rank.0 as usize].attention.clone();
+            for (_, cells) in worker.cells.range_mut(heads) {
+                for work in &run.input.work {
+                    write_cells(cells, block_size, work, lose_write);
+                }
             }
         } else if has_heads {
-            let work = run.input.work.iter();
-            digests = Some(
-                work.flat_map(|work| read_cells(&worker.cells, block_size, work))
-                    .collect(),
-            );
+            let heads = part.spec.shares[part.spec.rank.0 as usize].attention.clone();
+            let of_head = |cells: &Vec<u64>| {
+                let work = run.input.work.iter();
+                Some(work.flat_map(|work| read_cells(cells, block_size, work)).collect())
+            };
+            let read = worker.cells.range(heads).map(|(head, cells)| (*head, of_head(cells)));
+            digests = Some(reduce(&read.collect()));
         }
         self.enter_collective(w, id, digests);
     }
@@ -439,6 +604,7 @@ impl World {
             return;
         }
         let part = self.workers[w].part.take().expect("it waits");
+        self.workers[w].transfers = SimTransfers::default();
         let epoch = part.spec.epoch;
         let entered = &self.meetings[&(epoch, part.spec.nonce)].entered;
         let here = entered[part.spec.rank.0 as usize];
@@ -502,6 +668,7 @@ impl World {
     /// Gives up its epoch without blaming anybody.
     pub(super) fn fail_by_itself(&mut self, w: usize) {
         if let Some(part) = self.workers[w].part.take() {
+            self.workers[w].transfers = SimTransfers::default();
             let failed = FromWorker::EpochFailed {
                 epoch: part.spec.epoch,
                 reason: "a fault of its own".to_owned(),
@@ -518,67 +685,4 @@ impl World {
     fn inside_life(&mut self, worker: usize, life: u32, wait: u64, what: Inside) {
         self.schedule(self.now + wait, Happening::Inside { worker, life, what });
     }
-}
-
-fn slot(work: &WorkInput, block_size: u32, position: u32) -> usize {
-    let block = work.blocks[(position / block_size) as usize];
-    (block.0 * block_size + position % block_size) as usize
-}
-
-/// Each position's cell follows from the cell before it, as read.
-fn write_cells(cells: &mut [u64], block_size: u32, work: &WorkInput, lose_last: bool) {
-    for (position, token) in (work.start..).zip(&work.tokens) {
-        if lose_last && position + 1 == work.end() {
-            continue;
-        }
-        let before = match position.checked_sub(1) {
-            Some(before) => cells[slot(work, block_size, before)],
-            None => 0,
-        };
-        cells[slot(work, block_size, position)] = oracle::cell(before, position, *token);
-    }
-}
-
-/// What attention has read at each row that scores, then at the one that samples.
-fn read_cells(cells: &[u64], block_size: u32, work: &WorkInput) -> Vec<u64> {
-    let mut digest = 0;
-    let mut digests = Vec::new();
-    for position in 0..work.end() {
-        digest = oracle::read(digest, cells[slot(work, block_size, position)]);
-        if work.scored.contains(&(position + 1)) {
-            digests.push(digest);
-        }
-    }
-    digests.extend(work.samples.then_some(digest));
-    digests
-}
-
-fn score<'a>(work: &WorkInput, digests: &mut impl Iterator<Item = &'a u64>) -> Option<ScoredPrompt> {
-    let scored = work.targets.iter().zip(digests);
-    let logprobs = scored.map(|(token, digest)| PromptLogprob {
-        logprob: oracle::score(*digest, *token),
-        top_logprobs: Vec::new(),
-    });
-    (!work.targets.is_empty()).then(|| ScoredPrompt {
-        sequence: work.sequence,
-        start: work.scored.start,
-        logprobs: logprobs.collect(),
-    })
-}
-
-/// What the ranks agree on; where they differ, something that is nobody's answer.
-fn reduce(digests: &BTreeMap<u32, Option<Vec<u64>>>) -> Vec<u64> {
-    let mut of_ranks = digests.values().flatten();
-    let Some(first) = of_ranks.next() else {
-        return Vec::new();
-    };
-    let mut outcome = first.clone();
-    for other in of_ranks {
-        for (mine, theirs) in outcome.iter_mut().zip(other) {
-            if *mine != *theirs {
-                *mine = oracle::read(*mine, *theirs);
-            }
-        }
-    }
-    outcome
 }

@@ -16,6 +16,10 @@ pub struct Report {
     pub stale_steps: u64,
     /// Blocks in plans that another sequence had filled.
     pub blocks_shared: u64,
+    /// Cells that went from one worker to another.
+    pub cells_moved: u64,
+    /// Workers that were let go.
+    pub leaves: u64,
 }
 
 impl Report {
@@ -27,5 +31,7 @@ impl Report {
         self.pauses += other.pauses;
         self.stale_steps += other.stale_steps;
         self.blocks_shared += other.blocks_shared;
+        self.cells_moved += other.cells_moved;
+        self.leaves += other.leaves;
     }
 }

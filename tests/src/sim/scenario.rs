@@ -10,6 +10,8 @@ use super::dice::Dice;
 pub(super) const MS: u64 = 1000;
 pub(super) const SECOND: u64 = 1000 * MS;
 pub(super) const NUMERICS: NumericsId = NumericsId([7; 16]);
+/// Below it are the seeds of weather that was known before sequences moved.
+pub const FIRST_SEED_WITH_MIGRATIONS: u64 = 4_000_000;
 /// Groups of a cluster, where it has several.
 const GROUPS_MAX: u64 = 3;
 
@@ -24,6 +26,14 @@ pub(super) struct Scenario {
     /// Requests come within this, in a burst or spread out.
     pub submit_within: u64,
     pub num_faults: u32,
+    /// Asked for by an operator, where there are several groups.
+    pub num_migrations: u32,
+    /// Likewise.
+    pub num_reshards: u32,
+    /// Workers that are asked to end.
+    pub num_leaves: u32,
+    /// In a hundred, cells that are lost or damaged on their way.
+    pub bad_cells: u64,
     /// Also a restart of the coordinator.
     pub coordinator_dies: bool,
     /// A worker of other numerics tries to join.
@@ -94,6 +104,10 @@ impl Scenario {
             num_tenants: dice.between(1, 4),
             submit_within: dice.pick(&[SECOND / 2, 3 * SECOND, calm_after]),
             num_faults: if quiet { 0 } else { dice.between_u32(1, 8) },
+            num_migrations: 0,
+            num_reshards: 0,
+            num_leaves: 0,
+            bad_cells: 0,
             coordinator_dies: !quiet && dice.chance(15),
             misfit: config.numerics_id.is_some() && dice.chance(20),
             calm_after,
@@ -108,6 +122,29 @@ impl Scenario {
             config,
             layout: UnitLayout::new(shape, bytes),
         }
+    }
+}
+
+impl Scenario {
+    /// Sequences are moved, where there are several groups; by dice of their own, so that seeds without it stay what they
+    /// were.
+    pub fn with_migrations(mut self, seed: u64) -> Self {
+        let mut dice = Dice::new(seed ^ 0x6d69_6772_6174_6521);
+        self.config.grow = false;
+        if seed >= FIRST_SEED_WITH_MIGRATIONS {
+            if self.config.group_sizes.len() > 1 {
+                self.num_migrations = dice.pick(&[0, 10, 60, 200]);
+            }
+            self.num_reshards = dice.pick(&[0, 3, 20, 60]);
+            self.config.grow = dice.chance(50);
+            self.num_leaves = dice.pick(&[0, 0, 3, 10]);
+            self.bad_cells = if self.num_faults == 0 {
+                0
+            } else {
+                dice.pick(&[0, 0, 1, 10])
+            };
+        }
+        self
     }
 }
 

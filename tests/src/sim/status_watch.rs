@@ -32,7 +32,7 @@ impl StatusWatch {
             check_group(group, lives)?;
         }
         for sequence in status.sequences.iter().filter(|sequence| sequence.running) {
-            if !is_held(sequence, lives) {
+            if !is_held(sequence, lives) && !sequence.arriving {
                 return Err(format!(
                     "{} runs, and its group {} does not hold it",
                     sequence.sequence, sequence.group

@@ -52,6 +52,10 @@ pub(super) enum Happening {
     Submit(usize),
     Cancel(usize),
     Stop(usize, u32),
+    /// An operator moves somebody's request.
+    Migrate,
+    /// An operator gives a group other ranks.
+    Reshard,
     Fault(Fault),
     CoordinatorWakes(u32),
 }
@@ -87,7 +91,10 @@ pub(super) struct World {
 impl World {
     pub fn new(seed: u64, plant: Option<Plant>, tracing: bool) -> Self {
         let mut dice = Dice::new(seed);
-        let scenario = Scenario::draw(&mut dice);
+        let mut scenario = Scenario::draw(&mut dice).with_migrations(seed);
+        if plant == Some(Plant::LateCell) {
+            scenario.bad_cells *= 3;
+        }
         let num_hosts = scenario.num_hosts;
         let worker = |index| SimWorker::new(index, index as u64 % num_hosts);
         let mut workers: Vec<SimWorker> = (0..scenario.num_workers as usize).map(worker).collect();
@@ -161,6 +168,14 @@ impl World {
             let at = self.dice.between(0, self.scenario.submit_within);
             self.schedule(at, Happening::Submit(client));
         }
+        for _ in 0..self.scenario.num_migrations {
+            let at = self.dice.between(0, self.scenario.calm_after + SECOND);
+            self.schedule(at, Happening::Migrate);
+        }
+        for _ in 0..self.scenario.num_reshards {
+            let at = self.dice.between(0, self.scenario.calm_after);
+            self.schedule(at, Happening::Reshard);
+        }
         self.plan_faults();
         self.schedule(0, Happening::Tick);
     }
@@ -172,7 +187,13 @@ impl World {
         }
         let status = self.cluster.status();
         let mut blocks = status.groups.iter().map(|group| group.blocks);
-        blocks.all(|blocks| blocks.total > 0 && blocks.available() == blocks.total) && status.sequences.is_empty()
+        let mut groups = blocks.clone();
+        // An operator may have given one group so many workers that another cannot form.
+        let serve = match self.scenario.num_reshards {
+            0 => groups.all(|blocks| blocks.total > 0),
+            _ => groups.any(|blocks| blocks.total > 0),
+        };
+        serve && blocks.all(|blocks| blocks.available() == blocks.total) && status.sequences.is_empty()
     }
 
     fn count(&mut self) {
@@ -266,6 +287,8 @@ impl World {
             Happening::Submit(client) => self.submit(client),
             Happening::Cancel(client) => self.cancel(client),
             Happening::Stop(client, last_index) => self.stop(client, last_index),
+            Happening::Migrate => self.migrate(),
+            Happening::Reshard => self.reshard(),
             Happening::Fault(fault) => self.strike(fault),
             Happening::CoordinatorWakes(life) => {
                 if life == self.coordinator_life {
@@ -366,6 +389,16 @@ impl World {
                 let started = self.lives.start(*group, *epoch);
                 self.insist(started);
             }
+            Effect::EpochSwitched {
+                group,
+                from,
+                epoch,
+                num_blocks,
+                ..
+            } => {
+                let switched = self.lives.switch(*group, *from, *epoch, *num_blocks, self.now);
+                self.insist(switched);
+            }
             Effect::EpochEnded {
                 group, epoch, reason, ..
             } => self.end_epoch(*group, *epoch, reason),
@@ -398,6 +431,10 @@ impl World {
     fn send(&mut self, session: SessionId, mut message: ToWorker) {
         match &mut message {
             ToWorker::FormEpoch(spec) => self.note_rank(session, spec),
+            ToWorker::PrepareEpoch(spec) => {
+                let worker = self.worker_of(session).expect("every session has a worker");
+                self.lives.prepare(session, worker, spec);
+            }
             ToWorker::Step(plan) => self.note_step(session, plan),
             _ => {}
         }

@@ -15,6 +15,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 /// Pieces start at cache lines.
 const ALIGNMENT: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
+const PAGE: usize = 4096;
 /// What an arena maps at a time.
 const ARENA_CHUNK_BYTES: usize = 64 << 20;
 
@@ -85,6 +86,21 @@ impl HugeBuffer {
             bytes: NonNull::slice_from_raw_parts(mapping.start, bytes),
             _mapping: mapping,
         })
+    }
+}
+
+impl HugeBuffer {
+    /// Gives the memory of a range back; it reads as zeros afterwards, or still as what it was where pages are shared with
+    /// what lies around the range.
+    pub fn discard(&mut self, range: std::ops::Range<usize>) {
+        let bytes: &mut [u8] = &mut self[range];
+        let begin = bytes.as_ptr().align_offset(PAGE).min(bytes.len());
+        let len = (bytes.len() - begin) / PAGE * PAGE;
+        if len > 0 {
+            // SAFETY: the range is mapped, private and anonymous, lies inside this buffer, which nobody else refers to, and
+            // zeros are as valid bytes as any. An error leaves it as it was.
+            let _ = unsafe { rustix::mm::madvise(bytes[begin..].as_mut_ptr().cast(), len, Advice::LinuxDontNeed) };
+        }
     }
 }
 

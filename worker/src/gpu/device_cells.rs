@@ -3,9 +3,9 @@
 //! K lies row-major here, unlike on the host: a warp reads a few positions' K in whole sectors. Cells leave and come in the
 //! order of `kv::CellLayout`, whatever they are here.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
-use kvasir_kv::{BlockId, CellLayout, KvDtype};
+use kvasir_kv::{BlockId, CellLayout, KvDtype, KvHead};
 
 use super::{
     device::{DeviceBuffer, GpuDevice, GpuError, LaunchShape},
@@ -16,8 +16,12 @@ use super::{
 pub struct DeviceCells<B> {
     layout: CellLayout,
     num_blocks: u32,
+    heads: Range<u32>,
     /// One per local head: `[num_blocks][cell_bytes]`
     slabs: Vec<B>,
+    /// Of heads that the next epoch will have, and their number of blocks.
+    ahead: BTreeMap<u32, B>,
+    blocks_ahead: u32,
 }
 
 impl<B: DeviceBuffer> DeviceCells<B> {
@@ -25,7 +29,10 @@ impl<B: DeviceBuffer> DeviceCells<B> {
         Self {
             layout,
             num_blocks: 0,
+            heads: 0..0,
             slabs: Vec::new(),
+            ahead: BTreeMap::new(),
+            blocks_ahead: 0,
         }
     }
 
@@ -40,6 +47,8 @@ impl<B: DeviceBuffer> DeviceCells<B> {
         heads: Range<u32>,
         num_blocks: u32,
     ) -> Result<(), GpuError> {
+        self.ahead.clear();
+        self.heads = heads.clone();
         if num_blocks != self.num_blocks {
             self.slabs.clear();
         }
@@ -50,6 +59,102 @@ impl<B: DeviceBuffer> DeviceCells<B> {
             self.slabs.push(device.allocate("KV cells", bytes)?);
         }
         Ok(())
+    }
+
+    /// Makes room for cells of those of `heads` that are not here yet, beside all that is.
+    pub fn prepare<D: GpuDevice<Buffer = B>>(
+        &mut self,
+        device: &mut D,
+        heads: Range<u32>,
+        num_blocks: u32,
+    ) -> Result<(), GpuError> {
+        self.ahead.clear();
+        self.blocks_ahead = num_blocks;
+        for head in heads.filter(|head| !self.heads.contains(head)) {
+            let slab = device.allocate("KV cells", self.layout.slab_bytes(num_blocks).max(1))?;
+            self.ahead.insert(head, slab);
+        }
+        Ok(())
+    }
+
+    /// Goes on with `heads`: those that were here keep their cells, the others have what was prepared.
+    pub fn switch<D: GpuDevice<Buffer = B>>(
+        &mut self,
+        device: &mut D,
+        heads: Range<u32>,
+        num_blocks: u32,
+    ) -> Result<(), GpuError> {
+        let (before, bytes) = (self.num_blocks, self.layout.slab_bytes(num_blocks).max(1));
+        let kept_bytes = self.layout.slab_bytes(before.min(num_blocks));
+        let mut kept: BTreeMap<u32, B> = self.heads.clone().zip(std::mem::take(&mut self.slabs)).collect();
+        for head in heads.clone() {
+            let slab = match (kept.remove(&head), self.ahead.remove(&head)) {
+                (Some(slab), _) if before == num_blocks => slab,
+                (Some(slab), _) => {
+                    let other = device.allocate("KV cells", bytes)?;
+                    device.copy(&slab, 0, &other, 0, kept_bytes)?;
+                    device.synchronize()?;
+                    other
+                }
+                (None, Some(slab)) => slab,
+                (None, None) => device.allocate("KV cells", bytes)?,
+            };
+            self.slabs.push(slab);
+        }
+        self.ahead.clear();
+        self.num_blocks = num_blocks;
+        self.heads = heads;
+        Ok(())
+    }
+
+    /// A block's cell of a head of this epoch, or of the next, in the order of `kv::CellLayout`. `None` if there is none.
+    pub fn export<D: GpuDevice<Buffer = B>>(
+        &self,
+        device: &mut D,
+        head: KvHead,
+        block: BlockId,
+        bytes: &mut [u8],
+    ) -> Result<Option<()>, GpuError> {
+        let Some(slab) = self
+            .slab_with(head, block)
+            .filter(|_| bytes.len() == self.layout.cell_bytes())
+        else {
+            return Ok(None);
+        };
+        let packed = device.allocate("cells on their way", bytes.len().max(1))?;
+        self.move_cells(device, Kernel::GatherCells, slab, &[block], &packed)?;
+        device.download(&packed, 0, bytes)?;
+        Ok(Some(()))
+    }
+
+    /// The inverse of [`Self::export`].
+    pub fn import<D: GpuDevice<Buffer = B>>(
+        &mut self,
+        device: &mut D,
+        head: KvHead,
+        block: BlockId,
+        bytes: &[u8],
+    ) -> Result<Option<()>, GpuError> {
+        let Some(slab) = self
+            .slab_with(head, block)
+            .filter(|_| bytes.len() == self.layout.cell_bytes())
+        else {
+            return Ok(None);
+        };
+        let packed = device.allocate("cells on their way", bytes.len().max(1))?;
+        device.upload(bytes, &packed, 0)?;
+        self.move_cells(device, Kernel::ScatterCells, slab, &[block], &packed)?;
+        device.synchronize()?;
+        Ok(Some(()))
+    }
+
+    /// The slab of a head that has such a block.
+    fn slab_with(&self, head: KvHead, block: BlockId) -> Option<&B> {
+        match self.heads.contains(&head.0) {
+            true if block.0 < self.num_blocks => self.slabs.get((head.0 - self.heads.start) as usize),
+            false if block.0 < self.blocks_ahead => self.ahead.get(&head.0),
+            _ => None,
+        }
     }
 
     pub fn slab_addresses(&self) -> Vec<u64> {
@@ -113,13 +218,24 @@ impl<B: DeviceBuffer> DeviceCells<B> {
         blocks: &[BlockId],
         packed: &B,
     ) -> Result<(), GpuError> {
+        assert!(blocks.iter().all(|block| block.0 < self.num_blocks));
+        self.move_cells(device, kernel, &self.slabs[head], blocks, packed)
+    }
+
+    fn move_cells<D: GpuDevice<Buffer = B>>(
+        &self,
+        device: &mut D,
+        kernel: Kernel,
+        slab: &B,
+        blocks: &[BlockId],
+        packed: &B,
+    ) -> Result<(), GpuError> {
         if blocks.is_empty() {
             return Ok(());
         }
         let numbers: Vec<u32> = blocks.iter().map(|block| block.0).collect();
-        assert!(numbers.iter().all(|block| *block < self.num_blocks));
         let table = device.allocate("block numbers", 8 + 4 * numbers.len())?;
-        device.upload(&self.slabs[head].address().to_le_bytes(), &table, 0)?;
+        device.upload(&slab.address().to_le_bytes(), &table, 0)?;
         device.upload(bytemuck::cast_slice(&numbers), &table, 8)?;
         let args = MoveCellsArgs {
             blocks: table.address() + 8,

@@ -2,10 +2,14 @@
 //!
 //! Who may write to which block is the books' matter. K is stored after its rotation, both in the cells' dtype.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use candle_core::{DType, Device, Result, Tensor};
-use kvasir_kv::{BlockId, CellLayout, KvDtype, Q8_0_LEN};
+use kvasir_kv::{BlockId, CellLayout, KvDtype, KvHead, Q8_0_LEN};
+
+use crate::backend::BackendError;
+
+type BackendResult<T> = std::result::Result<T, BackendError>;
 
 #[derive(Debug)]
 pub(super) struct CellTensors {
@@ -40,8 +44,80 @@ impl CellTensors {
         self.cells.clear();
     }
 
+    /// The cells of `heads` and `held` blocks; all others are forgotten.
+    pub(super) fn take(&mut self, heads: Range<u32>, held: &[BlockId]) -> BTreeMap<(u32, BlockId), Tensor> {
+        let mut cells = std::mem::take(&mut self.cells);
+        cells.retain(|(head, block), _| heads.contains(head) && held.contains(block));
+        cells
+    }
+
+    pub(super) fn put_back(&mut self, cells: BTreeMap<(u32, BlockId), Tensor>) {
+        self.cells.extend(cells);
+    }
+
     pub(super) fn of_head(&mut self, head: u32, layer: usize) -> HeadCells<'_> {
         HeadCells { all: self, head, layer }
+    }
+
+    /// A cell in the order of `CellLayout`: K transposed, then V, layer by layer. One that was never written is zeros.
+    pub(super) fn export(&self, head: KvHead, block: BlockId, bytes: &mut [u8]) -> BackendResult<()> {
+        self.check_movable(bytes.len(), head, block)?;
+        let Some(cell) = self.cells.get(&(head.0, block)) else {
+            bytes.fill(0);
+            return Ok(());
+        };
+        let values = cell.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        for (at, source) in self.order().enumerate() {
+            match self.layout.dtype() {
+                KvDtype::F16 => {
+                    let value = half::f16::from_f32(values[source]);
+                    bytes[2 * at..][..2].copy_from_slice(&value.to_le_bytes());
+                }
+                _ => bytes[4 * at..][..4].copy_from_slice(&values[source].to_le_bytes()),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn import(&mut self, head: KvHead, block: BlockId, bytes: &[u8]) -> BackendResult<()> {
+        self.check_movable(bytes.len(), head, block)?;
+        let num_values = self.layout.num_layers() as usize * 2 * self.block_size() * self.layout.head_dim() as usize;
+        let mut values = vec![0.0f32; num_values];
+        for (at, target) in self.order().enumerate() {
+            values[target] = match self.layout.dtype() {
+                KvDtype::F16 => half::f16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).to_f32(),
+                _ => f32::from_le_bytes([bytes[4 * at], bytes[4 * at + 1], bytes[4 * at + 2], bytes[4 * at + 3]]),
+            };
+        }
+        let columns = self.layout.head_dim() as usize;
+        let cell = Tensor::from_vec(values, (num_values / columns, columns), &self.device)?.to_dtype(self.dtype())?;
+        self.cells.insert((head.0, block), cell);
+        Ok(())
+    }
+
+    fn check_movable(&self, len: usize, head: KvHead, block: BlockId) -> BackendResult<()> {
+        if self.layout.dtype() == KvDtype::Q8_0 {
+            let reason = "cells of q8_0 are kept as what they stand for, and are not moved; use f16 or f32".to_owned();
+            return Err(BackendError::Device {
+                backend: "candle",
+                reason,
+            });
+        }
+        match len == self.layout.cell_bytes() {
+            true => Ok(()),
+            false => Err(BackendError::NoSuchCell { head, block }),
+        }
+    }
+
+    /// For each value in the order of `CellLayout`, where it is in a cell's tensor.
+    fn order(&self) -> impl Iterator<Item = usize> {
+        let (block_size, head_dim) = (self.block_size(), self.layout.head_dim() as usize);
+        let plane = block_size * head_dim;
+        (0..self.layout.num_layers() as usize).flat_map(move |layer| {
+            let (k, v) = (2 * layer * plane, (2 * layer + 1) * plane);
+            let k = (0..plane).map(move |i| k + i % block_size * head_dim + i / block_size);
+            k.chain((0..plane).map(move |i| v + i))
+        })
     }
 
     fn block_size(&self) -> usize {

@@ -55,6 +55,7 @@ fn plan(step: u64, admitted: Vec<AdmittedSequence>, work: Vec<SequenceWork>) -> 
         admitted,
         work,
         retired: Vec::new(),
+        adopted: Vec::new(),
     }
 }
 

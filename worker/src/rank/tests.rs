@@ -1,0 +1,171 @@
+//! A rank refuses cells that are not what was computed into them.
+
+use std::{
+    net::Ipv4Addr,
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc::channel,
+    },
+};
+
+use kvasir_kv::{
+    AdmittedSequence, BlockTag, GroupId, HeadLayout, KvHead, ModelShape, Sampling, SequenceWork, StepId, TaggedBlock,
+    Transport, UnitBytes, UnitLayout,
+};
+
+use super::*;
+use crate::backend::{Preload, Preloaded};
+use crate::sampler::UnitRows;
+
+/// Its cells hold one number, which a test may change behind its back.
+struct OneCell {
+    layout: UnitLayout,
+    content: Arc<AtomicU64>,
+}
+
+impl Backend for OneCell {
+    fn layout(&self) -> &UnitLayout {
+        &self.layout
+    }
+
+    fn begin_epoch(&mut self, _: &EpochSpec) -> Result<LoadReport, BackendError> {
+        Ok(LoadReport::default())
+    }
+
+    fn vocab_units(&self) -> &[UnitRows] {
+        &[]
+    }
+
+    fn checksums(&self, _: BlockId) -> Vec<u32> {
+        vec![7, self.content.load(Ordering::Relaxed) as u32]
+    }
+
+    fn prepare_epoch(&mut self, _: &EpochSpec) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn preload(&self, _: &EpochSpec) -> Option<Preload> {
+        None
+    }
+
+    fn switch_epoch(
+        &mut self,
+        spec: &EpochSpec,
+        _: Option<Preloaded>,
+        _: &[BlockId],
+    ) -> Result<LoadReport, BackendError> {
+        self.begin_epoch(spec)
+    }
+
+    fn export_cell(&mut self, _: KvHead, _: BlockId, _: &mut [u8]) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn import_cell(&mut self, _: KvHead, _: BlockId, _: &[u8]) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn forward(
+        &mut self,
+        work: &[WorkInput],
+        _: &mut dyn Collective,
+        output: &mut ForwardOutput,
+    ) -> Result<(), BackendError> {
+        output.poisoned = vec![false; work.len()];
+        Ok(())
+    }
+}
+
+fn layout() -> UnitLayout {
+    let shape = ModelShape {
+        num_layers: 1,
+        hidden_size: 96,
+        heads: HeadLayout::new(6, 3, 16).unwrap(),
+        intermediate_size: 256,
+        vocab_size: 256,
+        context_len: 100,
+    };
+    let bytes = UnitBytes {
+        attention: 1000,
+        ffn_per_column: 10,
+        vocab_per_row: 2,
+        embedding_per_row: 0,
+        replicated: 100,
+    };
+    UnitLayout::new(shape, bytes)
+}
+
+#[test]
+fn a_cell_that_changed_since_it_was_filled_ends_the_epoch_and_not_in_a_wrong_answer() {
+    let content = Arc::new(AtomicU64::new(1));
+    let backend = OneCell {
+        layout: layout(),
+        content: Arc::clone(&content),
+    };
+    let plan = ShardPlan::balance(backend.layout(), &[kvasir_kv::RankCapacity::default()], 0).unwrap();
+    let (send, answers) = channel();
+    let config = RankConfig::new(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let mut rank = RankWorker::new(config, Box::new(backend), Arc::default(), move |message| {
+        send.send(message).unwrap();
+    });
+    let epoch = Epoch { term: 1, number: 1 };
+    rank.on(ToWorker::FormEpoch(EpochSpec {
+        group: GroupId(0),
+        epoch,
+        rank: Rank(0),
+        transport: Transport::Solo,
+        nonce: 1,
+        shares: plan.shares().to_vec(),
+        num_blocks: 8,
+        block_size: 16,
+        step_tokens_max: 64,
+    }));
+    let Ok(FromWorker::EndpointReady { endpoint, .. }) = answers.recv() else {
+        panic!("no endpoint");
+    };
+    let endpoints = vec![endpoint];
+    rank.on(ToWorker::ConnectEpoch { epoch, endpoints });
+    assert!(matches!(answers.recv(), Ok(FromWorker::EpochReady { .. })));
+
+    // Sequence 0 fills block 0; the others start after it.
+    let step = |sequence: u64| {
+        let block = |id: u64| TaggedBlock {
+            id: BlockId(id as u32),
+            tag: BlockTag(1),
+        };
+        let (start, num_tokens) = if sequence == 0 { (0, 16) } else { (16, 3) };
+        let new_blocks = [0, sequence].into_iter().take(1 + sequence.min(1) as usize);
+        ToWorker::Step(StepPlan {
+            epoch,
+            step: StepId(sequence),
+            admitted: vec![AdmittedSequence {
+                sequence: SequenceId(sequence),
+                tokens: vec![TokenId(1); 30],
+                prompt_len: 30,
+                sampling: Sampling::default(),
+                prompt_top_logprobs: 0,
+            }],
+            work: vec![SequenceWork {
+                sequence: SequenceId(sequence),
+                start,
+                num_tokens,
+                new_blocks: new_blocks.map(block).collect(),
+                samples: false,
+                scored: 0..0,
+            }],
+            retired: Vec::new(),
+            adopted: Vec::new(),
+        })
+    };
+    for sequence in [0, 1] {
+        rank.on(step(sequence));
+        assert!(matches!(answers.recv(), Ok(FromWorker::StepDone { .. })));
+    }
+    content.store(2, Ordering::Relaxed);
+    rank.on(step(2));
+    let Ok(FromWorker::EpochFailed { reason, missing, .. }) = answers.recv() else {
+        panic!("a changed cell was used");
+    };
+    assert!(reason.starts_with(CORRUPT_CELL) && missing.is_empty(), "{reason}");
+    assert!(reason.contains("block 0 of local KV head 1"), "{reason}");
+}
