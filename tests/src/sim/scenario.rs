@@ -133,7 +133,7 @@ impl Scenario {
         self.config.grow = false;
         if seed >= FIRST_SEED_WITH_MIGRATIONS {
             if self.config.group_sizes.len() > 1 {
-                self.num_migrations = dice.pick(&[0, 10, 60, 200]);
+                self.num_migrations = dice.pick(&[10, 60, 200, 200]);
             }
             self.num_reshards = dice.pick(&[0, 3, 20, 60]);
             self.config.grow = dice.chance(50);

@@ -228,7 +228,7 @@ pub struct QuantizeArgs {
     pub padding: u32,
 }
 
-/// Embedding rows as fixed-point sums. Grid [tokens], 256 threads.
+/// Embedding rows as fixed-point sums. Grid `[tokens]`, 256 threads.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct EmbedRowsArgs {
@@ -242,7 +242,7 @@ pub struct EmbedRowsArgs {
     pub padding: u32,
 }
 
-/// Some rows of the residual, and their poison. Grid [rows], 256 threads.
+/// Some rows of the residual, and their poison. Grid `[rows]`, 256 threads.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct TakeRowsArgs {
@@ -260,7 +260,7 @@ pub struct TakeRowsArgs {
     pub padding: u32,
 }
 
-/// Poison goes to the end of the sums, so that the reduce carries it to all ranks. Grid [ceil(tokens / 256)], 256 threads.
+/// Poison goes to the end of the sums, so that the reduce carries it to all ranks. Grid `[ceil(tokens / 256)]`, 256 threads.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct SealSumsArgs {
@@ -385,7 +385,7 @@ pub struct WriteCellsArgs {
     pub heads: u32,
 }
 
-/// Cells out of, or into, the order of transfer: `kv::CellLayout`'s. Grid [layers * 2, cells], 256 threads.
+/// Cells out of, or into, the order of transfer: `kv::CellLayout`'s. Grid `[layers * 2, cells]`, 256 threads.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct MoveCellsArgs {
@@ -471,7 +471,7 @@ pub struct Summary {
     pub finite: u32,
 }
 
-/// Grid [units, rows], 256 threads. Shared: rows of the largest unit, in floats.
+/// Grid `[units, rows]`, 256 threads. Shared: rows of the largest unit, in floats.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct VocabSummariesArgs {
