@@ -8,8 +8,8 @@ use kvasir_kv::{GroupId, SequenceId, ToWorker, WorkerId};
 
 use crate::{Cluster, Effect, SessionId, detector::Steady, group::Group};
 
-/// A group that could not be resharded tries again after so long.
-const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
+/// A group that could not be emptied yet is looked at again after so long.
+const RETRY: std::time::Duration = std::time::Duration::from_millis(100);
 
 impl Cluster {
     /// An operator lets a worker go. False if there is no such worker.
@@ -61,7 +61,7 @@ impl Cluster {
         } else if ranks == 0 && self.group(id).scheduler.sequences().next().is_none() {
             self.dissolve(id);
         }
-        self.group_mut(id).drain_at = Steady(steady.0 + RETRY / 10);
+        self.group_mut(id).drain_at = Steady(steady.0 + RETRY);
     }
 
     /// All sequences of a group go to others; then it ends.

@@ -9,7 +9,7 @@ mod products;
 
 use std::{sync::Arc, time::Instant};
 
-use kvasir_kv::{BlockId, CellLayout, EpochSpec, KvHead, LoadReport, RankShare, UnitId, UnitKind, UnitLayout};
+use kvasir_kv::{BlockId, CellLayout, EpochSpec, KvHead, LoadReport, RankShare, UnitLayout};
 use kvasir_model::{Checkpoint, WeightMode};
 
 use crate::{
@@ -115,16 +115,7 @@ impl Canonical {
 
     /// The share's units are here, and there is room for its cells.
     fn take_up(&mut self, share: &RankShare, taken: Taken, begun: Instant) -> LoadReport {
-        let extents = share
-            .vocab
-            .clone()
-            .map(|unit| self.layout.extent(UnitKind::Vocab, UnitId(unit)));
-        self.vocab_units = extents
-            .map(|rows| UnitRows {
-                first: rows.start,
-                rows: rows.end - rows.start,
-            })
-            .collect();
+        self.vocab_units = UnitRows::of(&self.layout, share);
         LoadReport {
             units_loaded: taken.loaded,
             units_kept: taken.kept,

@@ -44,7 +44,7 @@ pub use door::open;
 
 use std::{sync::Arc, time::Instant};
 
-use kvasir_kv::{BlockId, CellLayout, EpochSpec, KvHead, LoadReport, RankShare, UnitId, UnitKind, UnitLayout};
+use kvasir_kv::{BlockId, CellLayout, EpochSpec, KvHead, LoadReport, RankShare, UnitKind, UnitLayout};
 use kvasir_model::{Checkpoint, ModelSpec, WeightMode};
 
 use self::{
@@ -290,16 +290,7 @@ impl<D: GpuDevice> Gpu<D> {
 
     /// The share's units are here, and there is room for its cells.
     fn take_up(&mut self, share: &RankShare, taken: &Taken, begun: Instant) -> Result<LoadReport, BackendError> {
-        let extents = share
-            .vocab
-            .clone()
-            .map(|unit| self.layout.extent(UnitKind::Vocab, UnitId(unit)));
-        self.vocab_units = extents
-            .map(|rows| UnitRows {
-                first: rows.start,
-                rows: rows.end - rows.start,
-            })
-            .collect();
+        self.vocab_units = UnitRows::of(&self.layout, share);
         self.epoch = Some(self.epoch_tables(share)?);
         Ok(LoadReport {
             units_loaded: taken.loaded,

@@ -17,7 +17,7 @@ mod summary;
 use std::{sync::Arc, time::Instant};
 
 use candle_core::{D, Device, Tensor};
-use kvasir_kv::{BlockId, CellLayout, EpochSpec, KvHead, LoadReport, UnitId, UnitKind, UnitLayout};
+use kvasir_kv::{BlockId, CellLayout, EpochSpec, KvHead, LoadReport, UnitLayout};
 use kvasir_model::{Checkpoint, WeightMode};
 
 use self::{
@@ -215,16 +215,7 @@ impl Backend for Oracle {
         let share = &spec.shares[spec.rank.0 as usize];
         let taken = self.weights.take(&self.layout, share)?;
         self.cells.clear();
-        let extents = share
-            .vocab
-            .clone()
-            .map(|unit| self.layout.extent(UnitKind::Vocab, UnitId(unit)));
-        self.vocab_units = extents
-            .map(|rows| UnitRows {
-                first: rows.start,
-                rows: rows.end - rows.start,
-            })
-            .collect();
+        self.vocab_units = UnitRows::of(&self.layout, share);
         Ok(LoadReport {
             units_loaded: taken.loaded,
             units_kept: taken.kept,

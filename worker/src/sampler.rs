@@ -4,7 +4,7 @@
 //! where it is drawn, biased or penalized, its logits, of which each rank makes the same pick (`draw`). Logprobs are those
 //! of the model's logits, whatever was done to them.
 
-use kvasir_kv::{SampledToken, Sampling, TOP_LOGPROBS_MAX, TokenId};
+use kvasir_kv::{RankShare, SampledToken, Sampling, TOP_LOGPROBS_MAX, TokenId, UnitId, UnitKind, UnitLayout};
 
 use crate::{
     arith::UnitSummary,
@@ -19,6 +19,22 @@ pub struct UnitRows {
     /// First token of the unit.
     pub first: u32,
     pub rows: u32,
+}
+
+impl UnitRows {
+    /// The vocab units of a share, in order.
+    pub(crate) fn of(layout: &UnitLayout, share: &RankShare) -> Vec<Self> {
+        let extents = share
+            .vocab
+            .clone()
+            .map(|unit| layout.extent(UnitKind::Vocab, UnitId(unit)));
+        extents
+            .map(|rows| Self {
+                first: rows.start,
+                rows: rows.end - rows.start,
+            })
+            .collect()
+    }
 }
 
 /// One row to sample: whose it is and how.

@@ -108,6 +108,34 @@ pub(super) enum Inside {
     Transfer(TransferNews),
 }
 
+impl Part {
+    fn new(spec: EpochSpec, beside: Option<Epoch>, now: u64) -> Self {
+        let epoch = spec.epoch;
+        Self {
+            books: RankBooks::new(&spec),
+            beside,
+            connected: false,
+            moved_at: now,
+            progress: Progress {
+                epoch,
+                ..Progress::default()
+            },
+            run: None,
+            spec,
+        }
+    }
+}
+
+impl Meeting {
+    fn of(spec: &EpochSpec) -> Self {
+        Self {
+            entered: vec![0; spec.shares.len()],
+            digests: BTreeMap::new(),
+            waiting: Vec::new(),
+        }
+    }
+}
+
 impl SimWorker {
     pub fn new(index: usize, host: u64) -> Self {
         Self {
@@ -282,25 +310,10 @@ impl World {
             cells.resize(len, 0);
         }
         worker.prepared = None;
-        let meeting = Meeting {
-            entered: vec![0; spec.shares.len()],
-            digests: BTreeMap::new(),
-            waiting: Vec::new(),
-        };
-        self.meetings.entry((spec.epoch, spec.nonce)).or_insert(meeting);
+        let place = (spec.epoch, spec.nonce);
+        self.meetings.entry(place).or_insert_with(|| Meeting::of(&spec));
         let epoch = spec.epoch;
-        worker.part = Some(Part {
-            books: RankBooks::new(&spec),
-            beside: None,
-            connected: false,
-            moved_at: self.now,
-            progress: Progress {
-                epoch,
-                ..Progress::default()
-            },
-            run: None,
-            spec,
-        });
+        worker.part = Some(Part::new(spec, None, self.now));
         let wait = self.dice.between(1, 50) * MS;
         self.inside(w, wait, Inside::EndpointReady(epoch));
     }
@@ -331,26 +344,11 @@ impl World {
                 worker.ahead.insert(head, vec![0; slots]);
             }
         }
-        let meeting = Meeting {
-            entered: vec![0; spec.shares.len()],
-            digests: BTreeMap::new(),
-            waiting: Vec::new(),
-        };
-        self.meetings.entry((spec.epoch, spec.nonce)).or_insert(meeting);
+        let place = (spec.epoch, spec.nonce);
+        self.meetings.entry(place).or_insert_with(|| Meeting::of(&spec));
         let epoch = spec.epoch;
         let beside = worker.epoch();
-        worker.prepared = Some(Part {
-            books: RankBooks::new(&spec),
-            beside,
-            connected: false,
-            moved_at: self.now,
-            progress: Progress {
-                epoch,
-                ..Progress::default()
-            },
-            run: None,
-            spec,
-        });
+        worker.prepared = Some(Part::new(spec, beside, self.now));
         let wait = self.dice.between(1, 50) * MS;
         self.inside(w, wait, Inside::EndpointReady(epoch));
     }
