@@ -287,6 +287,7 @@ impl Cluster {
                 source_rank,
                 cells,
                 bytes,
+                shared_bytes,
                 ..
             } => {
                 let arrived = Arrived {
@@ -294,6 +295,7 @@ impl Cluster {
                     source: source_rank,
                     cells,
                     bytes,
+                    shared_bytes,
                 };
                 self.on_cells_arrived(seat.rank, transfer, arrived);
                 Ok(())

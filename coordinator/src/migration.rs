@@ -436,6 +436,7 @@ impl Cluster {
         self.counters.cells_planned += migration.transfer.cells_planned;
         self.counters.cells_adopted += migration.transfer.cells_arrived;
         self.counters.transfer_bytes += migration.transfer.bytes;
+        self.counters.transfer_shared_bytes += migration.transfer.shared_bytes;
     }
 
     /// The ranks of a group forget whom they need not know any more, before another group learns of them.

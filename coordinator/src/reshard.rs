@@ -343,6 +343,7 @@ impl Cluster {
         self.counters.cells_planned += reshard.transfer.cells_planned;
         self.counters.cells_adopted += reshard.transfer.cells_arrived;
         self.counters.transfer_bytes += reshard.transfer.bytes;
+        self.counters.transfer_shared_bytes += reshard.transfer.shared_bytes;
         self.forget_causes();
     }
 
@@ -447,6 +448,7 @@ impl Cluster {
                 source_rank,
                 cells,
                 bytes,
+                shared_bytes,
                 ..
             } => {
                 let arrived = Arrived {
@@ -454,6 +456,7 @@ impl Cluster {
                     source: *source_rank,
                     cells: *cells,
                     bytes: *bytes,
+                    shared_bytes: *shared_bytes,
                 };
                 reshard.transfer.on_arrived(rank, arrived, self.now);
                 None

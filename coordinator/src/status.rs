@@ -233,6 +233,8 @@ counters! {
     cells_planned,
     cells_adopted,
     transfer_bytes,
+    /// Of these, those that went through shared memory.
+    transfer_shared_bytes,
     /// Transfers refused at a rank, by reason.
     cells_refused_ticket,
     cells_refused_epoch,

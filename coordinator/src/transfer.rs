@@ -43,6 +43,8 @@ pub(crate) struct Transfer {
     pub cells_planned: u64,
     pub cells_arrived: u64,
     pub bytes: u64,
+    /// Of these, those that came through shared memory.
+    pub shared_bytes: u64,
     /// When something came, or was asked for, last.
     pub moved: Now,
 }
@@ -54,6 +56,7 @@ pub(crate) struct Arrived {
     pub source: Rank,
     pub cells: u32,
     pub bytes: u64,
+    pub shared_bytes: u64,
 }
 
 impl Transfer {
@@ -66,6 +69,7 @@ impl Transfer {
             cells_planned: 0,
             cells_arrived: 0,
             bytes: 0,
+            shared_bytes: 0,
             moved: now,
         }
     }
@@ -122,6 +126,7 @@ impl Transfer {
         if self.awaited.remove(&(arrived.round, arrived.source, target)) {
             self.cells_arrived += u64::from(arrived.cells);
             self.bytes += arrived.bytes;
+            self.shared_bytes += arrived.shared_bytes;
             self.moved = now;
         }
     }

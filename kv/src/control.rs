@@ -170,6 +170,8 @@ pub enum FromWorker {
         source_rank: Rank,
         cells: u32,
         bytes: u64,
+        /// Of these, those that came through shared memory.
+        shared_bytes: u64,
     },
     /// The transfer cannot be completed; nothing of it will be used.
     TransferFailed {

@@ -18,8 +18,12 @@ use kvasir_tests::{
 use serde_json::Value;
 use tonic::{Code, transport::Channel};
 
-const MIGRATIONS: u64 = 100;
-const RESHARDS: u64 = 30;
+/// So much has to happen.
+#[derive(Clone, Copy)]
+struct Goal {
+    migrations: u64,
+    reshards: u64,
+}
 
 fn count(status: &Value, name: &str) -> u64 {
     status["counters"][name].as_u64().unwrap()
@@ -59,6 +63,7 @@ async fn stir(
     dice: &mut Dice,
     epochs: &mut Epochs,
     (moves, reshards): (&mut u64, &mut u64),
+    goal: Goal,
     done: &AtomicBool,
 ) {
     while !done.load(Ordering::Relaxed) {
@@ -74,7 +79,7 @@ async fn stir(
             continue;
         }
         let num_groups = status.groups.len() as u64;
-        if *reshards < RESHARDS && dice.chance(25) || *moves >= MIGRATIONS {
+        if *reshards < goal.reshards && dice.chance(25) || *moves >= goal.migrations {
             let group = dice.between(0, num_groups - 1) as u32;
             let ranks = dice.between_u32(1, 5);
             let resharded = admin.reshard(v1::ReshardRequest { group, ranks }).await;
@@ -117,8 +122,30 @@ async fn stir(
 
 #[tokio::test]
 async fn a_hundred_migrations_and_thirty_reshards_under_sixteen_streams_change_no_bit_and_recompute_nothing() {
+    let goal = Goal {
+        migrations: 100,
+        reshards: 30,
+    };
+    let status = stir_all(&["--groups", "1,2,3"], goal).await;
+    // All workers are on one host.
+    let bytes = count(&status, "transfer_bytes");
+    assert_eq!(count(&status, "transfer_shared_bytes"), bytes, "{status:#}");
+}
+
+#[tokio::test]
+async fn cells_that_go_through_connections_change_no_bit_either() {
+    let goal = Goal {
+        migrations: 20,
+        reshards: 6,
+    };
+    let status = stir_all(&["--groups", "1,2,3", "--transport", "tcp"], goal).await;
+    assert_eq!(count(&status, "transfer_shared_bytes"), 0, "{status:#}");
+}
+
+/// Moves and reshards under sixteen streams until the goal is reached; returns what the cluster says then.
+async fn stir_all(flags: &[&str], goal: Goal) -> Value {
     let model = kvasir_tests::default_model();
-    let sandbox = ClusterSandbox::start(&model, 6, &["--groups", "1,2,3"]);
+    let sandbox = ClusterSandbox::start(&model, 6, flags);
     let _spares = [
         sandbox.add_worker(&model, "spare-0"),
         sandbox.add_worker(&model, "spare-1"),
@@ -129,7 +156,7 @@ async fn a_hundred_migrations_and_thirty_reshards_under_sixteen_streams_change_n
     let (mut dice, mut epochs) = (dice(), Epochs::default());
     let (mut moves, mut reshards) = (0, 0);
     let mut rounds = 0;
-    while moves < MIGRATIONS || reshards < RESHARDS {
+    while moves < goal.migrations || reshards < goal.reshards {
         let done = AtomicBool::new(false);
         let asked = async {
             let asked = generations
@@ -139,7 +166,14 @@ async fn a_hundred_migrations_and_thirty_reshards_under_sixteen_streams_change_n
             done.store(true, Ordering::Relaxed);
             answers
         };
-        let stirred = stir(&mut admin, &mut dice, &mut epochs, (&mut moves, &mut reshards), &done);
+        let stirred = stir(
+            &mut admin,
+            &mut dice,
+            &mut epochs,
+            (&mut moves, &mut reshards),
+            goal,
+            &done,
+        );
         let (answers, ()) = tokio::join!(asked, stirred);
         let digests: Vec<String> = answers
             .into_iter()
@@ -182,10 +216,12 @@ async fn a_hundred_migrations_and_thirty_reshards_under_sixteen_streams_change_n
     );
     // Each moves at least the last block of one sequence, of three KV heads.
     assert!(count(&status, "cells_adopted") >= 3 * moves, "{status:#}");
+    assert!(count(&status, "transfer_bytes") > 0, "{status:#}");
     assert_eq!(count(&status, "epochs"), 3 + reshards);
     for group in status["groups"].as_array().unwrap() {
         assert_eq!(group["blocks"]["unaccounted"], 0, "{status:#}");
     }
+    status
 }
 
 /// Each worker of two groups is asked to end while sixteen streams talk, and another takes its place.

@@ -168,6 +168,22 @@ pub trait Backend: Send {
     /// The reverse: the cell holds these bytes afterwards.
     fn import_cell(&mut self, head: KvHead, block: BlockId, bytes: &[u8]) -> Result<(), BackendError>;
 
+    /// As `import_cell`, with bytes that come from `fill`. If it finds that they are wrong it returns false; the cell means
+    /// nothing then.
+    fn fill_cell(
+        &mut self,
+        head: KvHead,
+        block: BlockId,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> Result<(), BackendError> {
+        let mut bytes = vec![0; len];
+        match fill(&mut bytes) {
+            true => self.import_cell(head, block, &bytes),
+            false => Ok(()),
+        }
+    }
+
     /// Computes all rows, writing K and V into the cells. Every rank of the group makes the same call.
     fn forward(
         &mut self,

@@ -21,6 +21,7 @@ pub(super) fn news(message: kv::FromWorker) -> v1::FromWorker {
             source_rank,
             cells,
             bytes,
+            shared_bytes,
         } => Message::CellsArrived(v1::CellsArrived {
             epoch: epoch_id(epoch),
             transfer: transfer.0,
@@ -28,6 +29,7 @@ pub(super) fn news(message: kv::FromWorker) -> v1::FromWorker {
             source_rank: source_rank.0,
             cells,
             bytes,
+            shared_bytes,
         }),
         kv::FromWorker::TransferFailed {
             epoch,
@@ -52,6 +54,7 @@ pub(super) fn parse_arrived(arrived: v1::CellsArrived) -> Result<kv::FromWorker,
         source_rank: kv::Rank(arrived.source_rank),
         cells: arrived.cells,
         bytes: arrived.bytes,
+        shared_bytes: arrived.shared_bytes,
     })
 }
 
@@ -288,6 +291,7 @@ mod tests {
             source_rank: kv::Rank(1),
             cells: 6,
             bytes: 1 << 40,
+            shared_bytes: 1 << 39,
         };
         let failed = |fault| kv::FromWorker::TransferFailed {
             epoch: epoch(9),

@@ -1999,6 +1999,9 @@ pub struct CellsArrived {
     pub cells: u32,
     #[prost(uint64, tag = "6")]
     pub bytes: u64,
+    /// Of these, those that came through shared memory.
+    #[prost(uint64, tag = "7")]
+    pub shared_bytes: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TransferFailed {

@@ -263,6 +263,7 @@ impl World {
                 source_rank: cell.source,
                 cells: num_cells,
                 bytes: u64::from(num_cells),
+                shared_bytes: 0,
             };
             self.report(self.workers[w].session, arrived);
         }

@@ -2,6 +2,9 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags};
 
 /// Where a rank can be met: `solo:`, `shm:/proc/<pid>/fd/<n>` (rank 0), `shm:` (other ranks), `tcp:<ip>:<port>`.
 /// It is meant for the ranks of one epoch and worth nothing afterwards.
@@ -44,12 +47,22 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// The file descriptor of a process that holds a segment. Parsed to numbers, so that an endpoint can name nothing
+/// The file descriptor of a process of this host that holds shared memory. Parsed to numbers, so that an endpoint can name nothing
 /// but a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SegmentFile {
+pub(crate) struct SegmentFile {
     pub process: u32,
     pub descriptor: u32,
+}
+
+impl SegmentFile {
+    /// Opens what lies behind the descriptor, to read or to write as `access` says.
+    pub fn open(self, access: OFlags) -> rustix::io::Result<OwnedFd> {
+        let path = format!("/proc/{}/fd/{}", self.process, self.descriptor);
+        // Not to block on whatever else such a descriptor may be.
+        let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        rustix::fs::open(path, flags, Mode::empty())
+    }
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ mod transport;
 
 pub use abort::Abort;
 pub use endpoint::Endpoint;
+pub(crate) use endpoint::SegmentFile;
 pub use error::CollectiveError;
 pub use listening::{EpochNonce, Listening, Seat, Terms};
 pub use rounding::round_sums;

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::fs::{MemfdFlags, OFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::CollectiveError;
@@ -62,10 +62,8 @@ impl SharedMemory {
 
     /// Maps a peer's memory file. None if what is found there is no memory file of this size with its size sealed.
     pub fn open(source: SegmentFile, size: MemorySize) -> Result<Option<SharedMemory>, CollectiveError> {
-        let path = format!("/proc/{}/fd/{}", source.process, source.descriptor);
-        // Not to block on whatever else such a descriptor may be.
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = rustix::fs::open(path, flags, Mode::empty())
+        let file = source
+            .open(OFlags::RDWR)
             .map_err(CollectiveError::errno("cannot open the memory file of rank 0"))?;
         let is_sealed = rustix::fs::fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SIZE_SEALS));
         let found = rustix::fs::fstat(&file).map_err(CollectiveError::errno("cannot stat a memory file"))?;

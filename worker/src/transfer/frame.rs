@@ -1,4 +1,5 @@
-//! What travels on a transfer's connection: a hello, its answer, then cells, each behind a header.
+//! What travels on a transfer's connection: a hello, its answer, then headers, each with its cell behind it or with the
+//! slot of shared memory that the cell lies in.
 //!
 //! All numbers are little-endian. A header carries its own checksum, because a length must not be believed before it is
 //! known to be one.
@@ -9,10 +10,13 @@ use kvasir_kv::{
     BlockCopy, BlockId, BlockTag, Epoch, KvHead, NumericsId, Rank, TaggedBlock, Ticket, TransferFault, TransferId,
 };
 
+use super::slots::SlotOffer;
+use crate::collective::SegmentFile;
+
 const MAGIC: u32 = u32::from_le_bytes(*b"Kvxf");
-const VERSION: u32 = 1;
-const HELLO_LEN: usize = 84;
-const HEADER_LEN: usize = 48;
+const VERSION: u32 = 2;
+const HELLO_LEN: usize = 96;
+const HEADER_LEN: usize = 52;
 /// Longest reason of a refusal that is read.
 const REASON_LEN_MAX: usize = 1024;
 
@@ -23,6 +27,18 @@ pub(super) struct Hello {
     pub source_rank: Rank,
     pub target_rank: Rank,
     pub numerics: NumericsId,
+    /// Where cells can lie instead of in the connection.
+    pub offer: Option<SlotOffer>,
+}
+
+/// The answer to a hello.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    /// Each cell is to follow its header.
+    InStream,
+    /// Headers are to name the slots that were offered.
+    InSlots,
+    Refused(String),
 }
 
 /// What comes with a cell's bytes.
@@ -38,6 +54,8 @@ pub(super) struct Header {
     pub checksum: u32,
     /// Somebody waits for it.
     pub urgent: bool,
+    /// Where the bytes lie, if they do not follow.
+    pub slot: Option<u32>,
 }
 
 /// What a connection says that cannot be understood.
@@ -74,6 +92,7 @@ impl Hello {
         out.u32(self.source_rank.0);
         out.u32(self.target_rank.0);
         out.0.extend(self.numerics.0);
+        out.offer(self.offer);
         out.seal();
         to.write_all(&out.0)
     }
@@ -95,35 +114,45 @@ impl Hello {
             source_rank: Rank(bytes.u32()),
             target_rank: Rank(bytes.u32()),
             numerics: NumericsId(bytes.take()),
+            offer: bytes.offer(),
         })
     }
 }
 
-/// The answer to a hello: nothing against it, or why not.
-pub(super) fn write_verdict(to: &mut impl Write, refusal: Option<&str>) -> io::Result<()> {
-    let reason = refusal.unwrap_or_default();
-    let len = reason.len().min(REASON_LEN_MAX);
-    let mut out = vec![u8::from(refusal.is_some())];
-    out.extend((len as u32).to_le_bytes());
-    out.extend(&reason.as_bytes()[..len]);
-    to.write_all(&out)
-}
-
-pub(super) fn read_verdict(from: &mut impl Read) -> Result<Option<String>, FrameError> {
-    let mut head = [0; 5];
-    from.read_exact(&mut head)?;
-    let mut reader = Reader(&head[1..]);
-    let len = reader.u32() as usize;
-    if len > REASON_LEN_MAX {
-        return Err(FrameError::Malformed("the answer to the hello is none"));
+impl Verdict {
+    pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        let (kind, reason) = match self {
+            Self::InStream => (0, ""),
+            Self::Refused(reason) => (1, reason.as_str()),
+            Self::InSlots => (2, ""),
+        };
+        let len = reason.len().min(REASON_LEN_MAX);
+        let mut out = vec![kind];
+        out.extend((len as u32).to_le_bytes());
+        out.extend(&reason.as_bytes()[..len]);
+        to.write_all(&out)
     }
-    let mut reason = vec![0; len];
-    from.read_exact(&mut reason)?;
-    Ok((head[0] != 0).then(|| String::from_utf8_lossy(&reason).into_owned()))
+
+    pub fn read(from: &mut impl Read) -> Result<Self, FrameError> {
+        let mut head = [0; 5];
+        from.read_exact(&mut head)?;
+        let len = Reader(&head[1..]).u32() as usize;
+        if len > REASON_LEN_MAX {
+            return Err(FrameError::Malformed("the answer to the hello is none"));
+        }
+        let mut reason = vec![0; len];
+        from.read_exact(&mut reason)?;
+        match head[0] {
+            0 => Ok(Self::InStream),
+            1 => Ok(Self::Refused(String::from_utf8_lossy(&reason).into_owned())),
+            2 => Ok(Self::InSlots),
+            _ => Err(FrameError::Malformed("the answer to the hello is none")),
+        }
+    }
 }
 
 impl Header {
-    pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
+    pub fn bytes(&self) -> Vec<u8> {
         let mut out = Writer::default();
         let (source, target) = (self.copy.source, self.copy.target);
         for number in [
@@ -138,11 +167,22 @@ impl Header {
             self.bytes,
             self.checksum,
             u32::from(self.urgent),
+            self.slot.map_or(0, |slot| slot.saturating_add(1)),
         ] {
             out.u32(number);
         }
         out.seal();
-        to.write_all(&out.0)
+        out.0
+    }
+
+    /// Errors if the bytes with this checksum are not those that were sent.
+    pub fn check(&self, found: u32) -> Result<(), (TransferFault, String)> {
+        if found == self.checksum {
+            return Ok(());
+        }
+        let (block, head, sent) = (self.copy.source.id, self.head, self.checksum);
+        let reason = format!("block {block} of KV head {head} has checksum {found:08x}; sent was {sent:08x}");
+        Err((TransferFault::Checksum, reason))
     }
 
     /// `None` at the end of the connection.
@@ -167,6 +207,7 @@ impl Header {
             bytes: bytes.u32(),
             checksum: bytes.u32(),
             urgent: bytes.u32() != 0,
+            slot: bytes.u32().checked_sub(1),
         }))
     }
 }
@@ -186,6 +227,15 @@ impl Writer {
     fn epoch(&mut self, epoch: Epoch) {
         self.u64(epoch.term);
         self.u64(epoch.number);
+    }
+
+    /// No slots are as good as no offer.
+    fn offer(&mut self, offer: Option<SlotOffer>) {
+        let [count, process, descriptor] =
+            offer.map_or([0; 3], |offer| [offer.count, offer.file.process, offer.file.descriptor]);
+        [count, process, descriptor]
+            .into_iter()
+            .for_each(|number| self.u32(number));
     }
 
     /// Appends a checksum of all before it.
@@ -228,6 +278,15 @@ impl<'a> Reader<'a> {
         }
     }
 
+    fn offer(&mut self) -> Option<SlotOffer> {
+        let count = self.u32();
+        let file = SegmentFile {
+            process: self.u32(),
+            descriptor: self.u32(),
+        };
+        (count > 0).then_some(SlotOffer { file, count })
+    }
+
     fn block(&mut self) -> TaggedBlock {
         TaggedBlock {
             id: BlockId(self.u32()),
@@ -251,6 +310,13 @@ mod tests {
             source_rank: Rank(5),
             target_rank: Rank(6),
             numerics: NumericsId(*b"numerics-of-this"),
+            offer: Some(SlotOffer {
+                file: SegmentFile {
+                    process: 11,
+                    descriptor: 12,
+                },
+                count: 13,
+            }),
         }
     }
 
@@ -271,14 +337,14 @@ mod tests {
             bytes: 9,
             checksum: 10,
             urgent: true,
+            slot: Some(0),
         }
     }
 
     #[test]
     fn a_hello_and_a_header_survive_and_no_flipped_bit_does() {
-        let (mut greeting, mut head) = (Vec::new(), Vec::new());
+        let (mut greeting, mut head) = (Vec::new(), header().bytes());
         hello().write(&mut greeting).unwrap();
-        header().write(&mut head).unwrap();
         assert_eq!((greeting.len(), head.len()), (HELLO_LEN, HEADER_LEN));
         assert_eq!(Hello::read(&mut greeting.as_slice()).unwrap(), hello());
         assert_eq!(Header::read(&mut head.as_slice()).unwrap(), Some(header()));
@@ -296,8 +362,7 @@ mod tests {
 
     #[test]
     fn a_connection_may_end_between_cells_and_nowhere_else() {
-        let mut head = Vec::new();
-        header().write(&mut head).unwrap();
+        let head = header().bytes();
         assert!(Header::read(&mut [].as_slice()).unwrap().is_none());
         for len in 1..HEADER_LEN {
             let torn = Header::read(&mut &head[..len]).unwrap_err();
@@ -307,14 +372,15 @@ mod tests {
 
     #[test]
     fn a_verdict_survives_and_an_absurd_length_is_not_believed() {
-        for refusal in [None, Some("why"), Some("")] {
-            let mut verdict = Vec::new();
-            write_verdict(&mut verdict, refusal).unwrap();
-            assert_eq!(read_verdict(&mut verdict.as_slice()).unwrap().as_deref(), refusal);
+        let refused = |why: &str| Verdict::Refused(why.to_owned());
+        for verdict in [Verdict::InStream, Verdict::InSlots, refused("why"), refused("")] {
+            let mut bytes = Vec::new();
+            verdict.write(&mut bytes).unwrap();
+            assert_eq!(Verdict::read(&mut bytes.as_slice()).unwrap(), verdict);
         }
         let absurd = [1, 0xff, 0xff, 0xff, 0xff];
         assert!(matches!(
-            read_verdict(&mut absurd.as_slice()),
+            Verdict::read(&mut absurd.as_slice()),
             Err(FrameError::Malformed(_))
         ));
     }

@@ -9,7 +9,10 @@ use std::{
 
 use kvasir_kv::{NumericsId, Rank, Ticket, TransferFault, TransferId};
 
-use super::frame::{Header, Hello};
+use super::{
+    frame::{Header, Hello},
+    slots::TakenSlot,
+};
 
 /// Bytes of cells that may wait for their rank: what comes beyond waits in the connection.
 const WAITING_BYTES_MAX: usize = 32 << 20;
@@ -18,13 +21,32 @@ const TICKET_WAIT: Duration = Duration::from_secs(5);
 /// Ended transfers that are remembered, to tell a late cell from a stranger.
 const ENDED_MAX: usize = 1024;
 
-/// A cell that has come, its checksum found right.
+/// A cell that has come.
 #[derive(Debug)]
 pub(super) struct ArrivedCell {
     pub transfer: TransferId,
     pub source_rank: Rank,
     pub header: Header,
-    pub bytes: Vec<u8>,
+    pub content: CellContent,
+}
+
+/// Where the bytes of a cell are that has come.
+#[derive(Debug)]
+pub(super) enum CellContent {
+    /// Here, with the checksum of their header.
+    Private(Vec<u8>),
+    /// In memory that others may change: a copy is to be checked.
+    Slot(TakenSlot),
+}
+
+impl CellContent {
+    /// What it takes of this process's memory.
+    fn held_bytes(&self) -> usize {
+        match self {
+            Self::Private(bytes) => bytes.len(),
+            Self::Slot(_) => 0,
+        }
+    }
 }
 
 /// A transfer that one of the threads has given up.
@@ -186,7 +208,7 @@ impl TransferHub {
         if !state.open.contains_key(&key) {
             return false;
         }
-        state.waiting_bytes += cell.bytes.len();
+        state.waiting_bytes += cell.content.held_bytes();
         match cell.header.urgent {
             true => state.urgent.push_back(cell),
             false => state.ahead.push_back(cell),
@@ -211,7 +233,7 @@ impl TransferHub {
         let mut state = self.lock();
         let cell = state.urgent.pop_front();
         let cell = cell.or_else(|| any.then(|| state.ahead.pop_front()).flatten())?;
-        state.waiting_bytes -= cell.bytes.len();
+        state.waiting_bytes -= cell.content.held_bytes();
         drop(state);
         self.changed.notify_all();
         Some(cell)
@@ -244,6 +266,6 @@ impl State {
         self.urgent.retain(|cell| cell.transfer != transfer);
         self.ahead.retain(|cell| cell.transfer != transfer);
         let left = self.urgent.iter().chain(&self.ahead);
-        self.waiting_bytes = left.map(|cell| cell.bytes.len()).sum();
+        self.waiting_bytes = left.map(|cell| cell.content.held_bytes()).sum();
     }
 }

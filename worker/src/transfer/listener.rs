@@ -14,12 +14,15 @@ use std::{
 use kvasir_kv::{TransferFault, TransferId};
 
 use super::{
-    frame::{FrameError, Header, Hello, write_verdict},
-    hub::{ArrivedCell, Failure, TransferHub},
+    frame::{FrameError, Header, Hello, Verdict},
+    hub::{ArrivedCell, CellContent, Failure, TransferHub},
+    slots::SlotsIn,
 };
 
 /// Whoever connects has so long to say who it is; then, a sender is silent at most so long in the midst of a cell.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// Headers are read ahead together; of a cell behind one, this much is copied once more.
+const HEADERS_BYTES: usize = 4096;
 /// Connections at a time. One more is closed at once.
 const CONNECTIONS_MAX: usize = 256;
 
@@ -79,8 +82,13 @@ fn receive(mut stream: TcpStream, hub: &TransferHub) {
     };
     let transfer = hello.ticket.transfer;
     let admitted = hub.admit(&hello, &stream);
-    let refusal = admitted.as_ref().err().map(|(_, reason)| reason.as_str());
-    let answered = write_verdict(&mut stream, refusal);
+    let slots = admitted.is_ok().then(|| open_slots(&hello, &stream, hub)).flatten();
+    let verdict = match (&admitted, &slots) {
+        (Err((_, reason)), _) => Verdict::Refused(reason.clone()),
+        (Ok(()), Some(_)) => Verdict::InSlots,
+        (Ok(()), None) => Verdict::InStream,
+    };
+    let answered = verdict.write(&mut stream);
     if let Err((fault, reason)) = admitted {
         tracing::warn!(%transfer, %fault, reason, "transfer refused");
         return hub.fail(Failure {
@@ -90,7 +98,7 @@ fn receive(mut stream: TcpStream, hub: &TransferHub) {
         });
     }
     let received = answered.map_err(FrameError::from).map_err(Into::into);
-    if let Err((fault, reason)) = received.and_then(|()| take_cells(&hello, stream, hub)) {
+    if let Err((fault, reason)) = received.and_then(|()| take_cells(&hello, stream, slots, hub)) {
         hub.fail(Failure {
             transfer,
             fault,
@@ -99,45 +107,68 @@ fn receive(mut stream: TcpStream, hub: &TransferHub) {
     }
 }
 
-impl From<FrameError> for (TransferFault, String) {
+type Fault = (TransferFault, String);
+
+impl From<FrameError> for Fault {
     fn from(error: FrameError) -> Self {
         (error.fault(), error.to_string())
     }
 }
 
+/// `None` if none are offered, or they cannot be opened here: then cells come through the connection.
+fn open_slots(hello: &Hello, stream: &TcpStream, hub: &TransferHub) -> Option<Arc<SlotsIn>> {
+    let opened = SlotsIn::open(hello.offer?, hub.cell_bytes(), stream);
+    if let Err(error) = &opened {
+        let transfer = hello.ticket.transfer;
+        tracing::debug!(%transfer, %error, "no shared memory with the source; its cells come through the connection");
+    }
+    opened.ok()
+}
+
 /// Until the source has no more, or the transfer ends.
-fn take_cells(hello: &Hello, stream: TcpStream, hub: &TransferHub) -> Result<(), (TransferFault, String)> {
+fn take_cells(hello: &Hello, stream: TcpStream, slots: Option<Arc<SlotsIn>>, hub: &TransferHub) -> Result<(), Fault> {
     let io = |error| FrameError::Io(error);
     // Between cells it may be silent: the next round comes when the sequence has got on.
     stream.set_read_timeout(None).map_err(io)?;
     let control = stream.try_clone().map_err(io)?;
-    let mut stream = BufReader::with_capacity(1 << 16, stream);
+    let mut stream = BufReader::with_capacity(HEADERS_BYTES, stream);
     while let Some(header) = Header::read(&mut stream)? {
         if header.bytes as usize != hub.cell_bytes() {
             let reason = format!("a cell of {} bytes; expected {}", header.bytes, hub.cell_bytes());
             return Err((TransferFault::Cell, reason));
         }
-        control.set_read_timeout(Some(SILENCE_MAX)).map_err(io)?;
-        let mut bytes = hub.buffer();
-        stream.read_exact(&mut bytes).map_err(io)?;
-        control.set_read_timeout(None).map_err(io)?;
-        let found = crc32c::crc32c(&bytes);
-        if found != header.checksum {
-            let reason = format!(
-                "block {} of KV head {} has checksum {found:08x}; sent was {:08x}",
-                header.copy.source.id, header.head, header.checksum
-            );
-            return Err((TransferFault::Checksum, reason));
-        }
+        let content = match (&slots, header.slot) {
+            (Some(slots), Some(slot)) => {
+                let taken = slots.take(slot).map_err(|reason| (TransferFault::Frame, reason))?;
+                CellContent::Slot(taken)
+            }
+            (None, Some(slot)) => {
+                return Err((TransferFault::Frame, format!("slot {slot} where none are shared")));
+            }
+            (_, None) => {
+                control.set_read_timeout(Some(SILENCE_MAX)).map_err(io)?;
+                let bytes = read_cell(&header, &mut stream, hub)?;
+                control.set_read_timeout(None).map_err(io)?;
+                CellContent::Private(bytes)
+            }
+        };
         let cell = ArrivedCell {
             transfer: hello.ticket.transfer,
             source_rank: hello.source_rank,
             header,
-            bytes,
+            content,
         };
         if !hub.arrive(cell) {
             break;
         }
     }
     Ok(())
+}
+
+/// The bytes behind a header, if they are those that it tells of.
+fn read_cell(header: &Header, stream: &mut impl Read, hub: &TransferHub) -> Result<Vec<u8>, Fault> {
+    let mut bytes = hub.buffer();
+    stream.read_exact(&mut bytes).map_err(FrameError::Io)?;
+    header.check(crc32c::crc32c(&bytes))?;
+    Ok(bytes)
 }

@@ -12,10 +12,14 @@ mod hub;
 mod listener;
 mod rank_transfers;
 mod sender;
+mod slot_memory;
+mod slots;
 
 pub use hub::TransferHub;
 pub use listener::listen;
 pub(crate) use rank_transfers::{RankTransfers, Side, Sides};
 
+#[cfg(test)]
+mod slot_tests;
 #[cfg(test)]
 mod tests;

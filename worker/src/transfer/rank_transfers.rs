@@ -13,8 +13,9 @@ use kvasir_kv::{
 
 use super::{
     frame::{Header, Hello},
-    hub::{ArrivedCell, Failure, TransferHub},
+    hub::{ArrivedCell, CellContent, Failure, TransferHub},
     sender::CellSender,
+    slots::Buffer,
 };
 use crate::{backend::Backend, rank_books::RankBooks};
 
@@ -91,6 +92,8 @@ struct InRound {
     taken: Vec<bool>,
     left: u32,
     bytes: u64,
+    /// Of these, those that came through shared memory.
+    shared_bytes: u64,
 }
 
 type Fault = (TransferFault, String);
@@ -124,8 +127,9 @@ impl RankTransfers {
                     source_rank: out.source_rank,
                     target_rank: out.target_rank,
                     numerics: hub.numerics(),
+                    offer: None,
                 };
-                let started = CellSender::start(hello, out.address, Arc::clone(hub));
+                let started = CellSender::start(hello, out.address, out.same_host, Arc::clone(hub));
                 let sender = started.map_err(|error| (TransferFault::Connection, error.to_string()))?;
                 let (ticket, rounds) = (out.ticket, VecDeque::new());
                 place.insert(Outgoing { ticket, sender, rounds })
@@ -163,6 +167,7 @@ impl RankTransfers {
             taken: vec![false; num_cells as usize],
             left: num_cells,
             bytes: 0,
+            shared_bytes: 0,
         };
         incoming.rounds.insert((cells.round, cells.source_rank), round);
         Ok(())
@@ -316,14 +321,17 @@ impl RankTransfers {
             let reason = format!("block {block} with tag {tag} has been given to somebody else");
             return Err((TransferFault::Tag, reason));
         }
-        let imported = backend.import_cell(head, copy.target.id, &cell.bytes);
-        imported.map_err(|error| (TransferFault::Cell, error.to_string()))?;
+        import(backend, &cell)?;
         side.books.note_arrived(copy.target, copy.written);
         let block = (side.epoch, copy.target.id, copy.target.tag.0);
         self.sums.entry(block).or_default().insert(head.0, checksum);
         of_round.taken[index as usize] = true;
         of_round.left -= 1;
-        of_round.bytes += cell.bytes.len() as u64;
+        let bytes = u64::from(cell.header.bytes);
+        of_round.bytes += bytes;
+        if matches!(cell.content, CellContent::Slot(_)) {
+            of_round.shared_bytes += bytes;
+        }
         let news = (of_round.left == 0).then(|| FromWorker::CellsArrived {
             epoch: side.epoch,
             transfer: cell.transfer,
@@ -331,9 +339,10 @@ impl RankTransfers {
             source_rank: cell.source_rank,
             cells: of_round.cells.num_cells(),
             bytes: of_round.bytes,
+            shared_bytes: of_round.shared_bytes,
         });
-        if let Some(hub) = &self.hub {
-            hub.give_back(cell.bytes);
+        if let (Some(hub), CellContent::Private(buffer)) = (&self.hub, cell.content) {
+            hub.give_back(buffer);
         }
         Ok(news)
     }
@@ -367,13 +376,28 @@ impl RankTransfers {
     }
 }
 
+/// What lies in shared memory is checked as it is here: its source could change it until then.
+fn import(backend: &mut dyn Backend, cell: &ArrivedCell) -> Result<(), Fault> {
+    let Header { head, copy, .. } = cell.header;
+    let mut checked = Ok(());
+    let imported = match &cell.content {
+        CellContent::Private(bytes) => backend.import_cell(head, copy.target.id, bytes),
+        CellContent::Slot(slot) => backend.fill_cell(head, copy.target.id, cell.header.bytes as usize, &mut |bytes| {
+            checked = cell.header.check(slot.copy(bytes));
+            checked.is_ok()
+        }),
+    };
+    imported.map_err(|error| (TransferFault::Cell, error.to_string()))?;
+    checked
+}
+
 fn copy_cell(
     at: &mut Sides<'_>,
     backend: &mut dyn Backend,
     ticket: Ticket,
     sender: &CellSender,
     round: &mut OutRound,
-    mut bytes: Vec<u8>,
+    mut buffer: Buffer,
 ) -> Result<(), Fault> {
     let side = at.get(ticket.source)?;
     let index = round.next;
@@ -384,7 +408,7 @@ fn copy_cell(
         let reason = format!("block {block} with tag {tag} is not held any more, or not so far");
         return Err((TransferFault::Tag, reason));
     }
-    let exported = backend.export_cell(head, copy.source.id, &mut bytes);
+    let exported = backend.export_cell(head, copy.source.id, buffer.bytes_mut());
     exported.map_err(|error| (TransferFault::Cell, error.to_string()))?;
     let local = (head.0 - side.heads.start) as usize;
     let sums = side.seals.and_then(|seals| seals.get(&copy.source.id));
@@ -394,11 +418,12 @@ fn copy_cell(
         index,
         head,
         copy,
-        bytes: bytes.len() as u32,
+        bytes: buffer.bytes().len() as u32,
         checksum: 0,
         urgent: round.urgent,
+        slot: None,
     };
-    sender.send(header, bytes, sealed);
+    sender.send(header, buffer, sealed);
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! One connection of a source rank to a target rank: a thread that sends what the rank has copied out.
 
 use std::{
-    io::{BufWriter, Write},
+    io::{self, BufReader, IoSlice, Write},
     net::{Shutdown, TcpStream, ToSocketAddrs},
+    os::fd::{AsRawFd, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
@@ -11,25 +12,26 @@ use std::{
     time::Duration,
 };
 
-use kvasir_kv::{TransferFault, TransferId};
+use kvasir_kv::TransferFault;
 
 use super::{
-    frame::{FrameError, Header, Hello, read_verdict},
+    frame::{FrameError, Header, Hello, Verdict},
     hub::{Failure, TransferHub},
+    slot_memory::SlotMemory,
+    slots::{Buffer, SLOTS, SlotOffer, SlotsOut},
 };
+use crate::collective::SegmentFile;
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// The answer to a hello includes the wait for the ticket.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// A target that takes nothing for so long is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
-/// Cells between the rank and the connection.
-const BUFFERS: usize = 8;
 
 /// A cell on its way.
 struct Outgoing {
     header: Header,
-    bytes: Vec<u8>,
+    buffer: Buffer,
     /// What the cell's checksum was when its block was filled.
     sealed: Option<u32>,
 }
@@ -38,26 +40,38 @@ struct Outgoing {
 #[derive(Debug)]
 pub(super) struct CellSender {
     out: SyncSender<Outgoing>,
-    spare: Receiver<Vec<u8>>,
+    spare: Receiver<Buffer>,
     stream: Arc<Mutex<Option<TcpStream>>>,
 }
 
+/// The thread's end.
+struct Sending {
+    hello: Hello,
+    address: String,
+    give_back: Sender<Buffer>,
+    stream: Arc<Mutex<Option<TcpStream>>>,
+    hub: Arc<TransferHub>,
+}
+
 impl CellSender {
-    /// Connects in the background. What goes wrong is told to the hub.
+    /// Connects in the background, and offers shared memory to a target on the same host. What goes wrong is told to the
+    /// hub.
     ///
     /// Errors if the system gives no thread.
-    pub fn start(hello: Hello, address: String, hub: Arc<TransferHub>) -> std::io::Result<Self> {
-        let (out, cells) = sync_channel(BUFFERS);
+    pub fn start(hello: Hello, address: String, same_host: bool, hub: Arc<TransferHub>) -> io::Result<Self> {
+        let (out, cells) = sync_channel(SLOTS as usize);
         let (give_back, spare) = channel();
-        for _ in 0..BUFFERS {
-            // The receiver is at hand.
-            let _ = give_back.send(vec![0; hub.cell_bytes()]);
-        }
         let stream = Arc::new(Mutex::new(None));
-        let shared = Arc::clone(&stream);
+        let sending = Sending {
+            hello,
+            address,
+            give_back,
+            stream: Arc::clone(&stream),
+            hub: Arc::clone(&hub),
+        };
         let send = move || {
             let transfer = hello.ticket.transfer;
-            if let Err((fault, reason)) = send_all(&hello, &address, &shared, &cells, &give_back, &hub) {
+            if let Err((fault, reason)) = sending.run(&cells, same_host) {
                 hub.fail(Failure {
                     transfer,
                     fault,
@@ -69,60 +83,172 @@ impl CellSender {
         Ok(Self { out, spare, stream })
     }
 
-    /// A buffer to copy a cell into, unless all are on their way.
-    pub fn buffer(&self) -> Option<Vec<u8>> {
+    /// A buffer to copy a cell into, unless all are on their way or none is made yet.
+    pub fn buffer(&self) -> Option<Buffer> {
         self.spare.try_recv().ok()
     }
 
-    /// `bytes` is a buffer of this sender. Does not wait: there are no more buffers than places.
-    pub fn send(&self, header: Header, bytes: Vec<u8>, sealed: Option<u32>) {
+    /// `buffer` is one of this sender's. Does not wait: there are no more buffers than places.
+    pub fn send(&self, header: Header, buffer: Buffer, sealed: Option<u32>) {
         // A thread that is gone has told why.
-        let _ = self.out.try_send(Outgoing { header, bytes, sealed });
+        let _ = self.out.try_send(Outgoing { header, buffer, sealed });
     }
 }
 
 impl Drop for CellSender {
     fn drop(&mut self) {
-        let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(stream) = stream {
-            // It may have ended by itself.
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        cut(&self.stream);
+    }
+}
+
+fn cut(stream: &Mutex<Option<TcpStream>>) {
+    let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(stream) = stream {
+        // It may have ended by itself.
+        let _ = stream.shutdown(Shutdown::Both);
     }
 }
 
 type Fault = (TransferFault, String);
 
-fn send_all(
-    hello: &Hello,
-    address: &str,
-    shared: &Mutex<Option<TcpStream>>,
-    cells: &Receiver<Outgoing>,
-    give_back: &Sender<Vec<u8>>,
-    hub: &TransferHub,
-) -> Result<(), Fault> {
-    let io = |error| FrameError::Io(error);
-    let mut stream = connect(address)?;
-    *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream.try_clone().map_err(io)?);
-    hello.write(&mut stream).map_err(io)?;
-    if let Some(reason) = read_verdict(&mut stream)? {
-        return Err((
-            TransferFault::Connection,
-            format!("the target at {address} refused: {reason}"),
-        ));
+impl Sending {
+    fn run(mut self, cells: &Receiver<Outgoing>, same_host: bool) -> Result<(), Fault> {
+        let file = self.make_buffers(same_host);
+        let mut stream = connect(&self.address)?;
+        let io = |error| FrameError::Io(error);
+        let ours = Some(stream.try_clone().map_err(io)?);
+        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = ours;
+        self.hello.write(&mut stream).map_err(io)?;
+        let verdict = Verdict::read(&mut stream)?;
+        // Whoever could open it has.
+        drop(file);
+        match verdict {
+            Verdict::InStream => self.send_in_stream(cells, &mut stream),
+            Verdict::InSlots if self.hello.offer.is_some() => self.send_in_slots(cells, &mut stream),
+            Verdict::InSlots => Err((TransferFault::Frame, "the target takes slots that are none".to_owned())),
+            Verdict::Refused(reason) => Err((
+                TransferFault::Connection,
+                format!("the target at {} refused: {reason}", self.address),
+            )),
+        }
     }
-    let mut stream = BufWriter::with_capacity(1 << 16, stream);
-    for mut cell in cells {
-        cell.header.checksum = crc32c::crc32c(&cell.bytes);
-        check_seal(hello.ticket.transfer, &cell)?;
-        cell.header.write(&mut stream).map_err(io)?;
-        stream.write_all(&cell.bytes).map_err(io)?;
-        stream.flush().map_err(io)?;
+
+    /// Gives the rank buffers, and offers them to the target if they can be shared. The descriptor is to be open until it
+    /// has answered.
+    fn make_buffers(&mut self, same_host: bool) -> Option<OwnedFd> {
+        let cell_bytes = self.hub.cell_bytes();
+        let made = same_host.then(|| SlotMemory::make(SLOTS, cell_bytes));
+        let (buffers, file): (Vec<Buffer>, _) = match made {
+            Some(Ok((slots, file))) => {
+                let buffer = |(index, memory)| Buffer::Slot { index, memory };
+                ((0..).zip(slots).map(buffer).collect(), Some(file))
+            }
+            failed => {
+                if let Some(Err(error)) = failed {
+                    tracing::debug!(%error, "no memory to share; cells go through the connection");
+                }
+                let buffer = |_| Buffer::Private(vec![0; cell_bytes]);
+                ((0..SLOTS).map(buffer).collect(), None)
+            }
+        };
+        self.hello.offer = file.as_ref().map(|file| SlotOffer {
+            file: SegmentFile {
+                process: std::process::id(),
+                descriptor: file.as_raw_fd() as u32,
+            },
+            count: SLOTS,
+        });
+        for buffer in buffers {
+            self.give_back(buffer);
+        }
+        file
+    }
+
+    fn give_back(&self, buffer: Buffer) {
         // Fails when the rank has let go of the transfer.
-        let _ = give_back.send(cell.bytes);
-        hub.wake();
+        let _ = self.give_back.send(buffer);
+        self.hub.wake();
     }
-    Ok(())
+
+    fn send_in_stream(&self, cells: &Receiver<Outgoing>, stream: &mut TcpStream) -> Result<(), Fault> {
+        for mut cell in cells {
+            cell.seal();
+            let header = cell.header.bytes();
+            write_both(stream, &header, cell.buffer.bytes()).map_err(FrameError::Io)?;
+            self.give_back(cell.buffer);
+        }
+        Ok(())
+    }
+
+    fn send_in_slots(&self, cells: &Receiver<Outgoing>, stream: &mut TcpStream) -> Result<(), Fault> {
+        let out = SlotsOut::default();
+        let back = stream.try_clone().map_err(FrameError::Io)?;
+        // Between rounds the target has nothing to give back.
+        back.set_read_timeout(None).map_err(FrameError::Io)?;
+        thread::scope(|scope| {
+            let take_back = thread::Builder::new().name("kvasir-slots-in".to_owned());
+            let taker = take_back.spawn_scoped(scope, || self.take_slots_back(&out, back));
+            taker.map_err(FrameError::Io)?;
+            let sent = self.name_slots(cells, &out, stream);
+            cut(&self.stream);
+            sent
+        })
+    }
+
+    /// Headers go together while there are more.
+    fn name_slots(&self, cells: &Receiver<Outgoing>, out: &SlotsOut, stream: &mut TcpStream) -> Result<(), Fault> {
+        let mut headers = Vec::new();
+        let mut next = cells.recv().ok();
+        while let Some(mut cell) = next {
+            cell.seal();
+            if let Buffer::Slot { index, memory } = cell.buffer {
+                cell.header.slot = Some(index);
+                headers.extend(cell.header.bytes());
+                out.lend(index, memory);
+            }
+            next = cells.try_recv().ok();
+            if next.is_none() {
+                stream.write_all(&headers).map_err(FrameError::Io)?;
+                headers.clear();
+                next = cells.recv().ok();
+            }
+        }
+        Ok(())
+    }
+
+    fn take_slots_back(&self, out: &SlotsOut, stream: TcpStream) {
+        let mut stream = BufReader::with_capacity(4 * SLOTS as usize, stream);
+        loop {
+            match out.come_back(&mut stream) {
+                Ok(Some(buffer)) => self.give_back(buffer),
+                Ok(None) => break,
+                Err(error) => {
+                    let transfer = self.hello.ticket.transfer;
+                    let reason = format!("the target at {} gives no slots back: {error}", self.address);
+                    let fault = TransferFault::Connection;
+                    self.hub.fail(Failure {
+                        transfer,
+                        fault,
+                        reason,
+                    });
+                    break;
+                }
+            }
+        }
+        cut(&self.stream);
+    }
+}
+
+/// Both in one packet, if it has room.
+fn write_both(stream: &mut TcpStream, header: &[u8], bytes: &[u8]) -> io::Result<()> {
+    let written = stream.write_vectored(&[IoSlice::new(header), IoSlice::new(bytes)])?;
+    match written.checked_sub(header.len()) {
+        Some(written) => stream.write_all(&bytes[written..]),
+        None => {
+            stream.write_all(&header[written..])?;
+            stream.write_all(bytes)
+        }
+    }
 }
 
 fn connect(address: &str) -> Result<TcpStream, Fault> {
@@ -142,18 +268,11 @@ fn connect(address: &str) -> Result<TcpStream, Fault> {
     Ok(stream)
 }
 
-/// A cell that has changed since its block was filled is sent nowhere.
-fn check_seal(transfer: TransferId, cell: &Outgoing) -> Result<(), Fault> {
-    let Header {
-        checksum, copy, head, ..
-    } = cell.header;
-    match cell.sealed {
-        Some(sealed) if sealed != checksum => {
-            let block = copy.source.id;
-            tracing::warn!(%transfer, %block, %head, "a cell has changed since it was filled");
-            let reason = format!("block {block} of KV head {head} has changed since it was filled");
-            Err((TransferFault::Checksum, reason))
-        }
-        _ => Ok(()),
+impl Outgoing {
+    /// The checksum that goes with a cell is the one that it had when its block was filled, so that the target finds out
+    /// what happened to it since, here as on the way.
+    fn seal(&mut self) {
+        let sealed = self.sealed;
+        self.header.checksum = sealed.unwrap_or_else(|| crc32c::crc32c(self.buffer.bytes()));
     }
 }

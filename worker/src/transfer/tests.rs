@@ -15,23 +15,23 @@ use kvasir_kv::{
 };
 
 use super::{
-    frame::{Header, Hello, read_verdict},
-    hub::{Failure, TransferHub},
+    frame::{Header, Hello, Verdict},
+    hub::{CellContent, Failure, TransferHub},
     listen,
 };
 
-const CELL_BYTES: usize = 96;
+pub(super) const CELL_BYTES: usize = 96;
 /// Long enough for any machine; nothing waits for it unless something is wrong.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Target {
-    hub: Arc<TransferHub>,
-    woken: Receiver<()>,
-    address: SocketAddr,
+pub(super) struct Target {
+    pub hub: Arc<TransferHub>,
+    pub woken: Receiver<()>,
+    pub address: SocketAddr,
 }
 
 impl Target {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let (wake, woken) = channel();
         let hub = Arc::new(TransferHub::new(numerics(), CELL_BYTES, move || {
             // The test may be over.
@@ -42,22 +42,33 @@ impl Target {
     }
 
     /// One that waits for the good ticket.
-    fn open() -> Self {
+    pub fn open() -> Self {
         let target = Self::new();
         target.hub.announce(hello().ticket, Rank(0), Rank(1));
         target
     }
 
     /// Connects and says this; returns the connection and why it was refused.
-    fn greet(&self, hello: &Hello) -> (TcpStream, Option<String>) {
+    pub fn greet(&self, hello: &Hello) -> (TcpStream, Option<String>) {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         hello.write(&mut stream).unwrap();
-        let refusal = read_verdict(&mut stream).unwrap();
+        let refusal = match Verdict::read(&mut stream).unwrap() {
+            Verdict::Refused(reason) => Some(reason),
+            Verdict::InStream | Verdict::InSlots => None,
+        };
         (stream, refusal)
     }
 
-    fn failure(&self) -> Failure {
+    pub fn failure(&self) -> Failure {
+        self.failure_after(0)
+    }
+
+    /// The first thing that happens after so many others.
+    pub fn failure_after(&self, others: usize) -> Failure {
+        for _ in 0..others {
+            self.woken.recv_timeout(PATIENCE).expect("others happen");
+        }
         self.woken.recv_timeout(PATIENCE).expect("something happens");
         self.hub.take_failure().expect("a failure")
     }
@@ -67,7 +78,7 @@ fn numerics() -> NumericsId {
     NumericsId([7; 16])
 }
 
-fn hello() -> Hello {
+pub(super) fn hello() -> Hello {
     Hello {
         ticket: Ticket {
             transfer: TransferId(3),
@@ -78,10 +89,11 @@ fn hello() -> Hello {
         source_rank: Rank(0),
         target_rank: Rank(1),
         numerics: numerics(),
+        offer: None,
     }
 }
 
-fn cell() -> (Header, Vec<u8>) {
+pub(super) fn cell() -> (Header, Vec<u8>) {
     let bytes: Vec<u8> = (0..CELL_BYTES as u8).collect();
     let block = |id| TaggedBlock {
         id: BlockId(id),
@@ -99,6 +111,7 @@ fn cell() -> (Header, Vec<u8>) {
         bytes: CELL_BYTES as u32,
         checksum: crc32c::crc32c(&bytes),
         urgent: false,
+        slot: None,
     };
     (header, bytes)
 }
@@ -109,12 +122,13 @@ fn a_cell_with_its_ticket_comes_as_it_was_sent() {
     let (mut stream, refusal) = target.greet(&hello());
     assert_eq!(refusal, None);
     let (header, bytes) = cell();
-    header.write(&mut stream).unwrap();
+    stream.write_all(&header.bytes()).unwrap();
     stream.write_all(&bytes).unwrap();
     target.woken.recv_timeout(PATIENCE).unwrap();
     assert!(target.hub.take(false).is_none(), "nobody waits for it");
     let arrived = target.hub.take(true).unwrap();
-    assert_eq!((arrived.header, arrived.bytes), (header, bytes));
+    assert_eq!(arrived.header, header);
+    assert!(matches!(arrived.content, CellContent::Private(found) if found == bytes));
 }
 
 #[test]
@@ -124,10 +138,10 @@ fn a_ticket_that_comes_before_its_announcement_is_waited_for() {
     let early = std::thread::spawn(move || {
         let mut stream = TcpStream::connect(address).unwrap();
         hello().write(&mut stream).unwrap();
-        read_verdict(&mut stream).unwrap()
+        Verdict::read(&mut stream).unwrap()
     });
     target.hub.announce(hello().ticket, Rank(0), Rank(1));
-    assert_eq!(early.join().unwrap(), None);
+    assert_eq!(early.join().unwrap(), Verdict::InStream);
 }
 
 #[test]
@@ -208,7 +222,7 @@ fn damaged_torn_and_oversized_cells_are_refused_and_never_handed_on() {
         assert_eq!(refusal, None);
         let (mut header, mut bytes) = cell();
         spoil(&mut header, &mut bytes);
-        header.write(&mut stream).unwrap();
+        stream.write_all(&header.bytes()).unwrap();
         // The target may have closed it by now.
         let _ = stream.write_all(&bytes);
         drop(stream);
@@ -223,7 +237,7 @@ fn an_ended_transfer_is_cut_off_and_its_late_comers_are_no_strangers() {
     let (mut stream, refusal) = target.greet(&hello());
     assert_eq!(refusal, None);
     let (header, bytes) = cell();
-    header.write(&mut stream).unwrap();
+    stream.write_all(&header.bytes()).unwrap();
     stream.write_all(&bytes).unwrap();
     target.woken.recv_timeout(PATIENCE).unwrap();
     target.hub.end(TransferId(3));
