@@ -1,4 +1,4 @@
-//! `kvasir bench`: measurements of a running cluster, each as a subcommand.
+//! `kvasir bench`: measurements, each as a subcommand.
 
 mod arrivals;
 mod background;
@@ -8,15 +8,19 @@ mod dice;
 mod load;
 mod outcome;
 mod percentiles;
+mod rank_pair;
 mod report;
 mod serve;
 mod token_range;
+mod transfer;
 mod workload;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-/// Measures a running cluster
+use crate::engine_options::EngineOptions;
+
+/// Measures a running cluster, or what this host makes possible
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  kvasir bench serve --requests 64 --concurrency 8")]
 pub struct BenchArgs {
@@ -27,10 +31,23 @@ pub struct BenchArgs {
 #[derive(Subcommand, Debug)]
 enum BenchCommand {
     Serve(serve::ServeArgs),
+    Transfer(transfer::TransferArgs),
+}
+
+impl BenchArgs {
+    /// Of a measurement that opens a model.
+    pub fn engine(&mut self) -> Option<&mut EngineOptions> {
+        match &mut self.command {
+            BenchCommand::Serve(_) => None,
+            BenchCommand::Transfer(args) => Some(&mut args.engine),
+        }
+    }
 }
 
 pub async fn run(args: BenchArgs) -> Result<()> {
     match args.command {
         BenchCommand::Serve(args) => serve::run(args).await,
+        // Blocks this thread: it measures, and nothing else runs here.
+        BenchCommand::Transfer(args) => transfer::run(&args),
     }
 }

@@ -71,13 +71,13 @@ impl Command {
             Self::Worker(args) => Some(&mut args.engine),
             Self::Plan(args) => Some(&mut args.engine),
             Self::Perplexity(args) => Some(&mut args.engine),
+            Self::Bench(args) => args.engine(),
             Self::Generate(_)
             | Self::Chat(_)
             | Self::Status(_)
             | Self::Migrate(_)
             | Self::Reshard(_)
-            | Self::Drain(_)
-            | Self::Bench(_) => None,
+            | Self::Drain(_) => None,
         }
     }
 }
