@@ -6,6 +6,7 @@ mod channels;
 mod client;
 mod dice;
 mod load;
+mod moves;
 mod outcome;
 mod percentiles;
 mod rank_pair;
@@ -30,6 +31,7 @@ pub struct BenchArgs {
 
 #[derive(Subcommand, Debug)]
 enum BenchCommand {
+    Moves(moves::MovesArgs),
     Serve(serve::ServeArgs),
     Transfer(transfer::TransferArgs),
 }
@@ -38,7 +40,7 @@ impl BenchArgs {
     /// Of a measurement that opens a model.
     pub fn engine(&mut self) -> Option<&mut EngineOptions> {
         match &mut self.command {
-            BenchCommand::Serve(_) => None,
+            BenchCommand::Moves(_) | BenchCommand::Serve(_) => None,
             BenchCommand::Transfer(args) => Some(&mut args.engine),
         }
     }
@@ -46,6 +48,7 @@ impl BenchArgs {
 
 pub async fn run(args: BenchArgs) -> Result<()> {
     match args.command {
+        BenchCommand::Moves(args) => moves::run(args).await,
         BenchCommand::Serve(args) => serve::run(args).await,
         // Blocks this thread: it measures, and nothing else runs here.
         BenchCommand::Transfer(args) => transfer::run(&args),
