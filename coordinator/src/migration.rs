@@ -1,6 +1,6 @@
 //! Migration: a running sequence goes to another group with all that was computed, and goes on there.
 //!
-//! Full blocks are *copied* while the source goes on decoding. When little is left, the sequence is *frozen*: it gets no
+//! Blocks are *copied* while the source goes on decoding. When no full one is left, the sequence is *frozen*: it gets no
 //! more steps at the source, and the rest is copied behind the steps that are out. When that has come and the last token
 //! is known, the target *adopts* it: its next plan admits the sequence with blocks that need no computing. Whatever goes
 //! wrong before that ends the transfer at both ends, blocks are given back, and the sequence goes on at the source.
@@ -29,8 +29,6 @@ use crate::{
 /// A round may take so long, and what a client waits for so long.
 const COPY_DEADLINE: Duration = Duration::from_secs(30);
 const FROZEN_DEADLINE: Duration = Duration::from_secs(3);
-/// Full blocks that may be left for the last round. One fills while the last of the others travel.
-const BLOCKS_LEFT_MAX: usize = 1;
 /// A source that fills blocks faster than they travel is frozen after so many rounds.
 const ROUNDS_MAX: u32 = 16;
 
@@ -47,6 +45,8 @@ pub(crate) struct Migration {
     sent: Vec<TaggedBlock>,
     /// What was copied, in token order; the target had the blocks before them.
     copies: Vec<BlockCopy>,
+    /// The block that was not full yet in the last round, as it was copied then.
+    begun: Option<BlockCopy>,
     began: Now,
 }
 
@@ -241,6 +241,7 @@ impl Cluster {
             stage: Stage::Copying,
             sent: Vec::new(),
             copies: Vec::new(),
+            begun: None,
             began: self.now,
         };
         self.transfers_begun += 1;
@@ -371,7 +372,9 @@ impl Cluster {
         })
     }
 
-    /// Asks for the blocks that have been filled since the last round, or freezes the sequence and asks for all the rest.
+    /// Asks for the blocks that have been filled since the last round and for what there is of the next one; or, when none
+    /// has been filled, freezes the sequence and asks for the rest. The first round is always ahead of that: connections
+    /// are made and memory is touched before anybody waits.
     fn next_round(&mut self, migration: &mut Migration) -> Result<(), MigrationOutcome> {
         let block_size = self.config.cell.block_size();
         let scheduler = &self.group(migration.source).scheduler;
@@ -379,30 +382,34 @@ impl Cluster {
         let running = sequence.running().expect("there is no obstacle");
         let computed = running.scheduled;
         let held: Vec<TaggedBlock> = running.blocks.tagged().collect();
-        let full = (computed / block_size) as usize;
-        let left = full - migration.sent.len().min(full);
-        let freezes = left <= BLOCKS_LEFT_MAX || migration.transfer.num_rounds >= ROUNDS_MAX;
-        let until = match freezes {
-            true => computed.div_ceil(block_size) as usize,
-            false => full,
-        };
-        let fresh = &held[migration.sent.len().min(until)..until];
+        let (full, all) = ((computed / block_size) as usize, computed.div_ceil(block_size) as usize);
+        let first = migration.sent.len();
+        let rounds = migration.transfer.num_rounds;
+        let freezes = rounds > 0 && full <= first || rounds >= ROUNDS_MAX;
+        let until = if freezes { all } else { full.max(first) };
+        let begun = migration.begun.take();
+        let fresh = &held[first..all.max(first)];
         let target = &mut self.groups[migration.target.0 as usize].scheduler;
-        let taken = target.extend_inbound(migration.transfer.id(), fresh.len() as u32);
+        let wanted = fresh.len().saturating_sub(usize::from(begun.is_some()));
+        let taken = target.extend_inbound(migration.transfer.id(), wanted as u32);
         let taken = taken.map_err(|error| MigrationOutcome::TargetFull(error.to_string()))?;
-        let first = migration.sent.len() as u32;
-        let copies: Vec<BlockCopy> = (first..)
-            .zip(fresh.iter().zip(taken))
-            .map(|(index, (source, target))| BlockCopy {
+        let copies: Vec<BlockCopy> = (first as u32..)
+            .zip(fresh)
+            .zip(begun.map(|begun| begun.target).into_iter().chain(taken))
+            .map(|((index, source), target)| BlockCopy {
                 source: *source,
                 target,
                 written: block_size.min(computed - index * block_size),
             })
             .collect();
-        migration.sent.extend(fresh);
-        let asked = migration.transfer.ask(&copies, freezes, self.now);
+        // What has come already, and is as it was, is not sent again.
+        let asked: Vec<BlockCopy> = copies.iter().filter(|copy| begun != Some(**copy)).copied().collect();
+        let asked = migration.transfer.ask(&asked, freezes, self.now);
         self.effects.extend(asked);
-        migration.copies.extend(copies);
+        let (settled, open) = copies.split_at(until - first);
+        migration.sent.extend(&fresh[..settled.len()]);
+        migration.copies.extend(settled);
+        migration.begun = open.first().copied();
         if freezes {
             migration.stage = Stage::Frozen { drained: None };
             self.groups[migration.source.0 as usize]

@@ -213,6 +213,10 @@ impl RankBooks {
         self.tags.get(index) == Some(&block.tag.0) && self.written[index] >= written
     }
 
+    pub fn is_full(&self, written: u32) -> bool {
+        written == self.block_size
+    }
+
     /// Whether cells of this block may be taken: it is newer than what any plan has named.
     pub fn may_take(&self, block: TaggedBlock) -> bool {
         let newest = self.tags.get(block.id.0 as usize);

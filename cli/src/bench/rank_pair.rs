@@ -54,6 +54,7 @@ pub struct RankPair {
     target: PairRank,
     num_heads: u32,
     num_blocks: u32,
+    block_size: u32,
     /// Of the blocks at the target: those of each round are newer.
     rounds: u32,
     pub cell_bytes: usize,
@@ -95,6 +96,7 @@ impl RankPair {
             target,
             num_heads: shares[0].attention.len() as u32,
             num_blocks,
+            block_size: engine.block_size,
             rounds: 0,
             cell_bytes: cell.cell_bytes(),
         })
@@ -153,7 +155,7 @@ impl RankPair {
         let copy = |id| BlockCopy {
             source: block(id, 1),
             target: block(id, self.rounds),
-            written: 1,
+            written: self.block_size,
         };
         CellSet {
             heads: 0..self.num_heads,

@@ -411,7 +411,9 @@ fn copy_cell(
     let exported = backend.export_cell(head, copy.source.id, buffer.bytes_mut());
     exported.map_err(|error| (TransferFault::Cell, error.to_string()))?;
     let local = (head.0 - side.heads.start) as usize;
-    let sums = side.seals.and_then(|seals| seals.get(&copy.source.id));
+    // A block that is not full has the seal of what it held before, if any.
+    let sums = side.seals.filter(|_| side.books.is_full(copy.written));
+    let sums = sums.and_then(|seals| seals.get(&copy.source.id));
     let sealed = sums.and_then(|sums| sums.get(local)).copied();
     let header = Header {
         round: round.round,
