@@ -294,6 +294,7 @@ impl Cluster {
         let target = &mut self.groups[migration.target.0 as usize].scheduler;
         let shared = target.open_inbound(migration.transfer.id(), &chain);
         migration.sent.extend(&named[..shared.len()]);
+        migration.transfer.starts_after = shared;
         self.migrations.insert(migration.transfer.id(), migration);
     }
 

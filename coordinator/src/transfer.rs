@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use kvasir_kv::{BlockCopy, CellSet, CellsIn, CellsOut, Rank, Route, Ticket, ToWorker, TransferId, WorkerInfo};
+use kvasir_kv::{
+    BlockCopy, CellSet, CellsIn, CellsOut, Rank, Route, TaggedBlock, Ticket, ToWorker, TransferId, WorkerInfo,
+};
 
 use crate::{Effect, Now, SessionId};
 
@@ -37,6 +39,8 @@ impl Lane {
 pub(crate) struct Transfer {
     pub ticket: Ticket,
     lanes: Vec<Lane>,
+    /// What the target has of it, until its ranks are told with the first round.
+    pub starts_after: Vec<TaggedBlock>,
     pub num_rounds: u32,
     /// Round, source and target rank of what has not come yet.
     awaited: BTreeSet<(u32, Rank, Rank)>,
@@ -64,6 +68,7 @@ impl Transfer {
         Self {
             ticket,
             lanes,
+            starts_after: Vec::new(),
             num_rounds: 0,
             awaited: BTreeSet::new(),
             cells_planned: 0,
@@ -92,6 +97,7 @@ impl Transfer {
         let round = self.num_rounds;
         self.num_rounds += 1;
         let mut effects = Vec::new();
+        let starts_after = std::mem::take(&mut self.starts_after);
         for lane in &self.lanes {
             let cells = CellSet {
                 heads: lane.route.heads.clone(),
@@ -104,6 +110,7 @@ impl Transfer {
                 round,
                 source_rank: lane.route.source,
                 cells: cells.clone(),
+                starts_after: starts_after.clone(),
             });
             let send = ToWorker::SendCells(CellsOut {
                 ticket: self.ticket,

@@ -72,6 +72,8 @@ pub struct CellsIn {
     pub round: u32,
     pub source_rank: Rank,
     pub cells: CellSet,
+    /// Full blocks that are here already and that the sequence will start after: they can be looked at meanwhile.
+    pub starts_after: Vec<TaggedBlock>,
 }
 
 /// A block whose cells have come by a transfer and that a sequence goes on with.

@@ -485,7 +485,10 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             let seals = seals.unwrap_or_else(|| self.backend.checksums(block.id));
             running.seals.insert(block.id, seals);
         }
-        check_seals(self.backend.as_ref(), &running.seals, &input.shared)?;
+        let epoch = running.spec.epoch;
+        let is_new = |block: &&BlockId| !self.transfers.has_checked(epoch, **block, &running.books);
+        let unchecked = input.shared.iter().filter(is_new);
+        check_seals(self.backend.as_ref(), &running.seals, unchecked)?;
         let collective = running.collective.as_deref_mut().expect("just seen");
         // A step without work only retires sequences; every rank sees it the same way.
         if !input.work.is_empty() {
@@ -520,10 +523,10 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
 }
 
 /// A sequence is about to start from what earlier steps left in these blocks: it must still be that.
-fn check_seals(
+fn check_seals<'a>(
     backend: &dyn Backend,
     seals: &BTreeMap<BlockId, Vec<u32>>,
-    shared: &[BlockId],
+    shared: impl Iterator<Item = &'a BlockId>,
 ) -> Result<(), EpochError> {
     for block in shared {
         let now = backend.checksums(*block);

@@ -213,6 +213,11 @@ impl RankBooks {
         self.tags.get(index) == Some(&block.tag.0) && self.written[index] >= written
     }
 
+    /// Whether a block is still this one, and full.
+    pub fn is_whole(&self, block: TaggedBlock) -> bool {
+        self.holds(block, self.block_size)
+    }
+
     pub fn is_full(&self, written: u32) -> bool {
         written == self.block_size
     }

@@ -117,6 +117,7 @@ impl RankPair {
             round: self.rounds,
             source_rank: Rank(0),
             cells: cells.clone(),
+            starts_after: Vec::new(),
         }))?;
         self.source.tell(ToWorker::SendCells(CellsOut {
             ticket,

@@ -8,6 +8,7 @@ use crate::v1;
 /// Numbers by which a block copy is written, and an adopted block.
 const COPY_LEN: usize = 5;
 const ADOPTED_LEN: usize = 3;
+const BLOCK_LEN: usize = 2;
 
 /// # Panics
 /// If the message does not speak of a transfer.
@@ -99,11 +100,18 @@ pub(super) fn cells_in(cells: kv::CellsIn) -> v1::ReceiveCells {
         round: cells.round,
         source_rank: cells.source_rank.0,
         cells: Some(cell_set(&cells.cells)),
+        starts_after: cells
+            .starts_after
+            .iter()
+            .flat_map(|block| [block.id.0, block.tag.0])
+            .collect(),
     }
 }
 
 pub(super) fn parse_cells_in(cells: v1::ReceiveCells) -> Result<kv::CellsIn, ConvertError> {
+    let starts_after = rows::<BLOCK_LEN>(&cells.starts_after, "starts_after", "id and tag by turns")?;
     Ok(kv::CellsIn {
+        starts_after: starts_after.iter().map(|[id, tag]| tagged(*id, *tag)).collect(),
         ticket: parse_ticket(cells.ticket)?,
         round: cells.round,
         source_rank: kv::Rank(cells.source_rank),
@@ -275,6 +283,7 @@ mod tests {
             round: 2,
             source_rank: kv::Rank(1),
             cells: cells(),
+            starts_after: vec![tagged(3, 4), tagged(5, 6)],
         };
         let transfer = kv::TransferId(5);
         for message in [

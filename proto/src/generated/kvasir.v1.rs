@@ -1965,6 +1965,9 @@ pub struct ReceiveCells {
     pub source_rank: u32,
     #[prost(message, optional, tag = "4")]
     pub cells: ::core::option::Option<CellSet>,
+    /// Full blocks that are here already and that the sequence will start after: id and tag by turns.
+    #[prost(uint32, repeated, tag = "5")]
+    pub starts_after: ::prost::alloc::vec::Vec<u32>,
 }
 /// The epoch that was prepared begins; the cells of these blocks live on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

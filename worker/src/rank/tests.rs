@@ -9,8 +9,8 @@ use std::{
 };
 
 use kvasir_kv::{
-    AdmittedSequence, BlockTag, GroupId, HeadLayout, KvHead, ModelShape, Sampling, SequenceWork, StepId, TaggedBlock,
-    Transport, UnitBytes, UnitLayout,
+    AdmittedSequence, BlockTag, CellSet, CellsIn, GroupId, HeadLayout, KvHead, ModelShape, NumericsId, Sampling,
+    SequenceWork, StepId, TaggedBlock, Ticket, TransferId, Transport, UnitBytes, UnitLayout,
 };
 
 use super::*;
@@ -95,8 +95,12 @@ fn layout() -> UnitLayout {
     UnitLayout::new(shape, bytes)
 }
 
-#[test]
-fn a_cell_that_changed_since_it_was_filled_ends_the_epoch_and_not_in_a_wrong_answer() {
+type Rank0 = RankWorker<Box<dyn FnMut(FromWorker)>>;
+
+const EPOCH: Epoch = Epoch { term: 1, number: 1 };
+
+/// A rank alone whose epoch has begun, what it answers, and what its cells hold.
+fn serving() -> (Rank0, Receiver<FromWorker>, Arc<AtomicU64>) {
     let content = Arc::new(AtomicU64::new(1));
     let backend = OneCell {
         layout: layout(),
@@ -105,10 +109,10 @@ fn a_cell_that_changed_since_it_was_filled_ends_the_epoch_and_not_in_a_wrong_ans
     let plan = ShardPlan::balance(backend.layout(), &[kvasir_kv::RankCapacity::default()], 0).unwrap();
     let (send, answers) = channel();
     let config = RankConfig::new(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let mut rank = RankWorker::new(config, Box::new(backend), Arc::default(), move |message| {
-        send.send(message).unwrap();
-    });
-    let epoch = Epoch { term: 1, number: 1 };
+    let send: Box<dyn FnMut(FromWorker)> = Box::new(move |message| send.send(message).unwrap());
+    let hub = Arc::new(TransferHub::new(NumericsId([0; 16]), 96, || ()));
+    let mut rank = RankWorker::new(config, Box::new(backend), Arc::default(), send).with_transfers(hub, |_| ());
+    let epoch = EPOCH;
     rank.on(ToWorker::FormEpoch(EpochSpec {
         group: GroupId(0),
         epoch,
@@ -127,45 +131,116 @@ fn a_cell_that_changed_since_it_was_filled_ends_the_epoch_and_not_in_a_wrong_ans
     rank.on(ToWorker::ConnectEpoch { epoch, endpoints });
     assert!(matches!(answers.recv(), Ok(FromWorker::EpochReady { .. })));
 
-    // Sequence 0 fills block 0; the others start after it.
-    let step = |sequence: u64| {
-        let block = |id: u64| TaggedBlock {
-            id: BlockId(id as u32),
-            tag: BlockTag(1),
-        };
-        let (start, num_tokens) = if sequence == 0 { (0, 16) } else { (16, 3) };
-        let new_blocks = [0, sequence].into_iter().take(1 + sequence.min(1) as usize);
-        ToWorker::Step(StepPlan {
-            epoch,
-            step: StepId(sequence),
-            admitted: vec![AdmittedSequence {
-                sequence: SequenceId(sequence),
-                tokens: vec![TokenId(1); 30],
-                prompt_len: 30,
-                sampling: Sampling::default(),
-                prompt_top_logprobs: 0,
-            }],
-            work: vec![SequenceWork {
-                sequence: SequenceId(sequence),
-                start,
-                num_tokens,
-                new_blocks: new_blocks.map(block).collect(),
-                samples: false,
-                scored: 0..0,
-            }],
-            retired: Vec::new(),
-            adopted: Vec::new(),
-        })
+    (rank, answers, content)
+}
+
+fn block(id: u64) -> TaggedBlock {
+    TaggedBlock {
+        id: BlockId(id as u32),
+        tag: BlockTag(1),
+    }
+}
+
+/// Sequence 0 fills block 0; the others start after it.
+fn step(sequence: u64) -> ToWorker {
+    let (start, num_tokens) = if sequence == 0 { (0, 16) } else { (16, 3) };
+    let new_blocks = [0, sequence].into_iter().take(1 + sequence.min(1) as usize);
+    ToWorker::Step(StepPlan {
+        epoch: EPOCH,
+        step: StepId(sequence),
+        admitted: vec![AdmittedSequence {
+            sequence: SequenceId(sequence),
+            tokens: vec![TokenId(1); 30],
+            prompt_len: 30,
+            sampling: Sampling::default(),
+            prompt_top_logprobs: 0,
+        }],
+        work: vec![SequenceWork {
+            sequence: SequenceId(sequence),
+            start,
+            num_tokens,
+            new_blocks: new_blocks.map(block).collect(),
+            samples: false,
+            scored: 0..0,
+        }],
+        retired: Vec::new(),
+        adopted: Vec::new(),
+    })
+}
+
+fn assert_refused(answers: &Receiver<FromWorker>) {
+    let Ok(FromWorker::EpochFailed { reason, missing, .. }) = answers.recv() else {
+        panic!("a changed cell was used");
     };
+    assert!(reason.starts_with(CORRUPT_CELL) && missing.is_empty(), "{reason}");
+    assert!(reason.contains("block 0 of local KV head 1"), "{reason}");
+}
+
+#[test]
+fn a_cell_that_changed_since_it_was_filled_ends_the_epoch_and_not_in_a_wrong_answer() {
+    let (mut rank, answers, content) = serving();
     for sequence in [0, 1] {
         rank.on(step(sequence));
         assert!(matches!(answers.recv(), Ok(FromWorker::StepDone { .. })));
     }
     content.store(2, Ordering::Relaxed);
     rank.on(step(2));
-    let Ok(FromWorker::EpochFailed { reason, missing, .. }) = answers.recv() else {
-        panic!("a changed cell was used");
-    };
-    assert!(reason.starts_with(CORRUPT_CELL) && missing.is_empty(), "{reason}");
-    assert!(reason.contains("block 0 of local KV head 1"), "{reason}");
+    assert_refused(&answers);
+}
+
+/// What a transfer's sequence starts after is looked at while its cells come, and not once more when it has come.
+#[test]
+fn a_block_is_looked_at_ahead_for_as_long_as_its_transfer_lasts_and_only_if_it_is_that_block() {
+    for (tag, is_taken) in [(1, true), (2, false)] {
+        let (mut rank, answers, content) = serving();
+        rank.on(step(0));
+        assert!(matches!(answers.recv(), Ok(FromWorker::StepDone { .. })));
+        let tag = BlockTag(tag);
+        rank.on(receive(TaggedBlock { tag, ..block(0) }));
+        assert!(rank.transfer(true), "it is looked at");
+        assert!(!rank.transfer(true), "once");
+        content.store(2, Ordering::Relaxed);
+        rank.on(step(1));
+        if !is_taken {
+            assert_refused(&answers);
+            continue;
+        }
+        assert!(matches!(answers.recv(), Ok(FromWorker::StepDone { .. })));
+        rank.on(ToWorker::EndTransfer {
+            transfer: TransferId(1),
+        });
+        rank.on(step(2));
+        assert_refused(&answers);
+    }
+}
+
+#[test]
+fn a_block_that_is_found_changed_ahead_is_refused_when_it_is_wanted() {
+    let (mut rank, answers, content) = serving();
+    rank.on(step(0));
+    assert!(matches!(answers.recv(), Ok(FromWorker::StepDone { .. })));
+    content.store(2, Ordering::Relaxed);
+    rank.on(receive(block(0)));
+    assert!(rank.transfer(true));
+    rank.on(step(1));
+    assert_refused(&answers);
+}
+
+fn receive(starts_after: TaggedBlock) -> ToWorker {
+    let source = Epoch { term: 1, number: 2 };
+    ToWorker::ReceiveCells(CellsIn {
+        ticket: Ticket {
+            transfer: TransferId(1),
+            secret: 1,
+            source,
+            target: EPOCH,
+        },
+        round: 0,
+        source_rank: Rank(0),
+        cells: CellSet {
+            heads: 0..1,
+            blocks: Vec::new(),
+        },
+        starts_after: vec![starts_after],
+    })
 }

@@ -83,6 +83,9 @@ struct OutRound {
 struct Incoming {
     ticket: Ticket,
     rounds: BTreeMap<(u32, Rank), InRound>,
+    /// Blocks that are here, to be looked at while there is time, and those that were found as they were filled.
+    unchecked: Vec<TaggedBlock>,
+    checked: BTreeMap<BlockId, TaggedBlock>,
     /// Cells of rounds that have not been announced yet.
     early: Vec<ArrivedCell>,
 }
@@ -159,6 +162,8 @@ impl RankTransfers {
         let incoming = self.incoming.entry(cells.ticket.transfer).or_insert_with(|| Incoming {
             ticket: cells.ticket,
             rounds: BTreeMap::new(),
+            unchecked: cells.starts_after,
+            checked: BTreeMap::new(),
             early: Vec::new(),
         });
         let num_cells = cells.cells.num_cells();
@@ -249,7 +254,36 @@ impl RankTransfers {
             self.put(at, backend, cell, report);
             return true;
         }
-        any && self.copy_out(at, backend, true, report)
+        any && (self.copy_out(at, backend, true, report) || self.check_one(at, backend))
+    }
+
+    /// Looks at a block that a sequence will start after, which its first step would do while somebody waits. False if
+    /// there is none.
+    fn check_one(&mut self, at: &mut Sides<'_>, backend: &mut dyn Backend) -> bool {
+        for incoming in self.incoming.values_mut() {
+            let Some(block) = incoming.unchecked.pop() else {
+                continue;
+            };
+            if let Ok(side) = at.get(incoming.ticket.target)
+                && side.books.is_whole(block)
+                && let Some(seal) = side.seals.and_then(|seals| seals.get(&block.id))
+                && backend.checksums(block.id) == *seal
+            {
+                incoming.checked.insert(block.id, block);
+            }
+            return true;
+        }
+        false
+    }
+
+    /// Whether a block was found to be as it was filled, in a transfer that goes on: that was a moment ago.
+    pub fn has_checked(&self, epoch: Epoch, block: BlockId, books: &RankBooks) -> bool {
+        let mut incoming = self
+            .incoming
+            .values()
+            .filter(|incoming| incoming.ticket.target == epoch);
+        let is_it = |checked: &TaggedBlock| books.is_whole(*checked);
+        incoming.any(|incoming| incoming.checked.get(&block).is_some_and(is_it))
     }
 
     /// In which this rank takes part in a transfer.
