@@ -642,4 +642,4 @@ fn scored_prompts(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -18,9 +18,17 @@ use crate::backend::{Preload, Preloaded};
 use crate::sampler::UnitRows;
 
 /// Its cells hold one number, which a test may change behind its back.
-struct OneCell {
+pub(crate) struct OneCell {
     layout: UnitLayout,
     content: Arc<AtomicU64>,
+}
+
+impl OneCell {
+    pub fn holding(content: &Arc<AtomicU64>) -> Self {
+        let content = Arc::clone(content);
+        let layout = layout();
+        Self { layout, content }
+    }
 }
 
 impl Backend for OneCell {
@@ -102,10 +110,7 @@ const EPOCH: Epoch = Epoch { term: 1, number: 1 };
 /// A rank alone whose epoch has begun, what it answers, and what its cells hold.
 fn serving() -> (Rank0, Receiver<FromWorker>, Arc<AtomicU64>) {
     let content = Arc::new(AtomicU64::new(1));
-    let backend = OneCell {
-        layout: layout(),
-        content: Arc::clone(&content),
-    };
+    let backend = OneCell::holding(&content);
     let plan = ShardPlan::balance(backend.layout(), &[kvasir_kv::RankCapacity::default()], 0).unwrap();
     let (send, answers) = channel();
     let config = RankConfig::new(IpAddr::V4(Ipv4Addr::LOCALHOST));

@@ -411,7 +411,7 @@ impl RankTransfers {
 }
 
 /// What lies in shared memory is checked as it is here: its source could change it until then.
-fn import(backend: &mut dyn Backend, cell: &ArrivedCell) -> Result<(), Fault> {
+pub(super) fn import(backend: &mut dyn Backend, cell: &ArrivedCell) -> Result<(), Fault> {
     let Header { head, copy, .. } = cell.header;
     let mut checked = Ok(());
     let imported = match &cell.content {

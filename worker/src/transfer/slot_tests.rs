@@ -4,6 +4,7 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     os::fd::{AsRawFd, OwnedFd},
+    sync::Arc,
 };
 
 use kvasir_kv::{Rank, TransferFault};
@@ -11,12 +12,13 @@ use kvasir_kv::{Rank, TransferFault};
 use super::{
     frame::{Header, Hello, Verdict},
     hub::{ArrivedCell, CellContent},
+    rank_transfers::import,
     sender::CellSender,
     slot_memory::SlotMemory,
     slots::{SLOTS, SlotOffer},
     tests::{CELL_BYTES, PATIENCE, Target, cell, hello},
 };
-use crate::collective::SegmentFile;
+use crate::{collective::SegmentFile, rank::tests::OneCell};
 
 /// A source that may do what it wants.
 struct Source {
@@ -132,8 +134,12 @@ fn bytes_that_change_after_their_header_do_not_pass_and_what_was_copied_stays() 
     let arrived = target.hub.take(true).unwrap();
     let (copied, passes) = look(&arrived);
     assert!(passes);
+    let mut backend = OneCell::holding(&Arc::default());
+    assert!(import(&mut backend, &arrived).is_ok());
     source.slots[1][50] ^= 4;
-    assert!(!look(&arrived).1, "changed after the header");
+    let (fault, reason) = import(&mut backend, &arrived).unwrap_err();
+    assert_eq!(fault, TransferFault::Checksum);
+    assert!(reason.contains("block 4 of KV head 1 has checksum"), "{reason}");
     assert_eq!(copied, cell().1, "changed after the copy");
 }
 
