@@ -27,6 +27,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// A target that takes nothing for so long is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Cells between the rank and the connection, where they go through it.
+const BUFFERS: u32 = 8;
 
 /// A cell on its way.
 struct Outgoing {
@@ -148,7 +150,7 @@ impl Sending {
                     tracing::debug!(%error, "no memory to share; cells go through the connection");
                 }
                 let buffer = |_| Buffer::Private(vec![0; cell_bytes]);
-                ((0..SLOTS).map(buffer).collect(), None)
+                ((0..BUFFERS).map(buffer).collect(), None)
             }
         };
         self.hello.offer = file.as_ref().map(|file| SlotOffer {
