@@ -14,7 +14,7 @@ use super::{slot_memory::SlotMemory, slot_memory::SlotView};
 use crate::collective::SegmentFile;
 
 /// Slots of a transfer: so many cells may be on their way.
-pub(super) const SLOTS: u32 = 16;
+pub(super) const SLOTS: u32 = 8;
 const GIVEN_BACK_TOGETHER: usize = SLOTS as usize / 2;
 /// A source that does not take back its slots is given up after so long: the rank's thread waits for it.
 const GIVE_BACK_MAX: Duration = Duration::from_millis(2);
