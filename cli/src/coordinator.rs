@@ -42,6 +42,9 @@ pub struct ServingOptions {
     /// Compute every prompt from its first token, also where another request had the same beginning
     #[arg(long)]
     pub no_prefix_cache: bool,
+    /// Leave running requests in their groups, also where another group has room and theirs has none
+    #[arg(long)]
+    pub no_rebalance: bool,
     /// Most requests that wait for a place; one more is refused and told when to come again
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub queue: u32,
@@ -72,7 +75,7 @@ pub struct ServingOptions {
 }
 
 impl ServingOptions {
-    pub fn config(&self, engine: &EngineOptions, group_sizes: Vec<u32>) -> Result<CoordinatorConfig> {
+    pub fn config(&self, engine: &EngineOptions, groups: &GroupOptions) -> Result<CoordinatorConfig> {
         Ok(CoordinatorConfig {
             kv_dtype: engine.kv_dtype,
             weight_mode: engine.weights_dtype,
@@ -89,7 +92,9 @@ impl ServingOptions {
             step_tokens_max: self.step_tokens,
             chunk_tokens_max: self.chunk_tokens,
             mixed_prefill_tokens_max: self.mixed_tokens,
-            ..CoordinatorConfig::new(engine.model.clone(), group_sizes)
+            group_roles: groups.roles(),
+            rebalance: !self.no_rebalance,
+            ..CoordinatorConfig::new(engine.model.clone(), groups.sizes()?)
         })
     }
 
@@ -120,7 +125,7 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         grpc: format!("http://{}", listener.local_addr()?),
         pid: std::process::id(),
     };
-    let coordinator = Coordinator::open(args.serving.config(&args.engine, args.groups.sizes()?)?).await?;
+    let coordinator = Coordinator::open(args.serving.config(&args.engine, &args.groups)?).await?;
     if args.json {
         println!("{}", serde_json::to_string(&listening)?);
     } else {

@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use anyhow::{Result, ensure};
 use clap::Args;
+use kvasir_coordinator::{GroupRole, UnknownRole};
 
 const WORKERS_MAX: u32 = 256;
 
@@ -12,16 +13,17 @@ pub struct GroupOptions {
     /// Workers of all groups together; any number, also one that does not divide the model's heads [default: one a group]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(WORKERS_MAX)))]
     workers: Option<u32>,
-    /// Groups that each serve the whole model: how many, or the workers of each, as in 1,4 [default: 1]
-    #[arg(long, value_name = "M|N,N,...")]
+    /// Groups that each serve the whole model: how many, or the workers of each, as in 1,4; with roles, as in
+    /// 1:prefill,4:decode, prompts are computed in some and answers in others [default: 1]
+    #[arg(long, value_name = "M|N[:ROLE],...")]
     groups: Option<Groups>,
 }
 
-/// `M`: so many groups, as even as can be. `N,N,...`: the ranks of each.
+/// `M`: so many groups, as even as can be. `N,N,...`: the ranks of each, and what it is for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Groups {
     Count(u32),
-    Sizes(Vec<u32>),
+    Sizes(Vec<(u32, GroupRole)>),
 }
 
 impl FromStr for Groups {
@@ -34,19 +36,32 @@ impl FromStr for Groups {
                 "`{part}` is not a number from 1 to {WORKERS_MAX}; say how many groups, or the workers of each, as in 1,4"
             )),
         };
-        let numbers: Vec<u32> = text.split(',').map(number).collect::<Result<_, _>>()?;
-        match numbers[..] {
-            [count] => Ok(Self::Count(count)),
-            _ if numbers.iter().sum::<u32>() > WORKERS_MAX => Err(format!(
-                "{} workers in all; at most {WORKERS_MAX} are possible",
-                numbers.iter().sum::<u32>()
-            )),
-            _ => Ok(Self::Sizes(numbers)),
+        let group = |part: &str| match part.split_once(':') {
+            Some((size, role)) => {
+                let role: GroupRole = role.trim().parse().map_err(|error: UnknownRole| error.to_string())?;
+                Ok((number(size)?, role))
+            }
+            None => Ok((number(part)?, GroupRole::Both)),
+        };
+        let sizes: Vec<(u32, GroupRole)> = text.split(',').map(group).collect::<Result<_, String>>()?;
+        let sum: u32 = sizes.iter().map(|(size, _)| size).sum();
+        match sizes[..] {
+            [(count, _)] if !text.contains(':') => Ok(Self::Count(count)),
+            _ if sum > WORKERS_MAX => Err(format!("{sum} workers in all; at most {WORKERS_MAX} are possible")),
+            _ => Ok(Self::Sizes(sizes)),
         }
     }
 }
 
 impl GroupOptions {
+    /// What each group is for; empty where all are for both.
+    pub fn roles(&self) -> Vec<GroupRole> {
+        match &self.groups {
+            Some(Groups::Sizes(sizes)) => sizes.iter().map(|(_, role)| *role).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// The ranks of each group.
     pub fn sizes(&self) -> Result<Vec<u32>> {
         match (&self.groups, self.workers) {
@@ -62,13 +77,13 @@ impl GroupOptions {
                     .collect())
             }
             (Some(Groups::Sizes(sizes)), workers) => {
-                let sum: u32 = sizes.iter().sum();
+                let sum: u32 = sizes.iter().map(|(size, _)| size).sum();
                 ensure!(
                     workers.is_none_or(|workers| workers == sum),
                     "--groups asks for {sum} workers in all, --workers for {}",
                     workers.unwrap_or_default()
                 );
-                Ok(sizes.clone())
+                Ok(sizes.iter().map(|(size, _)| *size).collect())
             }
         }
     }
@@ -92,6 +107,26 @@ mod tests {
         assert_eq!(sizes(Some(5), Some("2")), Ok(vec![3, 2]));
         assert_eq!(sizes(None, Some("1,4")), Ok(vec![1, 4]));
         assert_eq!(sizes(Some(5), Some("1,4")), Ok(vec![1, 4]));
+    }
+
+    #[test]
+    fn groups_have_roles() {
+        use GroupRole::{Both, Decode, Prefill};
+        let of = |text: &str| {
+            let options = GroupOptions {
+                workers: None,
+                groups: Some(text.parse().unwrap()),
+            };
+            (options.sizes().unwrap(), options.roles())
+        };
+        assert_eq!(of("1:prefill,4:decode,2"), (vec![1, 4, 2], vec![Prefill, Decode, Both]));
+        assert_eq!(of("2:both"), (vec![2], vec![Both]));
+        assert_eq!(of("2").1, vec![]);
+        let wrong = "1:prefil,2".parse::<Groups>().unwrap_err();
+        assert!(
+            wrong.contains("`prefil`") && wrong.contains("prefill and decode"),
+            "{wrong}"
+        );
     }
 
     #[test]

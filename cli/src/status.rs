@@ -297,9 +297,21 @@ fn line_of(sequence: &SequenceJson) -> String {
 }
 
 fn print_group(group: &GroupJson) {
+    let role = if group.role == "both" {
+        String::new()
+    } else {
+        format!(" ({})", group.role)
+    };
     println!(
-        "  group {}  epoch {}.{}  {}  {}  {} running, {} waiting",
-        group.id, group.epoch.term, group.epoch.number, group.state, group.transport, group.running, group.waiting
+        "  group {}{}  epoch {}.{}  {}  {}  {} running, {} waiting",
+        group.id,
+        role,
+        group.epoch.term,
+        group.epoch.number,
+        group.state,
+        group.transport,
+        group.running,
+        group.waiting
     );
     if !group.cause.is_empty() {
         println!("  no group forms: {}", group.cause);

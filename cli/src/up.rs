@@ -60,7 +60,7 @@ struct ReadyWorker {
 pub async fn run(args: UpArgs) -> Result<()> {
     let shutdown = shutdown::on_signals()?;
     let listener = args.serving.bind().await?;
-    let config = args.serving.config(&args.engine, args.groups.sizes()?)?;
+    let config = args.serving.config(&args.engine, &args.groups)?;
     let mut cluster = LocalCluster::start(config, &args.engine, &args.size, listener, shutdown.clone()).await?;
     let result = async {
         let Some(()) = cluster.until_ready().await? else {

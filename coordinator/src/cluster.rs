@@ -126,6 +126,8 @@ impl Cluster {
         self.leave_idle_groups();
         self.send_steps();
         self.even_out();
+        self.hand_off();
+        self.rebalance();
         self.report_recoveries();
         if cfg!(debug_assertions) {
             self.check_invariants();

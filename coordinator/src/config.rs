@@ -4,12 +4,18 @@ use std::time::Duration;
 
 use kvasir_kv::{CellLayout, NumericsId};
 
+use crate::GroupRole;
+
 /// Plain data. `Cluster::new` brings limits that contradict each other into line and documents how.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ClusterConfig {
     /// For each group, by its id, the ranks that it is to have. It forms when so many workers are free; it re-forms from
     /// whoever is left.
     pub group_sizes: Vec<u32>,
+    /// For each group, by its id, what it is for; both where none is said.
+    pub group_roles: Vec<GroupRole>,
+    /// Running sequences move where another group has room and theirs has none for one that waits, or for what they need next.
+    pub rebalance: bool,
     /// What every worker's engine must be; with `None` the first worker that joins decides.
     pub numerics_id: Option<NumericsId>,
     /// Geometry of a cell; every worker must have been started with its block size.
@@ -63,6 +69,8 @@ impl ClusterConfig {
     pub fn new(num_ranks: u32, cell: CellLayout) -> Self {
         Self {
             group_sizes: vec![num_ranks],
+            group_roles: Vec::new(),
+            rebalance: true,
             numerics_id: None,
             cell,
             num_blocks_max: None,

@@ -6,7 +6,7 @@
 
 use kvasir_kv::{GroupId, SequenceId, ToWorker, WorkerId};
 
-use crate::{Cluster, Effect, SessionId, detector::Steady, group::Group};
+use crate::{Cluster, Effect, MigrationReason, SessionId, detector::Steady, group::Group};
 
 /// A group that could not be emptied yet is looked at again after so long.
 const RETRY: std::time::Duration = std::time::Duration::from_millis(100);
@@ -75,7 +75,7 @@ impl Cluster {
         for sequence in &all {
             if let Some(target) = self.roomiest_but(id) {
                 // Whoever is on its way, or finds no room, is asked again later.
-                let _ = self.begin_migration(*sequence, target, None);
+                let _ = self.begin_migration(*sequence, target, MigrationReason::Drain);
             }
         }
         if all.is_empty() && !self.migrations.values().any(|migration| migration.touches(id)) {

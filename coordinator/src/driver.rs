@@ -479,6 +479,7 @@ fn report_migration(report: &MigrationReport) {
         request,
         source,
         target,
+        reason,
         outcome,
         cells,
         bytes,
@@ -486,13 +487,15 @@ fn report_migration(report: &MigrationReport) {
         took,
         ..
     } = report;
-    let took_ms = took.as_millis() as u64;
+    let (took_ms, reason) = (took.as_millis() as u64, reason.name());
     match outcome {
         MigrationOutcome::Moved { pause } => {
             let pause_ms = pause.as_secs_f64() * 1e3;
-            info!(%transfer, %request, %source, %target, cells, bytes, rounds, took_ms, pause_ms, "sequence moved");
+            info!(%transfer, %request, %source, %target, reason, cells, bytes, rounds, took_ms, pause_ms, "sequence moved");
         }
-        _ => warn!(%transfer, %request, %source, %target, cells, rounds, took_ms, %outcome, "sequence not moved"),
+        _ => {
+            warn!(%transfer, %request, %source, %target, reason, cells, rounds, took_ms, %outcome, "sequence not moved")
+        }
     }
 }
 

@@ -201,12 +201,39 @@ pub struct MigrationReport {
     pub sequence: SequenceId,
     pub source: GroupId,
     pub target: GroupId,
+    pub reason: MigrationReason,
     pub outcome: MigrationOutcome,
     /// That have come, and their bytes.
     pub cells: u64,
     pub bytes: u64,
+    /// Of them: had come before the source had computed the prompt.
+    pub prompt_bytes: u64,
     pub rounds: u32,
     pub took: Duration,
+}
+
+/// Why a sequence is moved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MigrationReason {
+    /// An operator wants it.
+    Order(OrderId),
+    /// Its workers leave.
+    Drain,
+    /// Its prompt is computed, and another group is to decode.
+    Handoff,
+    /// Its group needs the room.
+    Room,
+}
+
+impl MigrationReason {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Order(_) => "order",
+            Self::Drain => "drain",
+            Self::Handoff => "handoff",
+            Self::Room => "room",
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kvasir_kv::{CellLayout, Epoch, EpochSpec, GroupId, LoadReport, Rank, StepPlan, ToWorker};
 
 use crate::{
-    ClusterConfig, Effect, Now, SessionId,
+    ClusterConfig, Effect, GroupRole, Now, SessionId,
     detector::{RankWatch, Steady, UsualStep},
     formation::Formation,
     recovery::Recovery,
@@ -21,6 +21,7 @@ pub(crate) struct Group {
     pub id: GroupId,
     /// Ranks that it is to have, at least 1.
     pub size: u32,
+    pub role: GroupRole,
     /// Of the current or the last life.
     pub epoch: Epoch,
     pub active: Option<Active>,
@@ -34,6 +35,8 @@ pub(crate) struct Group {
     pub grow_at: Steady,
     /// Those who leave are not looked after before.
     pub drain_at: Steady,
+    /// Nobody is handed off, or moved to make room, before.
+    pub move_at: Steady,
     /// Since when it does not serve; `None` while it does.
     pub outage_since: Option<Now>,
     /// Why the workers that are free form no group.
@@ -77,9 +80,11 @@ pub(crate) struct OutOfTurn {
 
 impl Group {
     pub fn new(id: GroupId, size: u32, config: &ClusterConfig) -> Self {
+        let role = config.group_roles.get(id.0 as usize).copied();
         Self {
             id,
             size: size.max(1),
+            role: role.unwrap_or_default(),
             epoch: Epoch::default(),
             active: None,
             usual_step: UsualStep::new(config.stall_min),
@@ -89,6 +94,7 @@ impl Group {
             retry_at: Steady::default(),
             grow_at: Steady::default(),
             drain_at: Steady::default(),
+            move_at: Steady::default(),
             outage_since: Some(Now::default()),
             cause: None,
             recovery: None,

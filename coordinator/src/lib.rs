@@ -16,7 +16,9 @@ mod fair_share;
 mod formation;
 mod generate;
 mod group;
+mod group_role;
 mod grpc;
+mod handoff;
 mod intake;
 mod loss;
 mod migration;
@@ -24,6 +26,7 @@ mod migration;
 mod plan_scenarios;
 mod planner;
 mod preemption;
+mod rebalance;
 mod recovery;
 mod reshard;
 mod router;
@@ -45,8 +48,9 @@ mod workers;
 pub use cluster::Cluster;
 pub use config::ClusterConfig;
 pub use event::{
-    Effect, Event, LossCause, MigrationError, MigrationOutcome, MigrationReport, Now, OrderId, ReshardError,
-    ReshardOutcome, ReshardReport, SequenceError, SessionId, Usage,
+    Effect, Event, LossCause, MigrationError, MigrationOutcome, MigrationReason, MigrationReport, Now, OrderId,
+    ReshardError, ReshardOutcome, ReshardReport, SequenceError, SessionId, Usage,
 };
+pub use group_role::{GroupRole, UnknownRole};
 pub use server::{Coordinator, CoordinatorConfig, CoordinatorError, run};
 pub use status::ClusterStatus;

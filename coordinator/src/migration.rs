@@ -18,7 +18,7 @@ use kvasir_kv::{
 use crate::{
     Cluster, Effect, Now, SessionId,
     cluster::mix,
-    event::{MigrationError, MigrationOutcome, MigrationReport, OrderId},
+    event::{MigrationError, MigrationOutcome, MigrationReason, MigrationReport, OrderId},
     group::{Active, Group},
     scheduler::Scheduler,
     sequence::{Running, Sequence},
@@ -39,7 +39,7 @@ pub(crate) struct Migration {
     request: RequestId,
     source: GroupId,
     target: GroupId,
-    order: Option<OrderId>,
+    reason: MigrationReason,
     stage: Stage,
     /// The blocks of the sequence that are at the target or on their way, by their names at the source.
     sent: Vec<TaggedBlock>,
@@ -47,6 +47,10 @@ pub(crate) struct Migration {
     copies: Vec<BlockCopy>,
     /// The block that was not full yet in the last round, as it was copied then.
     begun: Option<BlockCopy>,
+    /// Bytes that had come before the source had computed the prompt.
+    prompt_bytes: u64,
+    /// Tokens that the sequence had when it began.
+    tokens: usize,
     began: Now,
 }
 
@@ -84,6 +88,10 @@ pub(crate) struct Order {
 }
 
 impl Migration {
+    pub fn sequence(&self) -> SequenceId {
+        self.sequence
+    }
+
     /// It goes from or to this group.
     pub fn touches(&self, group: GroupId) -> bool {
         let home = !matches!(self.stage, Stage::Adopted { closed: true, .. });
@@ -135,7 +143,7 @@ impl Cluster {
                 None => self.roomiest_but(source).ok_or(MigrationError::NoOtherGroup)?,
             };
             if target != source {
-                begun += u32::from(self.begin_migration(sequence, target, Some(order))?);
+                begun += u32::from(self.begin_migration(sequence, target, MigrationReason::Order(order))?);
             }
         }
         Ok(begun)
@@ -160,6 +168,7 @@ impl Cluster {
             .filter(|group| group.id != source && group.serves() && !self.is_closing(group));
         let room = |group: &&Group| {
             (
+                group.role.keeps_answers(),
                 group.scheduler.num_free_places() > 0,
                 group.scheduler.block_counts().available(),
             )
@@ -172,7 +181,7 @@ impl Cluster {
         &mut self,
         id: SequenceId,
         target: GroupId,
-        order: Option<OrderId>,
+        reason: MigrationReason,
     ) -> Result<bool, MigrationError> {
         self.check_target(target)?;
         let source = self.home_of(id).ok_or(MigrationError::UnknownSequence(id))?;
@@ -205,7 +214,7 @@ impl Cluster {
         if let Some(group) = [source, target].into_iter().find(|group| self.is_resharding(*group)) {
             return Err(MigrationError::Resharding(group));
         }
-        let request = sequence.request.id.clone();
+        let (request, tokens) = (sequence.request.id.clone(), sequence.tokens.len());
         let (from, to) = (self.group(source), self.group(target));
         let (Some(source_active), Some(target_active)) = (&from.active, &to.active) else {
             return Err(MigrationError::NotServing(source));
@@ -237,11 +246,13 @@ impl Cluster {
             request,
             source,
             target,
-            order,
+            reason,
             stage: Stage::Copying,
             sent: Vec::new(),
             copies: Vec::new(),
             begun: None,
+            prompt_bytes: 0,
+            tokens,
             began: self.now,
         };
         self.transfers_begun += 1;
@@ -322,6 +333,10 @@ impl Cluster {
         if let Some(outcome) = self.obstacle(&migration) {
             return Err((migration, outcome));
         }
+        let sequence = self.group(migration.source).scheduler.get(migration.sequence);
+        if sequence.is_some_and(|sequence| sequence.tokens.len() == migration.tokens) {
+            migration.prompt_bytes = migration.transfer.bytes;
+        }
         if migration.stage == Stage::Copying
             && migration.transfer.is_complete()
             && let Err(outcome) = self.next_round(&mut migration)
@@ -354,7 +369,9 @@ impl Cluster {
         }
         let same = |running: &Running| {
             let mut held = running.blocks.tagged();
-            migration.sent.iter().all(|sent| held.next() == Some(*sent))
+            let begun = migration.begun.map(|begun| begun.source);
+            let mut sent = migration.sent.iter().copied().chain(begun);
+            sent.all(|sent| held.next() == Some(sent))
         };
         if !sequence.running().is_some_and(same) {
             return Some(MigrationOutcome::Preempted);
@@ -386,10 +403,20 @@ impl Cluster {
         let (full, all) = ((computed / block_size) as usize, computed.div_ceil(block_size) as usize);
         let first = migration.sent.len();
         let rounds = migration.transfer.num_rounds;
-        let freezes = rounds > 0 && full <= first || rounds >= ROUNDS_MAX;
+        let in_prompt = migration.reason == MigrationReason::Handoff && sequence.wanted() > 1;
+        if in_prompt && full <= first {
+            // The next chunk is being computed.
+            migration.transfer.moved = self.now;
+            return Ok(());
+        }
+        let freezes = !in_prompt && (rounds > 0 && full <= first || rounds >= ROUNDS_MAX);
         let until = if freezes { all } else { full.max(first) };
         let begun = migration.begun.take();
-        let fresh = &held[first..all.max(first)];
+        let fresh = if in_prompt {
+            &held[first..full]
+        } else {
+            &held[first..all.max(first)]
+        };
         let target = &mut self.groups[migration.target.0 as usize].scheduler;
         let wanted = fresh.len().saturating_sub(usize::from(begun.is_some()));
         let taken = target.extend_inbound(migration.transfer.id(), wanted as u32);
@@ -512,9 +539,19 @@ impl Cluster {
             MigrationOutcome::Moved { pause } => {
                 self.counters.migrations_moved += 1;
                 self.counters.migration_pause_us += pause.as_micros() as u64;
+                self.counters.handoffs += u64::from(migration.reason == MigrationReason::Handoff);
+                self.counters.migrations_for_room += u64::from(migration.reason == MigrationReason::Room);
+                if migration.reason == MigrationReason::Handoff {
+                    self.counters.transfer_prompt_bytes += migration.prompt_bytes;
+                    self.counters.handoff_bytes += migration.transfer.bytes;
+                }
             }
             MigrationOutcome::Ended => self.counters.migrations_ended += 1,
             _ => self.counters.migrations_failed += 1,
+        }
+        if !matches!(outcome, MigrationOutcome::Moved { .. }) {
+            let steady = self.clock.read();
+            self.group_mut(migration.source).rest(steady);
         }
         let report = MigrationReport {
             transfer: migration.transfer.id(),
@@ -522,14 +559,18 @@ impl Cluster {
             sequence: migration.sequence,
             source: migration.source,
             target: migration.target,
+            reason: migration.reason,
             outcome,
             cells: migration.transfer.cells_arrived,
             bytes: migration.transfer.bytes,
+            prompt_bytes: migration.prompt_bytes,
             rounds: migration.transfer.num_rounds,
             took: self.now.since(migration.began),
         };
         self.effects.push(Effect::MigrationEnded(report.clone()));
-        let Some(order) = migration.order else { return };
+        let MigrationReason::Order(order) = migration.reason else {
+            return;
+        };
         if let Some(open) = self.orders.get_mut(&order) {
             open.reports.push(report);
             open.open -= 1;
@@ -597,6 +638,7 @@ impl Cluster {
             source: migration.source,
             target: migration.target,
             stage: migration.stage.name(),
+            reason: migration.reason.name(),
             cells_planned: migration.transfer.cells_planned,
             cells_arrived: migration.transfer.cells_arrived,
             bytes: migration.transfer.bytes,

@@ -13,9 +13,13 @@
 
 use std::collections::BTreeMap;
 
-use kvasir_kv::{PrefixHit, SequenceId, TenantId};
+use kvasir_kv::{BlockHash, PrefixHit, SequenceId, TenantId};
 
-use crate::{planner::Draft, scheduler::Scheduler, sequence::Sequence};
+use crate::{
+    planner::Draft,
+    scheduler::Scheduler,
+    sequence::{Running, Sequence},
+};
 
 /// Whether a sequence's blocks could be had.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,10 +78,22 @@ impl Shares<'_> {
 
 /// What a waiting sequence lacks.
 #[derive(Clone, Copy, Debug)]
-struct Lack {
-    places: u32,
+pub(super) struct Lack {
+    pub places: u32,
     /// Beyond what is available, or will be.
-    blocks: u32,
+    pub blocks: u32,
+}
+
+impl Lack {
+    pub fn is_some(&self) -> bool {
+        self.places > 0 || self.blocks > 0
+    }
+
+    /// A place comes free, with so many blocks.
+    pub fn relieve(&mut self, blocks: u32) {
+        self.places = self.places.saturating_sub(1);
+        self.blocks = self.blocks.saturating_sub(blocks);
+    }
 }
 
 impl Scheduler {
@@ -138,7 +154,7 @@ impl Scheduler {
     }
 
     /// What a running sequence still lacks for its known tokens.
-    fn blocks_promised(&self, sequence: &Sequence) -> u32 {
+    pub(super) fn blocks_promised(&self, sequence: &Sequence) -> u32 {
         let block_size = self.limits.block_size;
         sequence.running().map_or(0, |running| {
             let known = sequence.len_expected().div_ceil(block_size);
@@ -152,14 +168,34 @@ impl Scheduler {
         (sequence.len_expected().div_ceil(block_size) + 1).min(worst)
     }
 
-    /// Preempts those who must give way to a waiting sequence, if that makes enough room; else nobody.
-    pub(super) fn claim_room(&mut self, id: SequenceId, hit: PrefixHit, draft: &mut Draft) {
+    fn lack(&self, id: SequenceId, hit: PrefixHit) -> Lack {
         let counts = self.block_counts();
         let wanted = self.blocks_wanted(&self.sequences[&id], hit);
-        let lack = Lack {
+        Lack {
             places: u32::from(self.num_free_places() == 0),
             blocks: wanted.saturating_sub(counts.available() + counts.in_flight),
+        }
+    }
+
+    /// What a waiting sequence lacks here.
+    pub(super) fn lack_for(&self, id: SequenceId, chain: &[BlockHash]) -> Option<Lack> {
+        let books = self.books.as_ref()?;
+        Some(self.lack(id, books.pool.find(chain)))
+    }
+
+    /// Blocks that come free, or need not be kept free any more, when a running sequence goes.
+    pub(super) fn freed_by(&self, sequence: &Sequence) -> u32 {
+        let held = |running: &Running| {
+            self.books
+                .as_ref()
+                .map_or(0, |books| books.pool.num_sole(&running.blocks))
         };
+        sequence.running().map_or(0, held) + self.blocks_promised(sequence)
+    }
+
+    /// Preempts those who must give way to a waiting sequence, if that makes enough room; else nobody.
+    pub(super) fn claim_room(&mut self, id: SequenceId, hit: PrefixHit, draft: &mut Draft) {
+        let lack = self.lack(id, hit);
         for victim in self.who_gives_way(id, lack).unwrap_or_default() {
             self.preempt(victim, draft);
             self.counters.preemptions_for_others += 1;
@@ -169,7 +205,7 @@ impl Scheduler {
 
     /// Enough running sequences that give way to a waiting one, last in precedence first; `None` if there are not enough.
     fn who_gives_way(&self, id: SequenceId, mut lack: Lack) -> Option<Vec<SequenceId>> {
-        let books = self.books.as_ref()?;
+        self.books.as_ref()?;
         let waiting = &self.sequences[&id];
         let mut shares = self.shares();
         let claims_share = shares.has_room_for(&waiting.request.tenant, self.blocks_needed(waiting));
@@ -187,9 +223,7 @@ impl Scheduler {
                 && shares.is_exceeded_by(&other.request.tenant)
                 && self.is_served_less(waiting, other);
             if by_priority || by_share {
-                let blocks = books.pool.num_sole(&running.blocks);
-                lack.places = lack.places.saturating_sub(1);
-                lack.blocks = lack.blocks.saturating_sub(blocks + self.blocks_promised(other));
+                lack.relieve(self.freed_by(other));
                 shares.give_back(&other.request.tenant, running.blocks.len() as u32);
                 victims.push(other.id);
             }

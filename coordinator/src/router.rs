@@ -126,6 +126,9 @@ impl Cluster {
         let serving = self.groups.iter().filter(|group| group.serves());
         let fitting = serving.filter(|group| group.scheduler.fits_pool(&sequence.request).is_ok());
         let open = |group: &&Group| !self.is_closing(group);
+        // A group that decodes computes prompts only where no other one can.
+        let any_prefills = fitting.clone().any(|group| group.role.takes_prompts());
+        let fitting = fitting.filter(|group| !any_prefills || group.role.takes_prompts());
         // Where all are closing, somebody has to take it.
         let any_open = fitting.clone().any(|group| open(&group));
         let fitting = fitting.filter(|group| !any_open || open(group));
@@ -179,7 +182,7 @@ impl Cluster {
         }
     }
 
-    fn chain_of_waiting(&mut self, group: GroupId, id: SequenceId) -> Option<Vec<BlockHash>> {
+    pub(crate) fn chain_of_waiting(&mut self, group: GroupId, id: SequenceId) -> Option<Vec<BlockHash>> {
         let root = self.prefix_root(&self.group(group).scheduler.get(id)?.request.tenant);
         let block_size = self.config.cell.block_size();
         let sequence = self.group_mut(group).scheduler.get_mut(id)?;
@@ -215,7 +218,11 @@ impl Cluster {
         if scheduler.has_room(sequence, &chain) {
             return None;
         }
-        let mut others = self.groups.iter().filter(|group| group.id != crowded && group.serves());
+        let here = self.group(crowded).role;
+        let mut others = self.groups.iter().filter(|group| {
+            let apt = group.role.takes_prompts() || !here.takes_prompts();
+            group.id != crowded && apt && group.serves()
+        });
         let target = others.find(|group| group.scheduler.would_admit(sequence, &chain))?;
         Some((next, target.id))
     }

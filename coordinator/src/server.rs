@@ -22,7 +22,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
 use crate::{
-    Cluster, ClusterConfig,
+    Cluster, ClusterConfig, GroupRole,
     driver::{ClusterHandle, Driver},
     grpc::{AdminService, ClusterService, InferenceService},
     intake::Intake,
@@ -43,6 +43,10 @@ pub struct CoordinatorConfig {
     pub model: PathBuf,
     /// Ranks of each group; at least one group, and at least one rank in each.
     pub group_sizes: Vec<u32>,
+    /// What each is for; both where none is said.
+    pub group_roles: Vec<GroupRole>,
+    /// Move running sequences where another group has room and theirs has none.
+    pub rebalance: bool,
     pub kv_dtype: KvDtype,
     pub weight_mode: WeightMode,
     pub backend: BackendKind,
@@ -70,6 +74,8 @@ impl CoordinatorConfig {
         Self {
             model,
             group_sizes,
+            group_roles: Vec::new(),
+            rebalance: true,
             kv_dtype: KvDtype::F16,
             weight_mode: WeightMode::File,
             backend: BackendKind::Canonical,
@@ -96,6 +102,8 @@ pub enum CoordinatorError {
     Model { path: PathBuf, source: CheckpointError },
     #[error("a group of 0 workers serves nothing; 1 or more are needed")]
     NoWorkers,
+    #[error("every group has the role {role}; at least one must {lacks}")]
+    Roles { role: GroupRole, lacks: &'static str },
     #[error(transparent)]
     BlockSize(#[from] CellLayoutError),
     #[error("cannot listen: {source}")]
@@ -172,6 +180,7 @@ fn open(config: &CoordinatorConfig) -> Result<ServedModel, CoordinatorError> {
     if config.group_sizes.is_empty() || config.group_sizes.contains(&0) {
         return Err(CoordinatorError::NoWorkers);
     }
+    check_roles(config)?;
     let model_error = |source| CoordinatorError::Model {
         path: config.model.clone(),
         source,
@@ -204,6 +213,19 @@ fn open(config: &CoordinatorConfig) -> Result<ServedModel, CoordinatorError> {
     })
 }
 
+/// Prompts must be computed somewhere, and answers too.
+fn check_roles(config: &CoordinatorConfig) -> Result<(), CoordinatorError> {
+    let all = |role| {
+        let roles = &config.group_roles;
+        roles.len() == config.group_sizes.len() && roles.iter().all(|found| *found == role)
+    };
+    let lacking = [(GroupRole::Prefill, "decode"), (GroupRole::Decode, "prefill")];
+    match lacking.into_iter().find(|(role, _)| all(*role)) {
+        Some((role, lacks)) => Err(CoordinatorError::Roles { role, lacks }),
+        None => Ok(()),
+    }
+}
+
 /// What the file calls itself, else the file's name.
 fn name(checkpoint: &Checkpoint) -> String {
     match checkpoint.spec().name.as_str() {
@@ -230,6 +252,8 @@ fn cluster_config(config: &CoordinatorConfig, model: &ServedModel) -> ClusterCon
         mixed_prefill_tokens_max: config.mixed_prefill_tokens_max,
         unavailable_wait_max: config.unavailable_wait_max,
         group_sizes: config.group_sizes.clone(),
+        group_roles: config.group_roles.clone(),
+        rebalance: config.rebalance,
         ..ClusterConfig::new(1, model.cell)
     }
 }

@@ -42,6 +42,7 @@ impl Cluster {
         GroupStatus {
             id: group.id,
             epoch: group.epoch,
+            role: group.role,
             phase: group.phase(),
             transport: active.map(|active| active.formation.transport).unwrap_or_default(),
             ranks: ranks.collect(),

@@ -7,7 +7,7 @@ use kvasir_kv::{
     TransferId, Transport, WorkerId,
 };
 
-use crate::SessionId;
+use crate::{GroupRole, SessionId};
 
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct ClusterStatus {
@@ -54,6 +54,7 @@ impl GroupPhase {
 pub struct GroupStatus {
     pub id: GroupId,
     pub epoch: Epoch,
+    pub role: GroupRole,
     pub phase: GroupPhase,
     pub transport: Transport,
     pub ranks: Vec<RankStatus>,
@@ -132,6 +133,8 @@ pub struct TransferStatus {
     pub target: GroupId,
     /// copying, frozen or adopted.
     pub stage: &'static str,
+    /// order, drain, handoff or room.
+    pub reason: &'static str,
     pub cells_planned: u64,
     pub cells_arrived: u64,
     pub bytes: u64,
@@ -220,6 +223,9 @@ counters! {
     migrations_ended,
     /// Of those: the sequence stayed, or was computed again.
     migrations_failed,
+    /// Of those that moved: to decode elsewhere after prefill, and to make room.
+    handoffs,
+    migrations_for_room,
     /// Microseconds from the last token of the source to the first of the target, of all that moved.
     migration_pause_us,
     reshards_begun,
@@ -235,6 +241,9 @@ counters! {
     transfer_bytes,
     /// Of these, those that went through shared memory.
     transfer_shared_bytes,
+    /// Those of handoffs, and what of them had come before the prompt was computed.
+    handoff_bytes,
+    transfer_prompt_bytes,
     /// Transfers refused at a rank, by reason.
     cells_refused_ticket,
     cells_refused_epoch,

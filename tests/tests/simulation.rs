@@ -1,6 +1,6 @@
 //! The whole cluster in virtual time: hundreds of seeds without a broken promise, and planted bugs that are found.
 
-use kvasir_tests::sim::{FIRST_SEED_WITH_MIGRATIONS, Plant, Report, run};
+use kvasir_tests::sim::{FIRST_SEED_WITH_POLICIES, Plant, Report, run};
 
 const SEEDS: u64 = 500;
 /// Seeds within which each planted bug must be found.
@@ -20,7 +20,7 @@ fn fresh(count: u64) -> std::ops::Range<u64> {
         Ok(seed) => seed.parse().expect("KVASIR_TEST_SEED is a number"),
         Err(_) => u64::from(std::process::id()) << 20,
     };
-    let begin = FIRST_SEED_WITH_MIGRATIONS.max(begin);
+    let begin = FIRST_SEED_WITH_POLICIES.max(begin);
     println!("fresh seeds from {begin}");
     begin..begin.saturating_add(count)
 }
@@ -64,6 +64,10 @@ fn no_answer_changes_and_nothing_hangs_whatever_the_weather() {
         );
         assert!(
             counters.reshards_switched > SEEDS && counters.reshards_failed > SEEDS / 10 && total.leaves > SEEDS / 5,
+            "{total:?}"
+        );
+        assert!(
+            counters.handoffs > SEEDS / 5 && counters.transfer_prompt_bytes > 0 && counters.migrations_for_room > 0,
             "{total:?}"
         );
         assert_eq!(counters.cells_adopted, counters.cells_planned, "{total:?}");

@@ -111,7 +111,7 @@ fn group(group: GroupStatus) -> v1::Group {
         id: group.id.0,
         term: group.epoch.term,
         epoch: group.epoch.number,
-        role: "both".to_owned(),
+        role: group.role.name().to_owned(),
         state: match group.phase {
             GroupPhase::Running => "serving",
             phase => phase.name(),

@@ -841,7 +841,7 @@ pub struct Group {
     pub term: u64,
     #[prost(uint64, tag = "3")]
     pub epoch: u64,
-    /// both: prefill and decode.
+    /// both, prefill or decode.
     #[prost(string, tag = "4")]
     pub role: ::prost::alloc::string::String,
     /// forming, connecting, serving or waiting.

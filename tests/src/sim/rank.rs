@@ -268,10 +268,15 @@ impl World {
                 self.workers[w].queue.push_back(message);
                 self.start_step(w);
             }
-            Some(ToWorker::PrepareEpoch(spec)) => self.prepare(w, spec),
-            Some(ToWorker::DropEpoch { epoch }) => {
-                let worker = &mut self.workers[w];
-                worker.prepared.take_if(|part| part.spec.epoch <= epoch);
+            Some(message @ (ToWorker::PrepareEpoch(_) | ToWorker::DropEpoch { .. })) => {
+                // It stays behind the switch to the epoch before.
+                let queue = &mut self.workers[w].queue;
+                let waits =
+                    |message: &ToWorker| matches!(message, ToWorker::SwitchEpoch { .. } | ToWorker::PrepareEpoch(_));
+                match queue.iter().any(waits) {
+                    true => queue.push_back(message),
+                    false => self.transfer_order(w, message),
+                }
             }
             Some(ToWorker::Released) => self.leave(w),
             Some(ToWorker::Refuse { .. }) => self.workers[w].refused = true,
@@ -318,7 +323,7 @@ impl World {
         self.inside(w, wait, Inside::EndpointReady(epoch));
     }
 
-    fn prepare(&mut self, w: usize, spec: EpochSpec) {
+    pub(super) fn prepare(&mut self, w: usize, spec: EpochSpec) {
         let worker = &mut self.workers[w];
         if spec.epoch <= worker.epoch_max {
             let what = format!(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kvasir_coordinator::ClusterConfig;
+use kvasir_coordinator::{ClusterConfig, GroupRole};
 use kvasir_kv::{CellLayout, HeadLayout, KvDtype, ModelShape, NumericsId, UnitBytes, UnitLayout};
 
 use super::dice::Dice;
@@ -12,6 +12,8 @@ pub(super) const SECOND: u64 = 1000 * MS;
 pub(super) const NUMERICS: NumericsId = NumericsId([7; 16]);
 /// Below it are the seeds of weather that was known before sequences moved.
 pub const FIRST_SEED_WITH_MIGRATIONS: u64 = 4_000_000;
+/// Below it are the seeds in which no sequence is moved by the cluster itself: groups have no roles and do not make room.
+pub const FIRST_SEED_WITH_POLICIES: u64 = 5_000_000;
 /// Groups of a cluster, where it has several.
 const GROUPS_MAX: u64 = 3;
 
@@ -131,6 +133,7 @@ impl Scenario {
     pub fn with_migrations(mut self, seed: u64) -> Self {
         let mut dice = Dice::new(seed ^ 0x6d69_6772_6174_6521);
         self.config.grow = false;
+        self.config.rebalance = false;
         if seed >= FIRST_SEED_WITH_MIGRATIONS {
             if self.config.group_sizes.len() > 1 {
                 self.num_migrations = dice.pick(&[10, 60, 200, 200]);
@@ -138,6 +141,10 @@ impl Scenario {
             self.num_reshards = dice.pick(&[0, 3, 20, 60]);
             self.config.grow = dice.chance(50);
             self.num_leaves = dice.pick(&[0, 0, 3, 10]);
+            if seed >= FIRST_SEED_WITH_POLICIES {
+                self.config.rebalance = dice.chance(70);
+                self.config.group_roles = self.config.group_sizes.iter().map(|_| draw_role(&mut dice)).collect();
+            }
             self.bad_cells = if self.num_faults == 0 {
                 0
             } else {
@@ -146,6 +153,10 @@ impl Scenario {
         }
         self
     }
+}
+
+fn draw_role(dice: &mut Dice) -> GroupRole {
+    dice.pick(&[GroupRole::Both, GroupRole::Prefill, GroupRole::Decode])
 }
 
 /// One group in half of the clusters, otherwise several small ones.

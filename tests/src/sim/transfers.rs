@@ -84,6 +84,11 @@ impl World {
             ToWorker::ReceiveCells(cells) => self.receive_cells(w, cells),
             ToWorker::EndTransfer { transfer } => self.end_transfer(w, transfer),
             ToWorker::SwitchEpoch { epoch, .. } => self.switch(w, epoch),
+            ToWorker::PrepareEpoch(spec) => self.prepare(w, spec),
+            ToWorker::DropEpoch { epoch } => {
+                let worker = &mut self.workers[w];
+                worker.prepared.take_if(|part| part.spec.epoch <= epoch);
+            }
             other => unreachable!("{other:?} is not about a transfer"),
         }
     }
