@@ -20,7 +20,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tonic::{Status, Streaming, transport::Channel};
 
-use crate::rank_group::{Answer, Generation};
+use crate::{
+    parity,
+    rank_group::{Answer, Generation},
+};
 
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 const WAIT_DEADLINE: Duration = Duration::from_secs(30);
@@ -262,6 +265,16 @@ impl ClusterSandbox {
             answer.add(response);
         }
         Ok(answer)
+    }
+
+    /// Asks all together. Panics if one of them gets no answer.
+    pub async fn digests_of(&self, generations: &[Generation]) -> Vec<String> {
+        let asked = generations
+            .iter()
+            .map(|generation| self.generate(request_of(generation)));
+        let answers = futures::future::join_all(asked).await.into_iter();
+        let digest = |answer: Result<GrpcAnswer, Status>| parity::digest(&answer.expect("an answer").to_parity());
+        answers.map(digest).collect()
     }
 }
 

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use kvasir_tests::{
-    cluster_sandbox::{ClusterSandbox, kill, request_of},
+    cluster_sandbox::{ClusterSandbox, kill},
     parity, story,
 };
 use serde_json::Value;
@@ -27,14 +27,7 @@ async fn groups_of_one_and_of_three_ranks_answer_with_the_same_bits() {
     let sandbox = ClusterSandbox::start(&kvasir_tests::default_model(), 4, &flags);
     let generations = parity::generations(49_152);
     for round in 0..2 {
-        let asked = generations
-            .iter()
-            .map(|generation| sandbox.generate(request_of(generation)));
-        let answers = futures::future::join_all(asked).await;
-        let digests: Vec<String> = answers
-            .into_iter()
-            .map(|answer| parity::digest(&answer.unwrap().to_parity()))
-            .collect();
+        let digests = sandbox.digests_of(&generations).await;
         assert_eq!(digests, parity::read_digests()["smollm2-135m"], "round {round}");
     }
     let status = sandbox.status();

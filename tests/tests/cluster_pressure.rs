@@ -3,10 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use kvasir_tests::{
-    cluster_sandbox::{ClusterSandbox, request_of},
-    parity,
-};
+use kvasir_tests::{cluster_sandbox::ClusterSandbox, parity};
 
 /// A block of 16 positions has 720 KiB; of two workers, one holds two thirds of that. The pool has room for ten or so.
 #[tokio::test]
@@ -20,12 +17,7 @@ async fn streams_without_room_for_all_get_the_bits_that_each_gets_alone() {
 
         let mut rounds = 0;
         while rounds < 3 || count("preemptions") == 0 {
-            let asked = generations
-                .iter()
-                .map(|generation| sandbox.generate(request_of(generation)));
-            let answers = futures::future::join_all(asked).await;
-            let answers = answers.into_iter().map(Result::unwrap);
-            let digests: Vec<String> = answers.map(|answer| parity::digest(&answer.to_parity())).collect();
+            let digests = sandbox.digests_of(&generations).await;
             assert_eq!(&digests, expected, "{workers} workers {flags:?}");
             rounds += 1;
             assert!(rounds < 20, "no preemption: {:#}", sandbox.status());

@@ -3,10 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use kvasir_tests::{
-    cluster_sandbox::{ClusterSandbox, request_of},
-    moving, parity,
-};
+use kvasir_tests::{cluster_sandbox::ClusterSandbox, moving};
 
 #[tokio::test]
 async fn prompts_computed_in_one_group_and_answers_in_another_change_no_bit() {
@@ -23,14 +20,7 @@ async fn prompts_computed_in_one_group_and_answers_in_another_change_no_bit() {
             "16",
         ];
         let sandbox = ClusterSandbox::start(&model, prefill + decode, &flags);
-        let asked = generations
-            .iter()
-            .map(|generation| sandbox.generate(request_of(generation)));
-        let answers = futures::future::join_all(asked).await;
-        let digests: Vec<String> = answers
-            .into_iter()
-            .map(|answer| parity::digest(&answer.unwrap().to_parity()))
-            .collect();
+        let digests = sandbox.digests_of(&generations).await;
         assert_eq!(digests, expected, "{groups}");
         let status = sandbox.status();
         let count = |name: &str| status["counters"][name].as_u64().unwrap();

@@ -10,8 +10,8 @@ use std::{
 
 use kvasir_proto::v1::{self, admin_client::AdminClient};
 use kvasir_tests::{
-    cluster_sandbox::{ClusterSandbox, kill, request_of, terminate, wait_gone},
-    moving, parity,
+    cluster_sandbox::{ClusterSandbox, kill, terminate, wait_gone},
+    moving,
     sim::dice::Dice,
     story,
 };
@@ -159,12 +159,9 @@ async fn stir_all(flags: &[&str], goal: Goal) -> Value {
     while moves < goal.migrations || reshards < goal.reshards {
         let done = AtomicBool::new(false);
         let asked = async {
-            let asked = generations
-                .iter()
-                .map(|generation| sandbox.generate(request_of(generation)));
-            let answers = futures::future::join_all(asked).await;
+            let digests = sandbox.digests_of(&generations).await;
             done.store(true, Ordering::Relaxed);
-            answers
+            digests
         };
         let stirred = stir(
             &mut admin,
@@ -174,11 +171,7 @@ async fn stir_all(flags: &[&str], goal: Goal) -> Value {
             goal,
             &done,
         );
-        let (answers, ()) = tokio::join!(asked, stirred);
-        let digests: Vec<String> = answers
-            .into_iter()
-            .map(|answer| parity::digest(&answer.unwrap().to_parity()))
-            .collect();
+        let (digests, ()) = tokio::join!(asked, stirred);
         assert_eq!(digests, expected, "round {rounds}");
         rounds += 1;
         assert!(
@@ -234,13 +227,7 @@ async fn a_rolling_replacement_of_every_worker_changes_no_bit_and_recomputes_not
     let talk = async {
         let mut rounds = 0;
         while !done.load(Ordering::Relaxed) {
-            let asked = generations
-                .iter()
-                .map(|generation| sandbox.generate(request_of(generation)));
-            let answers = futures::future::join_all(asked).await.into_iter();
-            let digests: Vec<String> = answers
-                .map(|answer| parity::digest(&answer.unwrap().to_parity()))
-                .collect();
+            let digests = sandbox.digests_of(&generations).await;
             assert_eq!(digests, expected, "round {rounds}");
             rounds += 1;
         }

@@ -3,6 +3,8 @@
 use kvasir_tests::sim::{FIRST_SEED_WITH_POLICIES, Plant, Report, run};
 
 const SEEDS: u64 = 500;
+/// Seeds that have found a bug which thousands of others did not.
+const FOUND: [u64; 1] = [5_101_448];
 /// Seeds within which each planted bug must be found.
 const PLANT_SEEDS: u64 = 300;
 
@@ -10,7 +12,7 @@ const PLANT_SEEDS: u64 = 300;
 fn seeds() -> Vec<u64> {
     match std::env::var("KVASIR_SIM_SEED") {
         Ok(seed) => vec![seed.parse().expect("KVASIR_SIM_SEED is a number")],
-        Err(_) => (0..SEEDS).chain(fresh(SEEDS)).collect(),
+        Err(_) => (0..SEEDS).chain(FOUND).chain(fresh(SEEDS)).collect(),
     }
 }
 
