@@ -11,6 +11,8 @@ pub struct TransferJson {
     source_group: u32,
     target_group: u32,
     stage: String,
+    /// order, drain, handoff or room.
+    reason: String,
     #[serde(flatten)]
     progress: Progress,
 }
@@ -74,6 +76,7 @@ impl From<v1::Transfer> for TransferJson {
             source_group: transfer.source_group,
             target_group: transfer.target_group,
             stage: transfer.stage,
+            reason: transfer.reason,
         }
     }
 }
@@ -99,10 +102,11 @@ impl From<v1::Reshard> for ReshardJson {
 impl TransferJson {
     pub fn line(&self) -> String {
         format!(
-            "moves   {}  group {} to {}, {}, {}",
+            "moves   {}  group {} to {} ({}), {}, {}",
             self.request_id,
             self.source_group,
             self.target_group,
+            self.reason,
             self.stage,
             self.progress.line()
         )

@@ -483,6 +483,7 @@ fn report_migration(report: &MigrationReport) {
         outcome,
         cells,
         bytes,
+        prompt_bytes,
         rounds,
         took,
         ..
@@ -491,7 +492,7 @@ fn report_migration(report: &MigrationReport) {
     match outcome {
         MigrationOutcome::Moved { pause } => {
             let pause_ms = pause.as_secs_f64() * 1e3;
-            info!(%transfer, %request, %source, %target, reason, cells, bytes, rounds, took_ms, pause_ms, "sequence moved");
+            info!(%transfer, %request, %source, %target, reason, cells, bytes, prompt_bytes, rounds, took_ms, pause_ms, "sequence moved");
         }
         _ => {
             warn!(%transfer, %request, %source, %target, reason, cells, rounds, took_ms, %outcome, "sequence not moved")

@@ -206,7 +206,7 @@ pub struct MigrationReport {
     /// That have come, and their bytes.
     pub cells: u64,
     pub bytes: u64,
-    /// Of them: had come before the source had computed the prompt.
+    /// Of them, in a handoff: had come before the source had computed the prompt.
     pub prompt_bytes: u64,
     pub rounds: u32,
     pub took: Duration,

@@ -185,6 +185,7 @@ fn transfer(transfer: TransferStatus) -> v1::Transfer {
         source_group: transfer.source.0,
         target_group: transfer.target.0,
         stage: transfer.stage.to_owned(),
+        reason: transfer.reason.to_owned(),
         cells_planned: transfer.cells_planned,
         cells_arrived: transfer.cells_arrived,
         bytes: transfer.bytes,

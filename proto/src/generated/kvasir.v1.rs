@@ -965,6 +965,9 @@ pub struct Transfer {
     pub bytes: u64,
     #[prost(uint64, tag = "9")]
     pub age_ms: u64,
+    /// Why it moves: order, drain, handoff or room.
+    #[prost(string, tag = "10")]
+    pub reason: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MigrateRequest {
