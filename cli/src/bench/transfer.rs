@@ -9,8 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use clap::{Args, value_parser};
+use kvasir_model::BackendKind;
 use serde::Serialize;
 
 use super::rank_pair::{Lane, RankPair};
@@ -40,6 +41,11 @@ pub struct TransferArgs {
 }
 
 pub fn run(args: &TransferArgs) -> Result<()> {
+    let backend = args.engine.arithmetic.resolve()?.backend;
+    ensure!(
+        backend == BackendKind::Canonical,
+        "cells are measured with --backend canonical, not {backend}"
+    );
     let mut pair = RankPair::start(&args.engine, args.blocks)?;
     let mut plain = Plain::new(pair.bytes())?;
     let mut samples = Samples::default();
