@@ -16,6 +16,9 @@ use crate::{
     status::GroupPhase,
 };
 
+/// After a sequence could not be moved, no other one of its group is tried for so long.
+const MOVE_RETRY: Duration = Duration::from_millis(100);
+
 #[derive(Debug)]
 pub(crate) struct Group {
     pub id: GroupId,
@@ -99,6 +102,11 @@ impl Group {
             cause: None,
             recovery: None,
         }
+    }
+
+    /// Nobody is moved from here for a while.
+    pub fn rest(&mut self, now: Steady) {
+        self.move_at = Steady(now.0 + MOVE_RETRY);
     }
 
     /// Whether its ranks take steps.

@@ -3,14 +3,11 @@
 //! It is a migration that begins with the first chunk: blocks go while later chunks are computed. Where no group that
 //! decodes has room, the sequence decodes where it is, and is asked again.
 
-use std::{cmp::Reverse, time::Duration};
+use std::cmp::Reverse;
 
 use kvasir_kv::{GroupId, SequenceId};
 
-use crate::{Cluster, GroupRole, MigrationReason, detector::Steady, group::Group, sequence::Sequence};
-
-/// After a sequence could not be moved, no other one of its group is tried for so long.
-const RETRY: Duration = Duration::from_millis(100);
+use crate::{Cluster, GroupRole, MigrationReason, group::Group, sequence::Sequence};
 
 impl Cluster {
     pub(crate) fn hand_off(&mut self) {
@@ -45,13 +42,7 @@ impl Cluster {
     fn decoding_group(&self, id: SequenceId, source: GroupId) -> Option<GroupId> {
         let sequence = self.group(source).scheduler.get(id)?;
         let fits = |group: &&Group| {
-            let scheduler = &group.scheduler;
-            group.id != source
-                && group.role.keeps_answers()
-                && group.serves()
-                && !self.is_closing(group)
-                && !self.is_resharding(group.id)
-                && scheduler.has_room_to_decode(sequence)
+            self.may_go_on_in(group, source) && group.scheduler.spare_room().has_room_for(sequence, &group.scheduler)
         };
         let by_room = |group: &&Group| {
             let also_prefills = group.role.takes_prompts();
@@ -63,22 +54,10 @@ impl Cluster {
             .min_by_key(by_room)
             .map(|group| group.id)
     }
-
-    pub(crate) fn is_moving(&self, sequence: SequenceId) -> bool {
-        let mut migrations = self.migrations.values();
-        migrations.any(|migration| migration.sequence() == sequence)
-    }
 }
 
 /// Its ranks know it, and it has more to say than its next token.
 fn leaves_soon(sequence: &Sequence) -> bool {
     let known = sequence.running().is_some_and(|running| running.last_named.is_some());
     known && sequence.answer_len() + 1 < sequence.request.max_tokens
-}
-
-impl Group {
-    /// Nobody is moved from here for a while.
-    pub(crate) fn rest(&mut self, now: Steady) {
-        self.move_at = Steady(now.0 + RETRY);
-    }
 }

@@ -47,7 +47,7 @@ pub(crate) struct Migration {
     copies: Vec<BlockCopy>,
     /// The block that was not full yet in the last round, as it was copied then.
     begun: Option<BlockCopy>,
-    /// Bytes that had come before the source had computed the prompt.
+    /// Of a handoff: bytes that had come before the source had computed the prompt.
     prompt_bytes: u64,
     /// Tokens that the sequence had when it began.
     tokens: usize,
@@ -88,10 +88,6 @@ pub(crate) struct Order {
 }
 
 impl Migration {
-    pub fn sequence(&self) -> SequenceId {
-        self.sequence
-    }
-
     /// It goes from or to this group.
     pub fn touches(&self, group: GroupId) -> bool {
         let home = !matches!(self.stage, Stage::Adopted { closed: true, .. });
@@ -162,10 +158,7 @@ impl Cluster {
     }
 
     pub(crate) fn roomiest_but(&self, source: GroupId) -> Option<GroupId> {
-        let others = self
-            .groups
-            .iter()
-            .filter(|group| group.id != source && group.serves() && !self.is_closing(group));
+        let others = self.groups.iter().filter(|group| self.is_elsewhere(group, source));
         let room = |group: &&Group| {
             (
                 group.role.keeps_answers(),
@@ -185,7 +178,7 @@ impl Cluster {
     ) -> Result<bool, MigrationError> {
         self.check_target(target)?;
         let source = self.home_of(id).ok_or(MigrationError::UnknownSequence(id))?;
-        if self.migrations.values().any(|migration| migration.sequence == id) {
+        if self.is_moving(id) {
             return Err(MigrationError::UnderWay(id));
         }
         let sequence = self.group(source).scheduler.get(id).expect("it is at home there");
@@ -282,6 +275,21 @@ impl Cluster {
         routes.into_iter().filter_map(lane).collect()
     }
 
+    pub(crate) fn is_moving(&self, sequence: SequenceId) -> bool {
+        let mut migrations = self.migrations.values();
+        migrations.any(|migration| migration.sequence == sequence)
+    }
+
+    /// Another group that serves and has workers that stay.
+    fn is_elsewhere(&self, group: &Group, source: GroupId) -> bool {
+        group.id != source && group.serves() && !self.is_closing(group)
+    }
+
+    /// Sequences of `source` could go on in it.
+    pub(crate) fn may_go_on_in(&self, group: &Group, source: GroupId) -> bool {
+        self.is_elsewhere(group, source) && group.role.keeps_answers() && !self.is_resharding(group.id)
+    }
+
     fn home_of(&self, id: SequenceId) -> Option<GroupId> {
         let home = self.groups.iter().find(|group| group.scheduler.contains(id));
         home.map(|group| group.id)
@@ -334,7 +342,8 @@ impl Cluster {
             return Err((migration, outcome));
         }
         let sequence = self.group(migration.source).scheduler.get(migration.sequence);
-        if sequence.is_some_and(|sequence| sequence.tokens.len() == migration.tokens) {
+        let in_prompt = sequence.is_some_and(|sequence| sequence.tokens.len() == migration.tokens);
+        if in_prompt && migration.reason == MigrationReason::Handoff {
             migration.prompt_bytes = migration.transfer.bytes;
         }
         if migration.stage == Stage::Copying
@@ -412,11 +421,8 @@ impl Cluster {
         let freezes = !in_prompt && (rounds > 0 && full <= first || rounds >= ROUNDS_MAX);
         let until = if freezes { all } else { full.max(first) };
         let begun = migration.begun.take();
-        let fresh = if in_prompt {
-            &held[first..full]
-        } else {
-            &held[first..all.max(first)]
-        };
+        let end = if in_prompt { full } else { all.max(first) };
+        let fresh = &held[first..end];
         let target = &mut self.groups[migration.target.0 as usize].scheduler;
         let wanted = fresh.len().saturating_sub(usize::from(begun.is_some()));
         let taken = target.extend_inbound(migration.transfer.id(), wanted as u32);
@@ -539,12 +545,7 @@ impl Cluster {
             MigrationOutcome::Moved { pause } => {
                 self.counters.migrations_moved += 1;
                 self.counters.migration_pause_us += pause.as_micros() as u64;
-                self.counters.handoffs += u64::from(migration.reason == MigrationReason::Handoff);
-                self.counters.migrations_for_room += u64::from(migration.reason == MigrationReason::Room);
-                if migration.reason == MigrationReason::Handoff {
-                    self.counters.transfer_prompt_bytes += migration.prompt_bytes;
-                    self.counters.handoff_bytes += migration.transfer.bytes;
-                }
+                self.count_reason(&migration);
             }
             MigrationOutcome::Ended => self.counters.migrations_ended += 1,
             _ => self.counters.migrations_failed += 1,
@@ -577,6 +578,19 @@ impl Cluster {
             if open.open == 0 {
                 let done = self.orders.remove(&order).unwrap_or_default();
                 self.end_order(order, Ok(done.reports));
+            }
+        }
+    }
+
+    fn count_reason(&mut self, moved: &Migration) {
+        let counters = &mut self.counters;
+        match moved.reason {
+            MigrationReason::Order(_) | MigrationReason::Drain => {}
+            MigrationReason::Room => counters.migrations_for_room += 1,
+            MigrationReason::Handoff => {
+                counters.handoffs += 1;
+                counters.handoff_bytes += moved.transfer.bytes;
+                counters.transfer_prompt_bytes += moved.prompt_bytes;
             }
         }
     }
@@ -660,11 +674,11 @@ impl Cluster {
             }
             let frozen = |sequence: &&Sequence| sequence.running().is_some_and(|running| running.frozen);
             for sequence in group.scheduler.sequences().filter(frozen) {
-                let known = self
-                    .migrations
-                    .values()
-                    .any(|migration| migration.sequence == sequence.id);
-                assert!(known, "{} is frozen and goes nowhere", sequence.id);
+                assert!(
+                    self.is_moving(sequence.id),
+                    "{} is frozen and goes nowhere",
+                    sequence.id
+                );
             }
         }
     }

@@ -162,7 +162,8 @@ impl Scheduler {
         })
     }
 
-    fn blocks_needed(&self, sequence: &Sequence) -> u32 {
+    /// Of all known tokens, and one more.
+    pub(super) fn blocks_needed(&self, sequence: &Sequence) -> u32 {
         let block_size = self.limits.block_size;
         let worst = sequence.positions_max().div_ceil(block_size);
         (sequence.len_expected().div_ceil(block_size) + 1).min(worst)

@@ -41,41 +41,32 @@ impl Cluster {
 
     /// What the group is short of, or soon will be.
     fn lack_of(&mut self, id: GroupId) -> Option<Lack> {
-        let soon = self.group(id).scheduler.lack_soon();
         let next = self.group(id).scheduler.next_waiting();
         let waiting = next.and_then(|next| {
             let chain = self.chain_of_waiting(id, next)?;
             self.group(id).scheduler.lack_for(next, &chain)
         });
-        waiting.or(soon).filter(Lack::is_some)
+        let soon = || Some(self.group(id).scheduler.lack_soon());
+        waiting.filter(Lack::is_some).or_else(soon).filter(Lack::is_some)
     }
 
     /// Who goes, and where; nobody if that would not be enough.
     fn who_makes_room(&self, group: &Group, mut lack: Lack) -> Vec<(SequenceId, GroupId)> {
         let mut gone: Vec<(SequenceId, GroupId)> = Vec::new();
-        let mut targets = Vec::new();
-        for other in &self.groups {
-            let apt = other.id != group.id && other.serves() && other.role.keeps_answers();
-            let still = !self.is_closing(other) && !self.is_resharding(other.id);
-            // Its own come first.
-            if apt && still && other.scheduler.waiting().next().is_none() {
-                targets.push((other, other.scheduler.num_free_places(), 0));
-            }
-        }
+        // A group's own come first.
+        let apt = |other: &&Group| self.may_go_on_in(other, group.id) && other.scheduler.waiting().next().is_none();
+        let targets = self.groups.iter().filter(apt);
+        let mut targets: Vec<_> = targets.map(|other| (other, other.scheduler.spare_room())).collect();
         for sequence in group.scheduler.sequences().rev().filter(|sequence| may_move(sequence)) {
             if !lack.is_some() || gone.len() == MIGRATIONS_MAX {
                 break;
             }
-            let needed = |scheduler: &Scheduler| scheduler.blocks_to_decode(sequence);
-            let target = targets.iter_mut().find(|(other, places, blocks)| {
-                let scheduler = &other.scheduler;
-                *places > 0
-                    && scheduler.fits_pool(&sequence.request).is_ok()
-                    && scheduler.blocks_to_spare() >= *blocks + needed(scheduler)
-            });
-            if let Some((other, places, blocks)) = target {
-                *places -= 1;
-                *blocks += needed(&other.scheduler);
+            let target = targets
+                .iter_mut()
+                .find(|(other, room)| room.has_room_for(sequence, &other.scheduler));
+            if let Some((other, room)) = target {
+                room.places -= 1;
+                room.blocks -= other.scheduler.blocks_needed(sequence);
                 gone.push((sequence.id, other.id));
                 lack.relieve(group.scheduler.freed_by(sequence));
             }
@@ -90,27 +81,29 @@ fn may_move(sequence: &Sequence) -> bool {
     known && left >= TOKENS_LEFT_MIN
 }
 
+/// What a group can take in and not be short itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SpareRoom {
+    places: u32,
+    blocks: u32,
+}
+
+impl SpareRoom {
+    /// For all that is known of a sequence and a little more; `scheduler` is the one whose room this is.
+    pub fn has_room_for(&self, sequence: &Sequence, scheduler: &Scheduler) -> bool {
+        let fits = scheduler.fits_pool(&sequence.request).is_ok();
+        fits && self.places > 0 && self.blocks >= scheduler.blocks_needed(sequence)
+    }
+}
+
 impl Scheduler {
-    /// A place, and blocks for all that is known of it and a little more.
-    pub(super) fn has_room_to_decode(&self, sequence: &Sequence) -> bool {
-        self.num_free_places() > 0
-            && self.fits_pool(&sequence.request).is_ok()
-            && self.blocks_to_spare() >= self.blocks_to_decode(sequence)
-    }
-
-    /// Blocks of a sequence that comes, and the next one that it will want.
-    fn blocks_to_decode(&self, sequence: &Sequence) -> u32 {
-        let block_size = self.limits.block_size;
-        let worst = sequence.positions_max().div_ceil(block_size);
-        (sequence.len_expected().div_ceil(block_size) + 1).min(worst)
-    }
-
-    /// Blocks that nobody here needs, or will need soon.
-    fn blocks_to_spare(&self) -> u32 {
+    pub(super) fn spare_room(&self) -> SpareRoom {
         let promised: u32 = self.sequences().map(|other| self.blocks_promised(other)).sum();
-        self.block_counts()
-            .available()
-            .saturating_sub(promised + self.blocks_soon())
+        let needed = promised + self.blocks_soon();
+        SpareRoom {
+            places: self.num_free_places(),
+            blocks: self.block_counts().available().saturating_sub(needed),
+        }
     }
 
     /// Blocks that running sequences will want within the next few steps.
@@ -126,10 +119,9 @@ impl Scheduler {
         self.sequences().filter(wants).count() as u32
     }
 
-    fn lack_soon(&self) -> Option<Lack> {
+    fn lack_soon(&self) -> Lack {
         let counts = self.block_counts();
         let blocks = self.blocks_soon().saturating_sub(counts.available() + counts.in_flight);
-        self.books.as_ref()?;
-        Some(Lack { places: 0, blocks })
+        Lack { places: 0, blocks }
     }
 }
