@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Args;
-use kvasir_coordinator::{Coordinator, CoordinatorConfig};
+use kvasir_coordinator::{Coordinator, CoordinatorConfig, PrefixCopying};
 use kvasir_runtime::{parse_address, require_loopback, shutdown};
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -45,6 +45,10 @@ pub struct ServingOptions {
     /// Leave running requests in their groups, also where another group has room and theirs has none
     #[arg(long)]
     pub no_rebalance: bool,
+    /// Whether a new request fetches the cached beginning of its prompt from another group: `auto` where that takes less
+    /// time than computing it, `always` or `never`
+    #[arg(long, default_value_t = PrefixCopying::Auto, value_name = "WHEN")]
+    pub prefix_copy: PrefixCopying,
     /// Most requests that wait for a place; one more is refused and told when to come again
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub queue: u32,
@@ -94,6 +98,7 @@ impl ServingOptions {
             mixed_prefill_tokens_max: self.mixed_tokens,
             group_roles: groups.roles(),
             rebalance: !self.no_rebalance,
+            prefix_copying: self.prefix_copy,
             ..CoordinatorConfig::new(engine.model.clone(), groups.sizes()?)
         })
     }

@@ -75,6 +75,28 @@ impl Scheduler {
         }
     }
 
+    /// Keeps cached blocks for a copy to another group. Returns those that there are, from the first on.
+    pub fn pin(&mut self, transfer: TransferId, chain: &[BlockHash]) -> Vec<TaggedBlock> {
+        let Some(books) = self.books.as_mut() else {
+            return Vec::new();
+        };
+        let mut table = BlockTable::default();
+        chain
+            .iter()
+            .map_while(|hash| books.pool.share(*hash))
+            .for_each(|block| table.append(block));
+        let pinned = table.tagged().collect();
+        self.outbound.insert(transfer, table);
+        pinned
+    }
+
+    /// The ranks must have been told that the transfer is over.
+    pub fn unpin(&mut self, transfer: TransferId) {
+        if let (Some(mut table), Some(books)) = (self.outbound.remove(&transfer), self.books.as_mut()) {
+            books.pool.release(table.take(), None);
+        }
+    }
+
     /// The sequence gets no more steps here until it is thawed or departs.
     pub fn freeze(&mut self, id: SequenceId, frozen: bool) {
         if let Some(running) = self.sequences.get_mut(&id).and_then(Sequence::running_mut) {
@@ -111,6 +133,28 @@ impl Scheduler {
         let inbound = self.inbound.remove(&transfer).expect("blocks were taken for it");
         sequence.state = State::Running(Running::adopted(inbound.table, computed, adopted));
         self.accept(sequence);
+    }
+
+    /// Who has waited for a copy of cached blocks runs, and starts after them.
+    ///
+    /// # Panics
+    /// If no blocks were taken for it in this epoch.
+    pub fn start_after_copy(&mut self, id: SequenceId, transfer: TransferId, adopted: Vec<AdoptedBlock>) {
+        let inbound = self.inbound.remove(&transfer).expect("blocks were taken for it");
+        let computed = inbound.table.len() as u32 * self.limits.block_size;
+        let sequence = self.sequences.get_mut(&id).expect("it waits here");
+        sequence.state = State::Running(Running::adopted(inbound.table, computed, adopted));
+        let tenant = &sequence.request.tenant;
+        self.claimant.take_if(|claimant| claimant == tenant);
+        self.note_admitted(id, computed);
+    }
+
+    /// It does not wait for that copy any more.
+    pub fn stop_awaiting(&mut self, id: SequenceId, transfer: TransferId) {
+        let waits = |sequence: &&mut Sequence| sequence.awaits(transfer);
+        if let Some(sequence) = self.sequences.get_mut(&id).filter(waits) {
+            sequence.state = State::Waiting;
+        }
     }
 
     /// The ranks are about to learn of blocks that have come: from here on others may start after the full ones.
@@ -206,7 +250,8 @@ impl Scheduler {
         self.inbound.len() as u32
     }
 
-    pub(super) fn num_inbound_blocks(&self) -> usize {
-        self.inbound.values().map(|inbound| inbound.table.len()).sum()
+    pub(super) fn num_blocks_in_transfers(&self) -> usize {
+        let inbound = self.inbound.values().map(|inbound| &inbound.table);
+        inbound.chain(self.outbound.values()).map(BlockTable::len).sum()
     }
 }

@@ -13,11 +13,13 @@ use kvasir_kv::{
 
 use crate::{
     ClusterConfig, Effect, Event, LossCause, Now, SessionId,
+    copy_cost::CopyCost,
     detector::SteadyClock,
     event::OrderId,
     formation::{Formation, form},
     group::{Group, Stage},
     migration::{Migration, Order},
+    prefix_copy::PrefixCopy,
     reshard::Reshard,
     status::Counters,
     transfer::Arrived,
@@ -44,6 +46,9 @@ pub struct Cluster {
     pub(crate) arrivals: u64,
     pub(crate) transfers_begun: u64,
     pub(crate) migrations: BTreeMap<TransferId, Migration>,
+    pub(crate) prefix_copies: BTreeMap<TransferId, PrefixCopy>,
+    /// From one group to another.
+    pub(crate) copy_costs: BTreeMap<(GroupId, GroupId), CopyCost>,
     /// What operators asked for and has not ended.
     pub(crate) orders: BTreeMap<OrderId, Order>,
     pub(crate) reshards: BTreeMap<GroupId, Reshard>,
@@ -70,6 +75,8 @@ impl Cluster {
             arrivals: 0,
             transfers_begun: 0,
             migrations: BTreeMap::new(),
+            prefix_copies: BTreeMap::new(),
+            copy_costs: BTreeMap::new(),
             orders: BTreeMap::new(),
             reshards: BTreeMap::new(),
             counters: Counters::default(),
@@ -119,11 +126,13 @@ impl Cluster {
             Event::Tick => self.on_tick(),
         }
         self.advance_migrations();
+        self.advance_prefix_copies();
         self.advance_reshards();
         self.drain();
         self.try_form();
         self.grow();
         self.leave_idle_groups();
+        self.copy_prefixes();
         self.send_steps();
         self.even_out();
         self.hand_off();
@@ -139,6 +148,7 @@ impl Cluster {
     /// If the books of a group are not in order.
     pub fn check_invariants(&self) {
         self.check_migrations();
+        self.check_prefix_copies();
         self.check_reshards();
         let mut seated = std::collections::BTreeSet::new();
         for group in &self.groups {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kvasir_kv::{CellLayout, NumericsId};
 
-use crate::GroupRole;
+use crate::{GroupRole, PrefixCopying};
 
 /// Plain data. `Cluster::new` brings limits that contradict each other into line and documents how.
 #[derive(Clone, PartialEq, Debug)]
@@ -16,6 +16,8 @@ pub struct ClusterConfig {
     pub group_roles: Vec<GroupRole>,
     /// Running sequences move where another group has room and theirs has none for one that waits, or for what they need next.
     pub rebalance: bool,
+    /// Whether a sequence that comes to one group starts from blocks that another group has.
+    pub prefix_copying: PrefixCopying,
     /// What every worker's engine must be; with `None` the first worker that joins decides.
     pub numerics_id: Option<NumericsId>,
     /// Geometry of a cell; every worker must have been started with its block size.
@@ -71,6 +73,7 @@ impl ClusterConfig {
             group_sizes: vec![num_ranks],
             group_roles: Vec::new(),
             rebalance: true,
+            prefix_copying: PrefixCopying::Auto,
             numerics_id: None,
             cell,
             num_blocks_max: None,

@@ -78,7 +78,7 @@ impl Cluster {
                 let _ = self.begin_migration(*sequence, target, MigrationReason::Drain);
             }
         }
-        if all.is_empty() && !self.migrations.values().any(|migration| migration.touches(id)) {
+        if all.is_empty() && !self.has_transfers(id) {
             self.dissolve(id);
         }
     }

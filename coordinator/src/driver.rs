@@ -26,7 +26,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     Cluster, ClusterStatus, Effect, Event, MigrationError, MigrationOutcome, MigrationReport, Now, OrderId,
-    ReshardError, ReshardOutcome, ReshardReport, SessionId,
+    PrefixCopyReport, ReshardError, ReshardOutcome, ReshardReport, SessionId,
     token_log::{Ending, TokenLog},
 };
 
@@ -433,6 +433,7 @@ impl Driver {
                 sequences,
             } => info!(%group, %epoch, stall_ms, tokens_recomputed, sequences, "recovered"),
             Effect::MigrationEnded(report) => report_migration(&report),
+            Effect::PrefixCopyEnded(report) => report_prefix_copy(&report),
             Effect::ReshardEnded(report) => report_reshard(&report),
             Effect::EpochSwitched {
                 group,
@@ -496,6 +497,31 @@ fn report_migration(report: &MigrationReport) {
         }
         _ => {
             warn!(%transfer, %request, %source, %target, reason, cells, rounds, took_ms, %outcome, "sequence not moved")
+        }
+    }
+}
+
+fn report_prefix_copy(report: &PrefixCopyReport) {
+    let PrefixCopyReport {
+        transfer,
+        request,
+        source,
+        target,
+        tokens,
+        bytes,
+        outcome,
+        forecast,
+        took,
+    } = report;
+    let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+    let (took_ms, forecast_ms) = (ms(*took), ms(forecast.copying));
+    let computing_ms = forecast.computing.map(ms);
+    match outcome {
+        Ok(()) => {
+            debug!(%transfer, %request, %source, %target, tokens, bytes, took_ms, forecast_ms, computing_ms, "cached prompt copied");
+        }
+        Err(reason) => {
+            info!(%transfer, %request, %source, %target, tokens, took_ms, forecast_ms, computing_ms, reason, "cached prompt not copied");
         }
     }
 }

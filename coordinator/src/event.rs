@@ -10,6 +10,8 @@ use kvasir_kv::{
     ToWorker, TransferFault, TransferId, Transport, WorkerId, WorkerInfo,
 };
 
+use crate::prefix_copy::Forecast;
+
 /// Time since the driver's start, monotonic.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Now(pub Duration);
@@ -147,6 +149,8 @@ pub enum Effect {
     },
     /// For the log: a migration is over, however it went.
     MigrationEnded(MigrationReport),
+    /// For the log: cached blocks have gone to another group, or not.
+    PrefixCopyEnded(PrefixCopyReport),
     /// For the log: a rank refused cells of a transfer that is none any more, or a stranger.
     TransferRefused {
         transfer: TransferId,
@@ -209,6 +213,22 @@ pub struct MigrationReport {
     /// Of them, in a handoff: had come before the source had computed the prompt.
     pub prompt_bytes: u64,
     pub rounds: u32,
+    pub took: Duration,
+}
+
+/// How cached blocks went to the group of a new sequence, or why not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PrefixCopyReport {
+    pub transfer: TransferId,
+    pub request: RequestId,
+    pub source: GroupId,
+    pub target: GroupId,
+    /// That the blocks are of, and the bytes that have come.
+    pub tokens: u32,
+    pub bytes: u64,
+    /// Why they did not come; they are computed.
+    pub outcome: Result<(), String>,
+    pub forecast: Forecast,
     pub took: Duration,
 }
 

@@ -8,6 +8,7 @@ mod cluster_bench;
 #[cfg(test)]
 mod cluster_tests;
 pub mod config;
+mod copy_cost;
 mod detector;
 mod drain;
 mod driver;
@@ -26,6 +27,7 @@ mod migration;
 mod plan_scenarios;
 mod planner;
 mod preemption;
+mod prefix_copy;
 mod rebalance;
 mod recovery;
 mod reshard;
@@ -49,8 +51,9 @@ pub use cluster::Cluster;
 pub use config::ClusterConfig;
 pub use event::{
     Effect, Event, LossCause, MigrationError, MigrationOutcome, MigrationReason, MigrationReport, Now, OrderId,
-    ReshardError, ReshardOutcome, ReshardReport, SequenceError, SessionId, Usage,
+    PrefixCopyReport, ReshardError, ReshardOutcome, ReshardReport, SequenceError, SessionId, Usage,
 };
 pub use group_role::{GroupRole, UnknownRole};
+pub use prefix_copy::{PrefixCopying, UnknownPrefixCopying};
 pub use server::{Coordinator, CoordinatorConfig, CoordinatorError, run};
 pub use status::ClusterStatus;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use kvasir_kv::{
     AdoptedBlock, BlockCopy, Epoch, GroupId, Rank, RequestId, Route, SequenceId, TaggedBlock, Ticket, ToWorker,
-    TransferFault, TransferId, transfer_routes,
+    TransferFault, TransferId, WorkerId, transfer_routes,
 };
 
 use crate::{
@@ -212,16 +212,7 @@ impl Cluster {
         let (Some(source_active), Some(target_active)) = (&from.active, &to.active) else {
             return Err(MigrationError::NotServing(source));
         };
-        let no_transfers = |active: &Active| {
-            let mut members = active
-                .members
-                .iter()
-                .filter_map(|member| self.workers.get(member.session));
-            members
-                .find(|worker| worker.info.transfer_address.is_empty())
-                .map(|worker| worker.info.id.clone())
-        };
-        if let Some(worker) = no_transfers(target_active) {
+        if let Some(worker) = self.worker_without_transfers(target_active) {
             return Err(MigrationError::NoTransfers(worker));
         }
         let routes = transfer_routes(&source_active.formation.plan, &target_active.formation.plan, |_, _| {
@@ -252,6 +243,19 @@ impl Cluster {
         self.counters.migrations_begun += 1;
         self.start_copying(migration);
         Ok(true)
+    }
+
+    pub(crate) fn worker_without_transfers(&self, active: &Active) -> Option<WorkerId> {
+        let members = active.members.iter();
+        let mut workers = members.filter_map(|member| self.workers.get(member.session));
+        let without = workers.find(|worker| worker.info.transfer_address.is_empty());
+        without.map(|worker| worker.info.id.clone())
+    }
+
+    /// Something is on its way from or to this group.
+    pub(crate) fn has_transfers(&self, group: GroupId) -> bool {
+        self.migrations.values().any(|migration| migration.touches(group))
+            || self.prefix_copies.values().any(|copy| copy.touches(group))
     }
 
     pub(crate) fn next_ticket(&self, source: Epoch, target: Epoch) -> Ticket {
@@ -474,10 +478,14 @@ impl Cluster {
         };
         let adopted = adopted.collect();
         target_of(&mut self.groups, migration).adopt(sequence, transfer, computed, adopted);
-        self.counters.cells_planned += migration.transfer.cells_planned;
-        self.counters.cells_adopted += migration.transfer.cells_arrived;
-        self.counters.transfer_bytes += migration.transfer.bytes;
-        self.counters.transfer_shared_bytes += migration.transfer.shared_bytes;
+        self.count_cells(&migration.transfer);
+    }
+
+    pub(crate) fn count_cells(&mut self, transfer: &Transfer) {
+        self.counters.cells_planned += transfer.cells_planned;
+        self.counters.cells_adopted += transfer.cells_arrived;
+        self.counters.transfer_bytes += transfer.bytes;
+        self.counters.transfer_shared_bytes += transfer.shared_bytes;
     }
 
     /// The ranks of a group forget whom they need not know any more, before another group learns of them.
@@ -600,7 +608,7 @@ impl Cluster {
     }
 
     /// The ranks of a group, if it still is in that epoch, let go of a transfer.
-    fn end_transfer_at(&mut self, group: GroupId, epoch: Epoch, transfer: TransferId) {
+    pub(crate) fn end_transfer_at(&mut self, group: GroupId, epoch: Epoch, transfer: TransferId) {
         let group = &self.groups[group.0 as usize];
         if let Some(active) = group.active.as_ref().filter(|_| group.epoch == epoch) {
             self.effects
@@ -610,6 +618,9 @@ impl Cluster {
 
     /// A target rank has all of a round that one source rank was to send it.
     pub(crate) fn on_cells_arrived(&mut self, target: Rank, transfer: TransferId, arrived: Arrived) {
+        if self.on_prefix_arrived(target, transfer, arrived) {
+            return;
+        }
         let Some(migration) = self.migrations.get_mut(&transfer) else {
             self.counters.messages_stale += 1;
             return;
@@ -619,14 +630,18 @@ impl Cluster {
 
     /// A rank cannot send or take the cells of a transfer.
     pub(crate) fn on_transfer_failed(&mut self, transfer: TransferId, fault: TransferFault, reason: String) {
-        let is_known = self.migrations.contains_key(&transfer) || self.is_reshard_transfer(transfer);
+        let is_known = self.migrations.contains_key(&transfer)
+            || self.prefix_copies.contains_key(&transfer)
+            || self.is_reshard_transfer(transfer);
         // An end that breaks after a transfer is over is no news; a stranger is.
         if !is_known && matches!(fault, TransferFault::Connection | TransferFault::Deadline) {
             self.counters.messages_stale += 1;
             return;
         }
         self.counters.count_refused(fault);
-        if self.on_reshard_transfer_failed(transfer, fault, &reason) {
+        if self.on_reshard_transfer_failed(transfer, fault, &reason)
+            || self.on_prefix_copy_failed(transfer, fault, &reason)
+        {
             return;
         }
         let stage = self.migrations.get(&transfer).map(|migration| migration.stage);
@@ -645,8 +660,8 @@ impl Cluster {
         }
     }
 
-    pub(crate) fn transfer_statuses(&self) -> Vec<TransferStatus> {
-        let status = |migration: &Migration| TransferStatus {
+    pub(crate) fn transfer_statuses(&self) -> impl Iterator<Item = TransferStatus> + '_ {
+        self.migrations.values().map(|migration| TransferStatus {
             transfer: migration.transfer.id(),
             request: migration.request.clone(),
             source: migration.source,
@@ -657,8 +672,7 @@ impl Cluster {
             cells_arrived: migration.transfer.cells_arrived,
             bytes: migration.transfer.bytes,
             age: self.now.since(migration.began),
-        };
-        self.migrations.values().map(status).collect()
+        })
     }
 
     /// # Panics
@@ -666,10 +680,10 @@ impl Cluster {
     pub(crate) fn check_migrations(&self) {
         for group in &self.groups {
             for transfer in group.scheduler.inbound.keys() {
-                let known = self
-                    .migrations
-                    .get(transfer)
-                    .is_some_and(|migration| migration.target == group.id);
+                let migration = self.migrations.get(transfer);
+                let copy = self.prefix_copies.get(transfer);
+                let known = migration.is_some_and(|migration| migration.target == group.id)
+                    || copy.is_some_and(|copy| copy.touches(group.id));
                 assert!(known, "blocks are taken for transfer {transfer}, which is none");
             }
             let frozen = |sequence: &&Sequence| sequence.running().is_some_and(|running| running.frozen);

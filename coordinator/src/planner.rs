@@ -198,7 +198,7 @@ impl Scheduler {
         let admits = !draft.short && !draft.crowded;
         let wants = |sequence: &&Sequence| match sequence.running() {
             Some(_) => sequence.wanted() > 1 && !draft.has(sequence.id),
-            None => admits,
+            None => admits && sequence.is_waiting(),
         };
         let left = self.sequences().filter(|sequence| !draft.passed.contains(&sequence.id));
         let mut candidates = left.filter(wants).peekable();
@@ -223,14 +223,31 @@ impl Scheduler {
         }
     }
 
+    /// Who is admitted next, and who after that.
+    pub(super) fn waiting_in_turn(&self) -> Vec<SequenceId> {
+        let shares = self.shares();
+        let none = BTreeMap::new();
+        let turns = self
+            .waiting()
+            .map(|sequence| (self.turn_of(sequence, &shares, &none), sequence.id));
+        let mut turns: Vec<(Turn, SequenceId)> = turns.collect();
+        turns.sort_unstable();
+        turns.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// It waits, and the ranks know nothing of it.
+    pub(super) fn could_leave(&self, sequence: &Sequence) -> bool {
+        let forgotten = |books: &StepBooks| !books.retired.contains(&sequence.id);
+        sequence.is_portable() && self.books.as_ref().is_none_or(forgotten)
+    }
+
     /// Who is admitted next, if it could wait elsewhere as well.
     pub(super) fn next_waiting(&self) -> Option<SequenceId> {
         let shares = self.shares();
         let next = self
             .waiting()
             .min_by_key(|sequence| self.turn_of(sequence, &shares, &BTreeMap::new()))?;
-        let forgotten = |books: &StepBooks| !books.retired.contains(&next.id);
-        (next.is_portable() && self.books.as_ref().is_none_or(forgotten)).then_some(next.id)
+        self.could_leave(next).then_some(next.id)
     }
 
     /// Allocates the blocks for a running sequence's next tokens and grants them. False if it has to wait.
@@ -310,7 +327,7 @@ impl Scheduler {
     }
 
     /// The first plan of a sequence is made: what it starts from counts as found.
-    fn note_admitted(&mut self, id: SequenceId, computed: u32) {
+    pub(super) fn note_admitted(&mut self, id: SequenceId, computed: u32) {
         let sequence = self.sequences.get_mut(&id).expect("granted sequences are live");
         if self.limits.prefix_cache {
             self.counters.prefix_queries_tokens += sequence.tokens.len() as u64;

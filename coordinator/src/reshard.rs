@@ -269,7 +269,6 @@ impl Cluster {
 
     /// Asks for the full blocks that are new, or stops the group and asks for all that is left.
     fn copy_or_freeze(&mut self, reshard: &mut Reshard) {
-        let busy = |migration: &crate::migration::Migration| migration.touches(reshard.group);
         let block_size = self.config.cell.block_size();
         let scheduler = &self.group(reshard.group).scheduler;
         let held = scheduler.held_blocks();
@@ -280,7 +279,7 @@ impl Cluster {
         let fresh: Vec<BlockCopy> = fresh.map(|(block, written)| copy(*block, *written)).collect();
         let few = 1 + scheduler.num_running() as usize / 4;
         // Who has come from another group and is in no plan yet: its cells are not the ranks' own.
-        let waits = self.migrations.values().any(busy) || scheduler.has_arrivals();
+        let waits = self.has_transfers(reshard.group) || scheduler.has_arrivals();
         let freezes = !waits && (fresh.len() <= few || reshard.transfer.num_rounds >= ROUNDS_MAX);
         if !freezes {
             if fresh.len() > few {

@@ -134,10 +134,20 @@ impl Cluster {
         let fitting = fitting.filter(|group| !any_open || open(group));
         let costs = fitting.map(|group| {
             let waits = !group.scheduler.would_admit(sequence, chain);
-            (group.id, waits, cost(group, sequence, chain))
+            (group.id, waits, self.cost(group, sequence, chain))
         });
         let cheapest = costs.min_by(|a, b| a.1.cmp(&b.1).then(a.2.total_cmp(&b.2)));
         cheapest.map(|(group, ..)| group)
+    }
+
+    /// In tokens: those that are to be computed there, and what others there have, over the group's speed. What another group
+    /// has and would be copied counts as the tokens that could be computed meanwhile.
+    fn cost(&self, group: &Group, sequence: &Sequence, chain: &[BlockHash]) -> f64 {
+        let mut uncached = f64::from(sequence.tokens.len() as u32 - group.scheduler.cached_len(chain));
+        if let Some(offer) = self.offer_to(group.id, chain) {
+            uncached -= offer.tokens_saved(self.config.cell.block_size());
+        }
+        (uncached + group.scheduler.load() as f64) / group.speed().max(f64::MIN_POSITIVE)
     }
 
     /// Sequences do not wait in a group that does not serve while another does.
@@ -233,16 +243,16 @@ fn chain_of(sequence: &mut Sequence, root: Option<BlockHash>, block_size: u32) -
     root.map_or_else(Vec::new, |root| sequence.reusable_hashes(root, block_size).to_vec())
 }
 
-fn cost(group: &Group, sequence: &Sequence, chain: &[BlockHash]) -> f64 {
-    let uncached = sequence.tokens.len() as u64 - u64::from(group.scheduler.cached_len(chain));
-    (uncached + group.scheduler.load()) as f64 / group.speed().max(f64::MIN_POSITIVE)
-}
-
 impl Scheduler {
     /// Tokens at the beginning of this history that the prefix cache has.
     fn cached_len(&self, chain: &[BlockHash]) -> u32 {
+        self.num_cached(chain) * self.limits.block_size
+    }
+
+    /// Blocks at the beginning of this history that the prefix cache has.
+    pub(super) fn num_cached(&self, chain: &[BlockHash]) -> u32 {
         let books = self.books.as_ref();
-        books.map_or(0, |books| books.pool.find(chain).num_blocks * self.limits.block_size)
+        books.map_or(0, |books| books.pool.find(chain).num_blocks)
     }
 
     /// Tokens that its sequences want computed, and those that they hold.

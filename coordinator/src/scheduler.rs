@@ -7,13 +7,14 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kvasir_kv::{
-    BlockCounts, BlockHash, Epoch, FinishReason, NumericsId, Rank, Request, SampledToken, ScoredPrompt, SequenceId,
-    StepId, StepOutput, TenantId, TransferId,
+    BlockCounts, BlockHash, BlockTable, Epoch, FinishReason, NumericsId, Rank, Request, SampledToken, ScoredPrompt,
+    SequenceId, StepId, StepOutput, TenantId, TransferId,
 };
 
 use crate::{
     ClusterConfig, Effect, Now, SequenceError,
     adoption::Inbound,
+    copy_cost::PromptCost,
     detector::Steady,
     fair_share::FairShare,
     recovery::Outage,
@@ -33,6 +34,9 @@ pub(crate) struct Scheduler {
     pub(super) claimant: Option<TenantId>,
     /// Who is to come from other groups in this epoch.
     pub(super) inbound: BTreeMap<TransferId, Inbound>,
+    /// Cached blocks that other groups copy.
+    pub(super) outbound: BTreeMap<TransferId, BlockTable>,
+    pub(super) prompt_cost: PromptCost,
     /// No plan is made.
     pub(super) stands_still: bool,
     /// `None` between epochs.
@@ -78,6 +82,8 @@ impl Scheduler {
             share: FairShare::default(),
             claimant: None,
             inbound: BTreeMap::new(),
+            outbound: BTreeMap::new(),
+            prompt_cost: PromptCost::default(),
             stands_still: false,
             books: None,
             numerics_id: None,
@@ -109,7 +115,8 @@ impl Scheduler {
     /// # Panics
     /// If it does not wait here.
     pub fn hand_over(&mut self, id: SequenceId) -> Sequence {
-        let sequence = self.sequences.remove(&id).expect("it waits here");
+        let mut sequence = self.sequences.remove(&id).expect("it waits here");
+        sequence.copy_asked = false;
         assert!(sequence.is_portable(), "what runs is not handed over");
         self.forget(&sequence);
         sequence
@@ -178,6 +185,7 @@ impl Scheduler {
     pub fn end_epoch(&mut self) -> Option<Vec<SequenceId>> {
         self.books.take()?;
         self.inbound.clear();
+        self.outbound.clear();
         self.stands_still = false;
         self.claimant = None;
         let mut interrupted = Vec::new();
@@ -188,6 +196,7 @@ impl Scheduler {
                 interrupted.push(sequence.id);
             }
             sequence.samples_in_flight = 0;
+            sequence.copy_asked = false;
         }
         Some(interrupted)
     }
@@ -214,6 +223,8 @@ impl Scheduler {
         self.counters.steps += 1;
         // A step that only lets the ranks forget is no measure of a step.
         let took = (!returned.work.is_empty()).then_some(returned.took);
+        let tokens = returned.work.iter().map(|work| work.num_tokens).sum();
+        self.prompt_cost.observe(tokens, returned.took);
         self.take_return(returned, effects);
         let unaccounted = self.block_counts().unaccounted();
         self.counters.conservation_violations += u64::from(unaccounted != 0);
@@ -359,6 +370,7 @@ impl Scheduler {
     /// Takes a running sequence's blocks back and lets the ranks forget it. A waiting one has none.
     pub(super) fn release(&mut self, id: SequenceId) {
         let sequence = self.sequences.get_mut(&id).expect("only live sequences hold blocks");
+        sequence.copy_asked = false;
         if let State::Running(mut running) = std::mem::replace(&mut sequence.state, State::Waiting) {
             let books = self.books.as_mut().expect("a sequence runs only in an epoch");
             books.release(running.blocks.take(), running.last_named);
@@ -390,7 +402,7 @@ impl Scheduler {
     }
 
     pub fn waiting(&self) -> impl Iterator<Item = &Sequence> {
-        self.sequences().filter(|sequence| sequence.running().is_none())
+        self.sequences().filter(|sequence| sequence.is_waiting())
     }
 
     /// True if a rank has steps that it has not acknowledged.
@@ -435,7 +447,7 @@ impl Scheduler {
             assert_eq!(held, 0, "blocks are held outside an epoch");
             return;
         };
-        books.pool.check_invariants(held + self.num_inbound_blocks());
+        books.pool.check_invariants(held + self.num_blocks_in_transfers());
         let counts = books.pool.counts();
         assert!(
             counts.in_flight == 0 || books.awaits_any(),

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use kvasir_kv::{
     AdmittedSequence, AdoptedBlock, BlockHash, BlockTable, FinishReason, PromptLogprob, Request, ScoredPrompt,
-    SequenceId, SequenceWork, StepId, TaggedBlock, TokenId,
+    SequenceId, SequenceWork, StepId, TaggedBlock, TokenId, TransferId,
 };
 
 use crate::{Now, Usage, step_books::FilledBlock};
@@ -43,6 +43,8 @@ pub(crate) struct Sequence {
     /// `recomputed` as it was when a loss interrupted it; `None` once it has gone on.
     pub interrupted: Option<u32>,
     pub state: State,
+    /// Since it waits, it was found whether another group has more of its beginning.
+    pub copy_asked: bool,
     /// Of its full blocks, as far as they were wanted.
     hashes: Vec<BlockHash>,
 }
@@ -50,6 +52,8 @@ pub(crate) struct Sequence {
 #[derive(Debug)]
 pub(crate) enum State {
     Waiting,
+    /// It has its turn as soon as cached blocks of another group have come.
+    AwaitsCopy(TransferId),
     Running(Running),
 }
 
@@ -152,6 +156,7 @@ impl Sequence {
             preemptions: 0,
             interrupted: None,
             state: State::Waiting,
+            copy_asked: false,
             hashes: Vec::new(),
         }
     }
@@ -204,15 +209,24 @@ impl Sequence {
     pub fn running(&self) -> Option<&Running> {
         match &self.state {
             State::Running(running) => Some(running),
-            State::Waiting => None,
+            State::Waiting | State::AwaitsCopy(_) => None,
         }
     }
 
     pub fn running_mut(&mut self) -> Option<&mut Running> {
         match &mut self.state {
             State::Running(running) => Some(running),
-            State::Waiting => None,
+            State::Waiting | State::AwaitsCopy(_) => None,
         }
+    }
+
+    /// It waits for its turn.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Waiting)
+    }
+
+    pub fn awaits(&self, transfer: TransferId) -> bool {
+        matches!(self.state, State::AwaitsCopy(awaited) if awaited == transfer)
     }
 
     /// It has not been admitted yet.
@@ -222,7 +236,7 @@ impl Sequence {
 
     /// No rank holds anything of it, and nothing of it is on its way.
     pub fn is_portable(&self) -> bool {
-        self.running().is_none() && self.samples_in_flight == 0
+        self.is_waiting() && self.samples_in_flight == 0
     }
 
     /// Tokens known, and those that steps in flight will bring.

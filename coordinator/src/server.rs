@@ -22,7 +22,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
 use crate::{
-    Cluster, ClusterConfig, GroupRole,
+    Cluster, ClusterConfig, GroupRole, PrefixCopying,
     driver::{ClusterHandle, Driver},
     grpc::{AdminService, ClusterService, InferenceService},
     intake::Intake,
@@ -47,6 +47,8 @@ pub struct CoordinatorConfig {
     pub group_roles: Vec<GroupRole>,
     /// Move running sequences where another group has room and theirs has none.
     pub rebalance: bool,
+    /// Whether new sequences start from blocks that another group has.
+    pub prefix_copying: PrefixCopying,
     pub kv_dtype: KvDtype,
     pub weight_mode: WeightMode,
     pub backend: BackendKind,
@@ -76,6 +78,7 @@ impl CoordinatorConfig {
             group_sizes,
             group_roles: Vec::new(),
             rebalance: true,
+            prefix_copying: PrefixCopying::Auto,
             kv_dtype: KvDtype::F16,
             weight_mode: WeightMode::File,
             backend: BackendKind::Canonical,
@@ -254,6 +257,7 @@ fn cluster_config(config: &CoordinatorConfig, model: &ServedModel) -> ClusterCon
         group_sizes: config.group_sizes.clone(),
         group_roles: config.group_roles.clone(),
         rebalance: config.rebalance,
+        prefix_copying: config.prefix_copying,
         ..ClusterConfig::new(1, model.cell)
     }
 }

@@ -5,7 +5,7 @@ use kvasir_kv::Rank;
 use crate::{
     Cluster, ClusterStatus,
     group::{Active, Group, Member},
-    sequence::{Running, Sequence},
+    sequence::{Running, Sequence, State},
     status::{Counters, GroupStatus, RankStatus, SequenceStatus, WorkerStatus},
 };
 
@@ -19,7 +19,7 @@ impl Cluster {
             groups: self.groups.iter().map(|group| self.group_status(group)).collect(),
             workers: self.worker_statuses(),
             sequences: sequences.collect(),
-            transfers: self.transfer_statuses(),
+            transfers: self.transfer_statuses().chain(self.prefix_copy_statuses()).collect(),
             reshards: self.reshard_statuses(),
             counters: self.counters_of_all(),
         }
@@ -94,14 +94,15 @@ impl Cluster {
 
     fn sequence_status(&self, group: &Group, sequence: &Sequence) -> SequenceStatus {
         let running = sequence.running();
+        let awaits_copy = matches!(sequence.state, State::AwaitsCopy(_));
         SequenceStatus {
             sequence: sequence.id,
             request: sequence.request.id.clone(),
             tenant: sequence.request.tenant.clone(),
             priority: sequence.request.priority,
             group: group.id,
-            running: running.is_some(),
-            arriving: running.is_some_and(Running::is_arriving),
+            running: running.is_some() || awaits_copy,
+            arriving: awaits_copy || running.is_some_and(Running::is_arriving),
             cached: sequence.cached.unwrap_or(0),
             preemptions: sequence.preemptions,
             tokens: sequence.tokens.len() as u32,

@@ -112,7 +112,8 @@ pub struct SequenceStatus {
     /// Where it runs, or waits for room.
     pub group: GroupId,
     pub running: bool,
-    /// It runs, and no plan has told its ranks yet: it has come from another group, or the ranks are new.
+    /// It runs, and no plan has told its ranks yet: it has come from another group, or its first blocks are about to, or the
+    /// ranks are new.
     pub arriving: bool,
     /// Prompt and answer.
     pub tokens: u32,
@@ -226,6 +227,13 @@ counters! {
     /// Of those that moved: to decode elsewhere after prefill, and to make room.
     handoffs,
     migrations_for_room,
+    /// Beginnings of sequences fetched from the prefix cache of another group; of those: that came, with their tokens and
+    /// bytes, and that were computed after all.
+    prefix_copies_begun,
+    prefix_copies_adopted,
+    prefix_copies_failed,
+    prefix_copied_tokens,
+    prefix_copy_bytes,
     /// Microseconds from the last token of the source to the first of the target, of all that moved.
     migration_pause_us,
     reshards_begun,
@@ -235,7 +243,7 @@ counters! {
     reshards_failed,
     /// Microseconds from the last token of the old epochs to the first of the new ones.
     reshard_pause_us,
-    /// Cells that the plans of completed migrations and reshards had copied, those that came, and their bytes.
+    /// Cells that the plans of completed migrations, reshards and copies of prefixes had copied, those that came, and their bytes.
     cells_planned,
     cells_adopted,
     transfer_bytes,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kvasir_coordinator::{ClusterConfig, GroupRole};
+use kvasir_coordinator::{ClusterConfig, GroupRole, PrefixCopying};
 use kvasir_kv::{CellLayout, HeadLayout, KvDtype, ModelShape, NumericsId, UnitBytes, UnitLayout};
 
 use super::dice::Dice;
@@ -14,6 +14,8 @@ pub(super) const NUMERICS: NumericsId = NumericsId([7; 16]);
 pub const FIRST_SEED_WITH_MIGRATIONS: u64 = 4_000_000;
 /// Below it are the seeds in which no sequence is moved by the cluster itself: groups have no roles and do not make room.
 pub const FIRST_SEED_WITH_POLICIES: u64 = 5_000_000;
+/// From here on groups copy cached blocks from each other.
+pub const FIRST_SEED_WITH_PREFIX_COPIES: u64 = 6_000_000;
 /// Groups of a cluster, where it has several.
 const GROUPS_MAX: u64 = 3;
 
@@ -134,6 +136,7 @@ impl Scenario {
         let mut dice = Dice::new(seed ^ 0x6d69_6772_6174_6521);
         self.config.grow = false;
         self.config.rebalance = false;
+        self.config.prefix_copying = PrefixCopying::Never;
         if seed >= FIRST_SEED_WITH_MIGRATIONS {
             if self.config.group_sizes.len() > 1 {
                 self.num_migrations = dice.pick(&[10, 60, 200, 200]);
@@ -144,6 +147,10 @@ impl Scenario {
             if seed >= FIRST_SEED_WITH_POLICIES {
                 self.config.rebalance = dice.chance(70);
                 self.config.group_roles = self.config.group_sizes.iter().map(|_| draw_role(&mut dice)).collect();
+            }
+            if seed >= FIRST_SEED_WITH_PREFIX_COPIES {
+                let all = [PrefixCopying::Auto, PrefixCopying::Always, PrefixCopying::Always];
+                self.config.prefix_copying = dice.pick(&all);
             }
             self.bad_cells = if self.num_faults == 0 {
                 0

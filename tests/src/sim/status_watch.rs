@@ -73,7 +73,10 @@ impl StatusWatch {
     fn check_order(&self, status: &ClusterStatus, lives: &Lives) -> Result<(), String> {
         let sequences = &status.sequences;
         for (index, admitted) in sequences.iter().enumerate() {
-            if !admitted.running || self.before.get(&admitted.sequence).is_some_and(|place| place.running) {
+            // Whoever waits for a copy takes room behind those who come first: they are in the next step.
+            let awaits_copy = admitted.arriving && admitted.blocks == 0;
+            let was_running = self.before.get(&admitted.sequence).is_some_and(|place| place.running);
+            if !admitted.running || was_running || awaits_copy {
                 continue;
             }
             let mut passed = sequences[..index].iter().filter(|waiting| {
