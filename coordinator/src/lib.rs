@@ -28,6 +28,8 @@ mod plan_scenarios;
 mod planner;
 mod preemption;
 mod prefix_copy;
+#[cfg(test)]
+mod prefix_copy_tests;
 mod rebalance;
 mod recovery;
 mod reshard;
