@@ -492,6 +492,7 @@ impl Cluster {
             .map(|rank| !group.scheduler.is_busy(Rank(rank)))
             .collect();
         while let Some(plan) = group.scheduler.next_plan(steady) {
+            group.scheduler.note_first_steps(&plan, self.now);
             // A rank that had nothing to do begins to be measured now.
             active.touch(&idle, steady);
             idle.fill(false);

@@ -326,6 +326,18 @@ fn play(bench: &mut Bench, mut sent: Vec<StepPlan>, ranks: u64) -> (Vec<StepPlan
 }
 
 #[test]
+fn usage_says_how_long_a_request_waited_for_its_first_step() {
+    let mut bench = Bench::alone_with(|config| config.sequences_max = 1);
+    let first = plans(&bench.submit(5, 10, 1)).remove(0);
+    bench.submit_prompt(6, vec![TokenId(2); 10], 1);
+    bench.now += Duration::from_millis(300);
+    let second = plans(&bench.done(&first, 1)).remove(0);
+    bench.now += Duration::from_millis(50);
+    let (_, usages) = play(&mut bench, vec![second], 1);
+    assert_eq!(usages[0].queued, Duration::from_millis(300));
+}
+
+#[test]
 fn a_second_request_starts_after_the_full_blocks_of_the_first() {
     let mut bench = Bench::running(2);
     let sent = bench.submit(5, 40, 2);

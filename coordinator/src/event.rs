@@ -441,6 +441,8 @@ pub struct Usage {
     pub completion_tokens: u32,
     /// Positions that preemption or recovery had computed again.
     pub recomputed_tokens: u32,
+    /// From its arrival to its first step.
+    pub queued: Duration,
 }
 
 /// Why a sequence could not be completed.

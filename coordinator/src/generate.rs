@@ -230,6 +230,7 @@ fn finished(reason: FinishReason, usage: Usage, text: String) -> Event {
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,
             completion_tokens: usage.completion_tokens,
+            queue_us: usage.queued.as_micros() as u64,
         }),
         text,
     })

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use kvasir_kv::{
     BlockCounts, BlockHash, BlockTable, Epoch, FinishReason, NumericsId, Rank, Request, SampledToken, ScoredPrompt,
-    SequenceId, StepId, StepOutput, TenantId, TransferId,
+    SequenceId, StepId, StepOutput, StepPlan, TenantId, TransferId,
 };
 
 use crate::{
@@ -178,6 +178,15 @@ impl Scheduler {
     pub fn misfits(&self) -> Vec<(SequenceId, SequenceError)> {
         let misfit = |sequence: &Sequence| Some((sequence.id, self.fits_pool(&sequence.request).err()?));
         self.sequences().filter_map(misfit).collect()
+    }
+
+    /// For some sequences the wait is over.
+    pub fn note_first_steps(&mut self, plan: &StepPlan, now: Now) {
+        for admitted in &plan.admitted {
+            if let Some(sequence) = self.sequences.get_mut(&admitted.sequence) {
+                sequence.queued.get_or_insert(now.since(sequence.submitted));
+            }
+        }
     }
 
     /// The epoch is over: its cells are gone, its sequences wait again. What was sampled and not heard is forgotten.

@@ -3,7 +3,7 @@
 //! Two counts may run ahead of what is known: positions scheduled in plans that are still on their way, and samples
 //! that those plans will bring. Everything the scheduler wants of a sequence is one subtraction between them.
 
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 
 use kvasir_kv::{
     AdmittedSequence, AdoptedBlock, BlockHash, BlockTable, FinishReason, PromptLogprob, Request, ScoredPrompt,
@@ -28,6 +28,8 @@ pub(crate) struct Sequence {
     pub precedence: Precedence,
     pub deadline: Option<Now>,
     pub submitted: Now,
+    /// From then to its first step; `None` before.
+    pub queued: Option<Duration>,
     /// Prompt and answer: the token log.
     pub tokens: Vec<TokenId>,
     /// Positions of the prompt whose logprobs are known, from position 1; counted only where they are wanted.
@@ -147,6 +149,7 @@ impl Sequence {
             precedence: Precedence { priority, arrival },
             deadline,
             submitted: now,
+            queued: None,
             tokens,
             num_scored,
             samples_in_flight: 0,
@@ -377,6 +380,7 @@ impl Sequence {
             cached_tokens: self.cached.unwrap_or(0),
             completion_tokens: self.answer_len(),
             recomputed_tokens: self.recomputed,
+            queued: self.queued.unwrap_or_default(),
         }
     }
 }

@@ -27,6 +27,8 @@ pub enum Outcome {
 pub struct Finished {
     pub token_ids: Vec<u32>,
     pub usage: v1::Usage,
+    /// From its arrival to its first step.
+    pub queued: Duration,
     pub times: TokenTimes,
     /// From sending to the last message.
     pub whole: Duration,
@@ -102,9 +104,11 @@ async fn stream(
             }
             Some(Event::Finished(finished)) => {
                 let is_cancelled = finished.reason() == v1::FinishReason::Cancelled;
+                let usage = finished.usage.unwrap_or_default();
                 return Ok((!is_cancelled).then(|| Finished {
                     token_ids: answer.token_ids,
-                    usage: finished.usage.unwrap_or_default(),
+                    usage,
+                    queued: Duration::from_micros(usage.queue_us),
                     times,
                     whole: start.elapsed(),
                 }));

@@ -28,6 +28,8 @@ pub struct Report {
     pub output_tokens: u64,
     pub requests_per_s: f64,
     pub output_tokens_per_s: f64,
+    /// From arrival to the first step, as the coordinator saw it.
+    pub queue_ms: Option<Percentiles>,
     /// To the first token.
     pub ttft_ms: Option<Percentiles>,
     /// Between tokens.
@@ -74,6 +76,7 @@ impl Report {
             duration_s: thousandths(duration.as_secs_f64()),
             requests_per_s: per_s(f64::from(report.finished)),
             output_tokens_per_s: per_s(report.output_tokens as f64),
+            queue_ms: samples(|finished| std::slice::from_ref(&finished.queued)),
             ttft_ms: samples(|finished| finished.times.first.as_slice()),
             itl_ms: samples(|finished| &finished.times.gaps),
             e2e_ms: samples(|finished| std::slice::from_ref(&finished.whole)),
@@ -133,7 +136,13 @@ impl Report {
             "  ms       {}",
             row(["mean", "p50", "p90", "p99", "max"].map(str::to_owned))
         );
-        for (name, percentiles) in [("ttft", self.ttft_ms), ("itl", self.itl_ms), ("e2e", self.e2e_ms)] {
+        let rows = [
+            ("queue", self.queue_ms),
+            ("ttft", self.ttft_ms),
+            ("itl", self.itl_ms),
+            ("e2e", self.e2e_ms),
+        ];
+        for (name, percentiles) in rows {
             println!("  {name:<9}{}", row(cells(percentiles)));
         }
         println!("  digest       {}", self.digest);
@@ -227,6 +236,7 @@ mod tests {
         Outcome::Finished(Finished {
             token_ids: token_ids.to_vec(),
             usage: Default::default(),
+            queued: Default::default(),
             times: Default::default(),
             whole: Duration::from_millis(5),
         })

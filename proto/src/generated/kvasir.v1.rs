@@ -281,6 +281,9 @@ pub struct Usage {
     pub cached_tokens: u32,
     #[prost(uint32, tag = "3")]
     pub completion_tokens: u32,
+    /// Microseconds from the request's arrival to its first step.
+    #[prost(uint64, tag = "4")]
+    pub queue_us: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TokenizeRequest {
