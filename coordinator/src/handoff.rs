@@ -32,9 +32,13 @@ impl Cluster {
             Some(target) => self.begin_migration(sequence, target, MigrationReason::Handoff).is_ok(),
             None => false,
         };
-        if !begun {
-            let steady = self.clock.read();
-            self.group_mut(source).rest(steady);
+        match begun {
+            // The cells of the chunk that was just sent are asked for behind it.
+            true => self.advance_migrations(),
+            false => {
+                let steady = self.clock.read();
+                self.group_mut(source).rest(steady);
+            }
         }
     }
 

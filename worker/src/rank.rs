@@ -203,6 +203,8 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
     /// Works until [`RankInput::End`], or until all senders of `inbox` are dropped.
     pub fn run(mut self, inbox: &Receiver<RankInput>) {
         let mut idle = false;
+        // What the last step has left for transfers: what is asked for behind it counts as its own.
+        let mut allowance = Duration::ZERO;
         loop {
             // While there is something to move, nobody sleeps; whoever comes meanwhile waits for one cell at most.
             let input = match idle {
@@ -211,9 +213,14 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             };
             match input {
                 Ok(RankInput::FromCoordinator(message)) => {
+                    let is_step = matches!(message, ToWorker::Step(_));
                     let begun = Instant::now();
                     self.on(message);
-                    self.transfer_beside(begun.elapsed() / TRANSFER_SHARE);
+                    if is_step {
+                        allowance = begun.elapsed() / TRANSFER_SHARE;
+                    }
+                    let spent = self.transfer_beside(allowance);
+                    allowance = allowance.saturating_sub(spent);
                     idle = false;
                 }
                 Ok(RankInput::Wake) => idle = false,
@@ -228,9 +235,11 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
     }
 
     /// Moves all cells that somebody waits for, and others as long as the time allows.
-    fn transfer_beside(&mut self, time: Duration) {
+    /// Returns how long it took.
+    fn transfer_beside(&mut self, time: Duration) -> Duration {
         let begun = Instant::now();
         while self.transfer(begun.elapsed() < time) {}
+        begun.elapsed()
     }
 
     /// Moves one cell, or does another thing that transfers want done. False if there is none.

@@ -28,7 +28,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// A target that takes nothing for so long is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Cells between the rank and the connection, where they go through it.
-const BUFFERS: u32 = 8;
+const BUFFERS: u32 = 16;
 
 /// A cell on its way.
 struct Outgoing {
@@ -42,7 +42,9 @@ struct Outgoing {
 #[derive(Debug)]
 pub(super) struct CellSender {
     out: SyncSender<Outgoing>,
-    spare: Receiver<Buffer>,
+    given_back: Receiver<Buffer>,
+    /// The one that came back last is last: what it holds is still in a cache.
+    spare: Vec<Buffer>,
     stream: Arc<Mutex<Option<TcpStream>>>,
 }
 
@@ -62,7 +64,7 @@ impl CellSender {
     /// Errors if the system gives no thread.
     pub fn start(hello: Hello, address: String, same_host: bool, hub: Arc<TransferHub>) -> io::Result<Self> {
         let (out, cells) = sync_channel(SLOTS as usize);
-        let (give_back, spare) = channel();
+        let (give_back, given_back) = channel();
         let stream = Arc::new(Mutex::new(None));
         let sending = Sending {
             hello,
@@ -82,12 +84,18 @@ impl CellSender {
             }
         };
         thread::Builder::new().name("kvasir-cells-out".to_owned()).spawn(send)?;
-        Ok(Self { out, spare, stream })
+        Ok(Self {
+            out,
+            given_back,
+            spare: Vec::new(),
+            stream,
+        })
     }
 
     /// A buffer to copy a cell into, unless all are on their way or none is made yet.
-    pub fn buffer(&self) -> Option<Buffer> {
-        self.spare.try_recv().ok()
+    pub fn buffer(&mut self) -> Option<Buffer> {
+        self.spare.extend(self.given_back.try_iter());
+        self.spare.pop()
     }
 
     /// `buffer` is one of this sender's. Does not wait: there are no more buffers than places.
