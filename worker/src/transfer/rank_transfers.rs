@@ -132,7 +132,8 @@ impl RankTransfers {
                     numerics: hub.numerics(),
                     offer: None,
                 };
-                let started = CellSender::start(hello, out.address, out.same_host, Arc::clone(hub));
+                let cells = out.cells.num_cells();
+                let started = CellSender::start(hello, out.address, out.same_host, cells, Arc::clone(hub));
                 let sender = started.map_err(|error| (TransferFault::Connection, error.to_string()))?;
                 let (ticket, rounds) = (out.ticket, VecDeque::new());
                 place.insert(Outgoing { ticket, sender, rounds })

@@ -18,7 +18,7 @@ use super::{
     frame::{FrameError, Header, Hello, Verdict},
     hub::{Failure, TransferHub},
     slot_memory::SlotMemory,
-    slots::{Buffer, SLOTS, SlotOffer, SlotsOut},
+    slots::{Buffer, SLOTS, SLOTS_MIN, SlotOffer, SlotsOut},
 };
 use crate::collective::SegmentFile;
 
@@ -58,11 +58,18 @@ struct Sending {
 }
 
 impl CellSender {
-    /// Connects in the background, and offers shared memory to a target on the same host. What goes wrong is told to the
-    /// hub.
+    /// Connects in the background, and offers shared memory to a target on the same host: for `cells` on their way at a
+    /// time, within bounds. What goes wrong is told to the hub.
     ///
     /// Errors if the system gives no thread.
-    pub fn start(hello: Hello, address: String, same_host: bool, hub: Arc<TransferHub>) -> io::Result<Self> {
+    pub fn start(
+        hello: Hello,
+        address: String,
+        same_host: bool,
+        cells: u32,
+        hub: Arc<TransferHub>,
+    ) -> io::Result<Self> {
+        let slots = cells.clamp(SLOTS_MIN, SLOTS);
         let (out, cells) = sync_channel(SLOTS as usize);
         let (give_back, given_back) = channel();
         let stream = Arc::new(Mutex::new(None));
@@ -75,7 +82,7 @@ impl CellSender {
         };
         let send = move || {
             let transfer = hello.ticket.transfer;
-            if let Err((fault, reason)) = sending.run(&cells, same_host) {
+            if let Err((fault, reason)) = sending.run(&cells, same_host.then_some(slots)) {
                 hub.fail(Failure {
                     transfer,
                     fault,
@@ -122,8 +129,8 @@ fn cut(stream: &Mutex<Option<TcpStream>>) {
 type Fault = (TransferFault, String);
 
 impl Sending {
-    fn run(mut self, cells: &Receiver<Outgoing>, same_host: bool) -> Result<(), Fault> {
-        let file = self.make_buffers(same_host);
+    fn run(mut self, cells: &Receiver<Outgoing>, slots: Option<u32>) -> Result<(), Fault> {
+        let file = self.make_buffers(slots);
         let mut stream = connect(&self.address)?;
         let io = |error| FrameError::Io(error);
         let ours = Some(stream.try_clone().map_err(io)?);
@@ -145,9 +152,9 @@ impl Sending {
 
     /// Gives the rank buffers, and offers them to the target if they can be shared. The descriptor is to be open until it
     /// has answered.
-    fn make_buffers(&mut self, same_host: bool) -> Option<OwnedFd> {
+    fn make_buffers(&mut self, slots: Option<u32>) -> Option<OwnedFd> {
         let cell_bytes = self.hub.cell_bytes();
-        let made = same_host.then(|| SlotMemory::make(SLOTS, cell_bytes));
+        let made = slots.map(|slots| SlotMemory::make(slots, cell_bytes));
         let (buffers, file): (Vec<Buffer>, _) = match made {
             Some(Ok((slots, file))) => {
                 let buffer = |(index, memory)| Buffer::Slot { index, memory };
@@ -166,7 +173,7 @@ impl Sending {
                 process: std::process::id(),
                 descriptor: file.as_raw_fd() as u32,
             },
-            count: SLOTS,
+            count: buffers.len() as u32,
         });
         for buffer in buffers {
             self.give_back(buffer);

@@ -176,7 +176,7 @@ fn a_sender_uses_slots_again_when_they_come_back_and_the_connection_where_none_a
     for same_host in [true, false] {
         let (source, target) = (Target::new(), Target::open());
         let address = target.address.to_string();
-        let mut sender = CellSender::start(hello(), address, same_host, source.hub).unwrap();
+        let mut sender = CellSender::start(hello(), address, same_host, SLOTS, source.hub).unwrap();
         for index in 0..5 * SLOTS {
             let mut buffer = loop {
                 if let Some(buffer) = sender.buffer() {
@@ -206,7 +206,7 @@ fn a_target_that_gives_back_what_it_was_not_given_ends_the_transfer_at_its_sourc
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let source = Target::new();
     let address = listener.local_addr().unwrap().to_string();
-    let _sender = CellSender::start(hello(), address, true, source.hub.clone()).unwrap();
+    let _sender = CellSender::start(hello(), address, true, SLOTS, source.hub.clone()).unwrap();
     let (mut stream, _) = listener.accept().unwrap();
     let offered = Hello::read(&mut stream).unwrap();
     assert_eq!((offered.source_rank, offered.offer.unwrap().count), (Rank(0), SLOTS));
