@@ -42,7 +42,7 @@ pub struct ServingOptions {
     /// Compute every prompt from its first token, also where another request had the same beginning
     #[arg(long)]
     pub no_prefix_cache: bool,
-    /// Leave running requests in their groups, also where another group has room and theirs has none
+    /// Leave running requests in their groups, also where another group has room and theirs has none, or has much less to do
     #[arg(long)]
     pub no_rebalance: bool,
     /// Whether a new request fetches the cached beginning of its prompt from another group: `auto` where that takes less

@@ -123,7 +123,10 @@ impl Cluster {
             }
             Event::Reshard { order, group, ranks } => self.reshard(order, group, ranks),
             Event::Migrate { order, request, target } => self.migrate(order, &request, target),
-            Event::Tick => self.on_tick(),
+            Event::Tick => {
+                self.on_tick();
+                self.even_load();
+            }
         }
         self.advance_migrations();
         self.advance_prefix_copies();

@@ -16,6 +16,8 @@ pub struct ClusterConfig {
     pub group_roles: Vec<GroupRole>,
     /// Running sequences move where another group has room and theirs has none for one that waits, or for what they need next.
     pub rebalance: bool,
+    /// Running sequences move from a group with much to do to one with little.
+    pub even_load: bool,
     /// Whether a sequence that comes to one group starts from blocks that another group has.
     pub prefix_copying: PrefixCopying,
     /// What every worker's engine must be; with `None` the first worker that joins decides.
@@ -73,6 +75,7 @@ impl ClusterConfig {
             group_sizes: vec![num_ranks],
             group_roles: Vec::new(),
             rebalance: true,
+            even_load: true,
             prefix_copying: PrefixCopying::Auto,
             numerics_id: None,
             cell,

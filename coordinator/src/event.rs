@@ -243,6 +243,8 @@ pub enum MigrationReason {
     Handoff,
     /// Its group needs the room.
     Room,
+    /// Its group has much more to do than another.
+    Load,
 }
 
 impl MigrationReason {
@@ -252,6 +254,7 @@ impl MigrationReason {
             Self::Drain => "drain",
             Self::Handoff => "handoff",
             Self::Room => "room",
+            Self::Load => "load",
         }
     }
 }

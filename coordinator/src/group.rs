@@ -40,6 +40,8 @@ pub(crate) struct Group {
     pub drain_at: Steady,
     /// Nobody is handed off, or moved to make room, before.
     pub move_at: Steady,
+    /// Nobody is moved for its load alone before.
+    pub load_at: Steady,
     /// Since when it does not serve; `None` while it does.
     pub outage_since: Option<Now>,
     /// Why the workers that are free form no group.
@@ -98,6 +100,7 @@ impl Group {
             grow_at: Steady::default(),
             drain_at: Steady::default(),
             move_at: Steady::default(),
+            load_at: Steady::default(),
             outage_since: Some(Now::default()),
             cause: None,
             recovery: None,

@@ -191,6 +191,12 @@ impl Cluster {
             if portable {
                 self.say_farewell(source);
                 self.hand_over(id, source, target);
+                let sequence = self
+                    .group_mut(target)
+                    .scheduler
+                    .get_mut(id)
+                    .expect("it came a moment ago");
+                sequence.was_ordered |= matches!(reason, MigrationReason::Order(_));
             }
             return if portable {
                 Ok(false)
@@ -465,7 +471,8 @@ impl Cluster {
         let source = &mut self.groups[migration.source.0 as usize];
         let computed = source.scheduler.get(migration.sequence).and_then(Sequence::running);
         let computed = computed.expect("there is no obstacle").scheduled;
-        let sequence = source.scheduler.depart(migration.sequence);
+        let mut sequence = source.scheduler.depart(migration.sequence);
+        sequence.was_ordered |= matches!(migration.reason, MigrationReason::Order(_));
         self.say_farewell(migration.source);
         let adopted = migration.copies.iter().map(|copy| AdoptedBlock {
             block: copy.target,
@@ -595,6 +602,7 @@ impl Cluster {
         match moved.reason {
             MigrationReason::Order(_) | MigrationReason::Drain => {}
             MigrationReason::Room => counters.migrations_for_room += 1,
+            MigrationReason::Load => counters.migrations_for_load += 1,
             MigrationReason::Handoff => {
                 counters.handoffs += 1;
                 counters.handoff_bytes += moved.transfer.bytes;

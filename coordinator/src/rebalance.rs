@@ -4,15 +4,29 @@
 //! What would be preempted, and computed again, is moved instead. Those last in precedence go first. Nobody is moved
 //! unless those who can be moved make enough room together, and nobody to a group that would then be short itself; so no
 //! sequence goes back and forth.
+//!
+//! And evening out: a sequence that has much to say goes from a group with much to do to one with little, if that leaves
+//! the busier of the two with clearly less. What an operator has put somewhere stays there.
+
+use std::time::Duration;
 
 use kvasir_kv::{GroupId, SequenceId};
 
-use crate::{Cluster, MigrationReason, group::Group, preemption::Lack, scheduler::Scheduler, sequence::Sequence};
+use crate::{
+    Cluster, MigrationReason, detector::Steady, group::Group, preemption::Lack, scheduler::Scheduler,
+    sequence::Sequence,
+};
 
 /// Whoever ends within so many tokens makes room sooner than by moving.
 const TOKENS_LEFT_MIN: u32 = 16;
 /// A block that is needed within so many tokens is needed soon: a migration takes about as many steps.
 const SOON: u32 = 24;
+/// Only who has more to say than this moves for the load alone.
+const TOKENS_LEFT_FOR_LOAD: u32 = 64;
+/// The busier of two groups must be left with this part of its load at most.
+const RELIEF: f64 = 0.8;
+/// What was moved for the load is to show before more is moved.
+const LOAD_RETRY: Duration = Duration::from_secs(1);
 /// Of one group at a time.
 const MIGRATIONS_MAX: usize = 4;
 
@@ -37,6 +51,56 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// Moves one sequence from each group that has much more to do than another.
+    pub(crate) fn even_load(&mut self) {
+        if !self.config.even_load || self.groups.len() < 2 {
+            return;
+        }
+        let steady = self.clock.read();
+        for index in 0..self.groups.len() {
+            let group = &self.groups[index];
+            let id = group.id;
+            if !group.serves() || self.has_transfers(id) || self.is_resharding(id) || steady < group.load_at {
+                continue;
+            }
+            if let Some((sequence, target)) = self.who_evens_out(group) {
+                let _ = self.begin_migration(sequence, target, MigrationReason::Load);
+                self.group_mut(id).load_at = Steady(steady.0 + LOAD_RETRY);
+                self.group_mut(target).load_at = Steady(steady.0 + LOAD_RETRY);
+            }
+        }
+    }
+
+    /// Who goes, and where, so that the busier of both groups is relieved most.
+    fn who_evens_out(&self, group: &Group) -> Option<(SequenceId, GroupId)> {
+        let apt = |other: &&Group| {
+            let is_calm = other.scheduler.waiting().next().is_none() && !self.has_transfers(other.id);
+            self.may_go_on_in(other, group.id) && is_calm
+        };
+        let speed = |group: &Group| group.speed().max(f64::MIN_POSITIVE);
+        let load = |group: &Group| group.scheduler.load() as f64 / speed(group);
+        let before = load(group);
+        let movable = group.scheduler.sequences().rev().filter(|sequence| {
+            let left = sequence.request.max_tokens.saturating_sub(sequence.answer_len());
+            may_move(sequence) && left >= TOKENS_LEFT_FOR_LOAD && sequence.wanted() <= 1 && !sequence.was_ordered
+        });
+        let movable: Vec<&Sequence> = movable.collect();
+        let targets = self.groups.iter().filter(apt);
+        let moves = targets.flat_map(|other| {
+            let room = other.scheduler.spare_room();
+            let fitting = movable
+                .iter()
+                .filter(move |sequence| room.has_room_for(sequence, &other.scheduler));
+            fitting.map(move |sequence| {
+                let moved = f64::from(sequence.wanted() + sequence.len_expected());
+                let after = (before - moved / speed(group)).max(load(other) + moved / speed(other));
+                (after, sequence.id, other.id)
+            })
+        });
+        let (after, sequence, target) = moves.min_by(|a, b| a.0.total_cmp(&b.0))?;
+        (after <= RELIEF * before).then_some((sequence, target))
     }
 
     /// What the group is short of, or soon will be.

@@ -256,7 +256,7 @@ impl Scheduler {
     }
 
     /// Tokens that its sequences want computed, and those that they hold.
-    fn load(&self) -> u64 {
+    pub(super) fn load(&self) -> u64 {
         let tokens = |sequence: &Sequence| u64::from(sequence.wanted()) + u64::from(sequence.len_expected());
         self.sequences().map(tokens).sum()
     }

@@ -313,3 +313,60 @@ fn a_request_without_an_answer_is_taken_only_for_its_prompts_logprobs() {
     };
     assert_eq!((logprobs.len(), usage.completion_tokens), (2, 0));
 }
+
+/// Two sequences decode in group 0, and have much to say; group 1 has nothing to do.
+fn one_sided(change: impl FnOnce(&mut crate::ClusterConfig)) -> Bench {
+    let mut bench = Bench::with(1, |config| {
+        config.group_sizes = vec![1, 1];
+        config.look_ahead = 0;
+        change(config);
+    });
+    for session in 1..=2 {
+        let effects = bench.join(session);
+        bench.connect(&effects);
+    }
+    let sent: Vec<Effect> = (1..=4)
+        .flat_map(|sequence| bench.submit_prompt(sequence, prompt(20 * sequence as u32, 10), 80))
+        .collect();
+    let elsewhere: Vec<u64> = (1..=4).filter(|sequence| home(&bench, *sequence).0 == GroupId(1)).collect();
+    assert_eq!(elsewhere.len(), 2);
+    for sequence in elsewhere {
+        bench.on(Event::Cancel {
+            sequence: SequenceId(sequence),
+            reason: FinishReason::Cancelled,
+        });
+    }
+    let first = plans(&sent).remove(0);
+    let second = plans(&bench.done_by(&first, &[1])).remove(0);
+    bench.done_by(&second, &[1]);
+    bench
+}
+
+fn moving(bench: &Bench) -> Vec<&'static str> {
+    let status = bench.cluster.status();
+    status.transfers.iter().map(|transfer| transfer.reason).collect()
+}
+
+#[test]
+fn a_group_with_much_to_do_gives_a_group_without_one_sequence_at_a_time() {
+    let mut bench = one_sided(|_| {});
+    for _ in 0..3 {
+        bench.pass(1, &[1, 2]);
+        assert_eq!(moving(&bench), ["load"]);
+    }
+}
+
+#[test]
+fn nobody_moves_for_the_load_where_that_is_not_wanted_or_an_operator_has_decided() {
+    let mut unwanted = one_sided(|config| config.even_load = false);
+    unwanted.pass(3, &[1, 2]);
+    assert_eq!(moving(&unwanted), Vec::<&str>::new());
+
+    let mut ordered = one_sided(|_| {});
+    let scheduler = &mut ordered.cluster.groups[0].scheduler;
+    for id in scheduler.ids() {
+        scheduler.get_mut(id).unwrap().was_ordered = true;
+    }
+    ordered.pass(3, &[1, 2]);
+    assert_eq!(moving(&ordered), Vec::<&str>::new());
+}

@@ -47,6 +47,8 @@ pub(crate) struct Sequence {
     pub state: State,
     /// Since it waits, it was found whether another group has more of its beginning.
     pub copy_asked: bool,
+    /// An operator has put it where it is.
+    pub was_ordered: bool,
     /// Of its full blocks, as far as they were wanted.
     hashes: Vec<BlockHash>,
 }
@@ -160,6 +162,7 @@ impl Sequence {
             interrupted: None,
             state: State::Waiting,
             copy_asked: false,
+            was_ordered: false,
             hashes: Vec::new(),
         }
     }

@@ -45,7 +45,7 @@ pub struct CoordinatorConfig {
     pub group_sizes: Vec<u32>,
     /// What each is for; both where none is said.
     pub group_roles: Vec<GroupRole>,
-    /// Move running sequences where another group has room and theirs has none.
+    /// Move running sequences where another group has room and theirs has none, or much less to do.
     pub rebalance: bool,
     /// Whether new sequences start from blocks that another group has.
     pub prefix_copying: PrefixCopying,
@@ -257,6 +257,7 @@ fn cluster_config(config: &CoordinatorConfig, model: &ServedModel) -> ClusterCon
         group_sizes: config.group_sizes.clone(),
         group_roles: config.group_roles.clone(),
         rebalance: config.rebalance,
+        even_load: config.rebalance,
         prefix_copying: config.prefix_copying,
         ..ClusterConfig::new(1, model.cell)
     }

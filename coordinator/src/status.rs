@@ -224,9 +224,10 @@ counters! {
     migrations_ended,
     /// Of those: the sequence stayed, or was computed again.
     migrations_failed,
-    /// Of those that moved: to decode elsewhere after prefill, and to make room.
+    /// Of those that moved: to decode elsewhere after prefill, to make room, and for the load.
     handoffs,
     migrations_for_room,
+    migrations_for_load,
     /// Beginnings of sequences fetched from the prefix cache of another group; of those: that came, with their tokens and
     /// bytes, and that were computed after all.
     prefix_copies_begun,

@@ -14,7 +14,7 @@ pub(super) const NUMERICS: NumericsId = NumericsId([7; 16]);
 pub const FIRST_SEED_WITH_MIGRATIONS: u64 = 4_000_000;
 /// Below it are the seeds in which no sequence is moved by the cluster itself: groups have no roles and do not make room.
 pub const FIRST_SEED_WITH_POLICIES: u64 = 5_000_000;
-/// From here on groups copy cached blocks from each other.
+/// From here on groups copy cached blocks from each other, and even out their load.
 pub const FIRST_SEED_WITH_PREFIX_COPIES: u64 = 6_000_000;
 /// Groups of a cluster, where it has several.
 const GROUPS_MAX: u64 = 3;
@@ -137,6 +137,7 @@ impl Scenario {
         self.config.grow = false;
         self.config.rebalance = false;
         self.config.prefix_copying = PrefixCopying::Never;
+        self.config.even_load = false;
         if seed >= FIRST_SEED_WITH_MIGRATIONS {
             if self.config.group_sizes.len() > 1 {
                 self.num_migrations = dice.pick(&[10, 60, 200, 200]);
@@ -151,6 +152,7 @@ impl Scenario {
             if seed >= FIRST_SEED_WITH_PREFIX_COPIES {
                 let all = [PrefixCopying::Auto, PrefixCopying::Always, PrefixCopying::Always];
                 self.config.prefix_copying = dice.pick(&all);
+                self.config.even_load = dice.chance(70);
             }
             self.bad_cells = if self.num_faults == 0 {
                 0
