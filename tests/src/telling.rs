@@ -60,7 +60,10 @@ impl<'a> Telling<'a> {
 
     /// Tokens that a sequence has still to tell.
     pub fn left(&self, sequence: &v1::SequenceStatus) -> u32 {
-        let index = sequence.request_id.split_once('-').and_then(|(index, _)| index.parse().ok());
+        let index = sequence
+            .request_id
+            .split_once('-')
+            .and_then(|(index, _)| index.parse().ok());
         let told: Option<&Generation> = index.and_then(|index: usize| self.generations.get(index));
         let told = told.expect("requests have names that were given here");
         let all = told.prompt.len() + told.max_tokens;
