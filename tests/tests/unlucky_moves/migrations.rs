@@ -4,7 +4,8 @@ use kvasir_proto::v1;
 use kvasir_tests::{cluster_sandbox::ClusterSandbox, telling::Telling};
 
 use crate::scene::{
-    FATES, Fate, Scene, Seen, assert_books, assert_nothing_is_left, end_of, epoch, grown, is_calm, pids,
+    FATES, Fate, Scene, Seen, assert_books, assert_nothing_is_left, dice, end_of, epoch, grown, is_calm, pids,
+    transport,
 };
 
 /// A sequence with fewer tokens left may end before its move does.
@@ -41,11 +42,13 @@ impl Case {
 
     /// Once it is adopted, its source is nothing to it, and it counts as moved whatever becomes of the target.
     fn outcomes(self) -> &'static [&'static str] {
-        match (self.stage, self.victim) {
-            ("adopted", _) => &["moved"],
+        match (self.stage, self.victim, self.fate) {
+            ("adopted", _, _) => &["moved"],
+            (_, End::Source, Fate::Stopped) => &["source lost"],
+            (_, End::Target, Fate::Stopped) => &["target lost"],
             // The other end may report the connection before the loss is known.
-            (_, End::Source) => &["source lost", "failed"],
-            (_, End::Target) => &["target lost", "failed"],
+            (_, End::Source, Fate::Killed) => &["source lost", "failed"],
+            (_, End::Target, Fate::Killed) => &["target lost", "failed"],
         }
     }
 }
@@ -135,7 +138,8 @@ async fn disturb(scene: &mut Scene<'_>, case: Case) -> bool {
         scene.slow_down(plan.other, || order.is_finished()).await;
     }
     let report = end_of(order).await.unwrap().migrations.remove(0);
-    println!("{case:?} of {} to {}: {}", plan.source, plan.target, report.detail);
+    let (source, target, cells) = (plan.source, plan.target, report.cells);
+    println!("{case:?} of {source} to {target}, {cells} cells: {}", report.detail);
     check_report(scene, case, &plan, &report, &before).await;
     scene.mend(lockstep, case.fate, &before).await;
     check_groups(scene, case, &plan, &before).await;
@@ -179,9 +183,11 @@ async fn check_groups(scene: &Scene<'_>, case: Case, plan: &Plan, before: &v1::S
 #[tokio::test]
 async fn a_rank_that_dies_or_stands_still_in_any_state_of_a_migration_costs_no_bit_and_leaves_nothing() {
     let model = kvasir_tests::default_model();
-    let sandbox = ClusterSandbox::start(&model, 3, &["--groups", "1,2"]);
+    let mut dice = dice();
+    let flags = ["--groups", "1,2", "--transport", transport(&mut dice)];
+    let sandbox = ClusterSandbox::start(&model, 3, &flags);
     let telling = Telling::of(&sandbox);
-    let mut scene = Scene::of(&sandbox, &telling).await;
+    let mut scene = Scene::of(&sandbox, &telling, dice).await;
     let disturbed = async {
         for case in Case::all() {
             scene

@@ -19,6 +19,8 @@ const ORDER_DEADLINE: Duration = Duration::from_secs(30);
 /// A state that is not seen in so many moves is not seen.
 const TRIES_MAX: u32 = 20;
 const TURNS_MAX: u64 = 80;
+/// Turns at most for which a move is left in its stage before a rank is struck.
+const LINGER_MAX: u64 = 3;
 const STANDSTILL: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,17 +40,19 @@ pub struct Scene<'a> {
     pub watch: ClusterWatch,
     pub telling: &'a Telling<'a>,
     pub dice: Dice,
+    linger_max: u64,
     added: Vec<KvasirProcess>,
 }
 
 impl<'a> Scene<'a> {
     /// With a spare worker, which takes the place of a lost one at once.
-    pub async fn of(sandbox: &'a ClusterSandbox, telling: &'a Telling<'a>) -> Self {
+    pub async fn of(sandbox: &'a ClusterSandbox, telling: &'a Telling<'a>, dice: Dice) -> Self {
         let mut scene = Self {
             sandbox,
             watch: ClusterWatch::of(sandbox).await,
             telling,
-            dice: dice(),
+            dice,
+            linger_max: 0,
             added: Vec::new(),
         };
         scene.add_worker();
@@ -61,12 +65,13 @@ impl<'a> Scene<'a> {
         self.added.push(worker);
     }
 
-    /// Tries until one try succeeds.
+    /// Tries until one try succeeds. The first ones linger, and may miss the state that they want for it.
     ///
     /// # Panics
     /// If none of many does.
     pub async fn insist(&mut self, what: &str, mut attempt: impl AsyncFnMut(&mut Self) -> bool) {
-        for _ in 0..TRIES_MAX {
+        for attempts in 0..TRIES_MAX {
+            self.linger_max = LINGER_MAX.saturating_sub(attempts.into());
             if attempt(self).await {
                 return;
             }
@@ -78,7 +83,7 @@ impl<'a> Scene<'a> {
         Lockstep::hold(self.sandbox.pid(), ranks)
     }
 
-    /// Turn by turn. False if the move ended without, or got past it.
+    /// Turn by turn, and then some turns into that stage. False if the move ended without, or got past it.
     pub async fn bring_to(
         &mut self,
         stage: &str,
@@ -91,17 +96,27 @@ impl<'a> Scene<'a> {
         for turns in 0..TURNS_MAX {
             match self.watch.settled(&seen).await {
                 None => return false,
-                Some((now, _)) if now == stage => return true,
-                Some(_) => self.turn(lockstep, turns).await,
+                Some((now, _)) if now == stage => return self.linger(stage, lockstep, seen).await,
+                Some(_) => self.turn(lockstep, 20 * (1 + turns / 6)).await,
             }
         }
         false
     }
 
-    /// Ranks run for a drawn time; for a longer one where many turns were not enough.
-    pub async fn turn(&mut self, lockstep: &Lockstep, turns: u64) {
-        let length = self.dice.between(1, 20) * (1 + turns / 6);
-        lockstep.turn(Duration::from_millis(length)).await;
+    async fn linger(&mut self, stage: &str, lockstep: &Lockstep, seen: impl Fn(&v1::StatusResponse) -> Seen) -> bool {
+        for _ in 0..self.dice.between(0, self.linger_max) {
+            self.turn(lockstep, 3).await;
+            if self.watch.settled(&seen).await.is_none_or(|(now, _)| now != stage) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Ranks run for a drawn time.
+    async fn turn(&mut self, lockstep: &Lockstep, ms_max: u64) {
+        let length = Duration::from_millis(self.dice.between(1, ms_max));
+        lockstep.turn(length).await;
     }
 
     /// The victim meets its fate; whoever else stands runs on.
@@ -152,7 +167,7 @@ impl<'a> Scene<'a> {
 }
 
 /// One that differs from run to run, unless `KVASIR_TEST_SEED` is set.
-fn dice() -> Dice {
+pub fn dice() -> Dice {
     let seed = match std::env::var("KVASIR_TEST_SEED") {
         Ok(seed) => seed.parse().expect("KVASIR_TEST_SEED is a number"),
         Err(_) => u64::from(std::process::id()),
@@ -169,6 +184,13 @@ pub async fn end_of<T>(order: JoinHandle<Result<Response<T>, Status>>) -> Result
     let ended = tokio::time::timeout(ORDER_DEADLINE, order).await;
     let ended = ended.expect("an end of the order").unwrap();
     ended.map(Response::into_inner)
+}
+
+/// Shared memory or connections, drawn.
+pub fn transport(dice: &mut Dice) -> &'static str {
+    let transport = dice.pick(&["auto", "tcp"]);
+    println!("transport {transport}");
+    transport
 }
 
 /// How much a counter has grown.
