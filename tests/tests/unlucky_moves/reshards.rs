@@ -2,21 +2,24 @@
 //! are loaded, while cells are copied, when the group stands still, and when it has just switched.
 
 use kvasir_proto::v1;
-use kvasir_tests::{cluster_sandbox::ClusterSandbox, cluster_watch::count, telling::Telling};
+use kvasir_tests::{cluster_sandbox::ClusterSandbox, cluster_watch::count, sim::dice::Dice, telling::Telling};
 
 use crate::scene::{
-    FATES, Fate, Scene, Seen, assert_books, assert_nothing_is_left, dice, end_of, epoch, grown, is_calm, pids,
+    Fate, LOSSES, Scene, Seen, assert_books, assert_nothing_is_left, dice, end_of, epoch, grown, is_calm, pids,
     transport,
 };
 
 /// So many talk before a reshard begins: else there is little to copy.
-const RUNNING_MIN: usize = 10;
+const RUNNING_MIN: usize = 8;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Victim {
     Joiner,
     Member,
 }
+
+const STAGES: [&str; 4] = ["preparing", "copying", "frozen", "switched"];
+const VICTIMS: [Victim; 2] = [Victim::Joiner, Victim::Member];
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -26,28 +29,38 @@ struct Case {
 }
 
 impl Case {
-    fn all() -> Vec<Self> {
-        let mut cases = Vec::new();
-        for stage in ["preparing", "copying", "frozen", "switched"] {
-            for victim in [Victim::Joiner, Victim::Member] {
-                cases.extend(FATES.map(|fate| Self { stage, victim, fate }));
+    /// All in which a rank is lost, and a drawn one in which none is.
+    fn draw(dice: &mut Dice) -> Vec<Self> {
+        let mut cases = vec![Self {
+            stage: dice.pick(&STAGES),
+            victim: dice.pick(&VICTIMS),
+            fate: Fate::Paused,
+        }];
+        for stage in STAGES {
+            for victim in VICTIMS {
+                cases.extend(LOSSES.map(|fate| Self { stage, victim, fate }));
             }
         }
         cases
     }
 
-    fn has_switched(self) -> bool {
-        self.stage == "switched"
+    fn switches(self) -> bool {
+        self.stage == "switched" || self.fate == Fate::Paused
     }
 
-    /// The epoch in which the group works loses a rank.
-    fn hits_the_group(self) -> bool {
-        self.victim == Victim::Member || self.has_switched()
+    /// The group goes on in another epoch: it switched, or lost a rank.
+    fn changes_the_group(self) -> bool {
+        self.victim == Victim::Member || self.switches()
+    }
+
+    /// The group loses nobody, only a worker that was to join, if anybody.
+    fn costs_nothing(self) -> bool {
+        self.fate == Fate::Paused || !self.changes_the_group()
     }
 
     fn outcomes(self) -> &'static [&'static str] {
         match (self.stage, self.victim, self.fate) {
-            ("switched", _, _) => &["switched"],
+            ("switched", _, _) | (_, _, Fate::Paused) => &["switched"],
             (_, Victim::Joiner, Fate::Stopped) => &["target lost"],
             (_, Victim::Member, Fate::Stopped) => &["source lost"],
             // The others may report that they miss it before the loss is known.
@@ -78,7 +91,7 @@ async fn two_ranks(scene: &Scene<'_>, case: Case) -> v1::StatusResponse {
         let runs = |sequence: &&v1::SequenceStatus| sequence.state == "running" && sequence.computed > 64;
         let many = status.sequences.iter().filter(runs).count() >= RUNNING_MIN;
         // What an earlier loss still costs would look like a cost of this one.
-        let ready = many && (case.hits_the_group() || all_have_caught_up(status));
+        let ready = many && (!case.costs_nothing() || all_have_caught_up(status));
         (ready && calm(status) == Some(2)).then(|| status.clone())
     };
     scene.watch.until("much to copy", ready).await
@@ -101,7 +114,7 @@ async fn disturb(scene: &mut Scene<'_>, case: Case) -> bool {
         Victim::Joiner => before.spares[0].pid,
         Victim::Member => scene.dice.pick(&pids(&before, 0)),
     };
-    let mut lockstep = scene.hold(&[victim]);
+    let lockstep = scene.hold(&[victim]);
     let mut admin = scene.watch.admin.clone();
     let order = v1::ReshardRequest { group: 0, ranks: 3 };
     let order = tokio::spawn(async move { admin.reshard(order).await });
@@ -111,7 +124,7 @@ async fn disturb(scene: &mut Scene<'_>, case: Case) -> bool {
         let _whatever = end_of(order).await;
         return false;
     }
-    scene.strike(&mut lockstep, victim, case.fate);
+    let lockstep = scene.strike(lockstep, victim, case.fate);
     let report = end_of(order).await.unwrap();
     println!("{case:?}, {} cells: {}", report.cells, report.detail);
     check_report(scene, case, &report, &before).await;
@@ -125,7 +138,7 @@ async fn check_report(scene: &Scene<'_>, case: Case, report: &v1::ReshardRespons
     assert!(case.outcomes().contains(&outcome), "{case:?}: {report:?}");
     let after = scene.watch.status().await;
     assert_books(&after);
-    let switched = u64::from(case.has_switched());
+    let switched = u64::from(case.switches());
     let counted = ["begun", "switched", "failed"].map(|name| grown(before, &after, &format!("reshards_{name}")));
     assert_eq!(counted, [1, switched, 1 - switched], "{case:?}: {after:#?}");
     let adopted = grown(before, &after, "cells_adopted");
@@ -137,17 +150,20 @@ async fn check_report(scene: &Scene<'_>, case: Case, report: &v1::ReshardRespons
     }
 }
 
-/// A group that lost a rank goes on in another epoch; one that lost only what was to come goes on as it was.
+/// A group that switched or lost a rank goes on in another epoch; one that lost only what was to come goes on as it was.
 async fn check_group(scene: &Scene<'_>, case: Case, before: &v1::StatusResponse) {
     let goes_on = |status: &v1::StatusResponse| {
         let changed = epoch(status, 0) > epoch(before, 0);
         let serves = status.groups[0].state == "serving";
-        (serves && changed == case.hits_the_group()).then(|| status.clone())
+        (serves && changed == case.changes_the_group()).then(|| status.clone())
     };
     let after = scene.watch.until("the group to serve", goes_on).await;
-    assert_eq!(grown(before, &after, "ranks_lost"), 1, "{case:?}: {after:#?}");
-    if !case.hits_the_group() {
+    let lost = grown(before, &after, "ranks_lost");
+    assert_eq!(lost, case.fate.losses(), "{case:?}: {after:#?}");
+    if !case.changes_the_group() {
         assert_eq!(pids(&after, 0), pids(before, 0), "{case:?}");
+    }
+    if case.costs_nothing() {
         assert_eq!(grown(before, &after, "tokens_recomputed"), 0, "{case:?}: {after:#?}");
     }
     assert_books(&after);
@@ -161,7 +177,7 @@ async fn a_rank_that_dies_or_stands_still_in_any_state_of_a_reshard_costs_no_bit
     let telling = Telling::of(&sandbox);
     let mut scene = Scene::of(&sandbox, &telling, dice).await;
     let disturbed = async {
-        for case in Case::all() {
+        for case in Case::draw(&mut scene.dice) {
             scene
                 .insist(&format!("{case:?}"), async |scene| disturb(scene, case).await)
                 .await;

@@ -28,9 +28,18 @@ pub enum Fate {
     Killed,
     /// Until the coordinator has given it up; then it comes back.
     Stopped,
+    /// So shortly that nobody misses it.
+    Paused,
 }
 
-pub const FATES: [Fate; 2] = [Fate::Killed, Fate::Stopped];
+/// Those that cost a rank.
+pub const LOSSES: [Fate; 2] = [Fate::Killed, Fate::Stopped];
+
+impl Fate {
+    pub fn losses(self) -> u64 {
+        u64::from(self != Self::Paused)
+    }
+}
 
 /// How far a move is: its stage, and the cells that have come.
 pub type Seen = Option<(String, u64)>;
@@ -119,12 +128,13 @@ impl<'a> Scene<'a> {
         lockstep.turn(length).await;
     }
 
-    /// The victim meets its fate; whoever else stands runs on.
-    pub fn strike(&self, lockstep: &mut Lockstep, victim: u32, fate: Fate) {
+    /// The victim meets its fate; whoever else stands runs on. Returns what keeps it where it is.
+    pub fn strike(&self, mut lockstep: Lockstep, victim: u32, fate: Fate) -> Option<Lockstep> {
         if fate == Fate::Killed {
             kill(victim);
         }
         lockstep.release_but(victim);
+        (fate != Fate::Paused).then_some(lockstep)
     }
 
     /// Until then a rank stands still most of the time, but not for so long that it is given up.
@@ -138,9 +148,9 @@ impl<'a> Scene<'a> {
     }
 
     /// Once the coordinator knows of the loss, a stopped rank comes back, and another takes the place of one that is dead.
-    pub async fn mend(&mut self, lockstep: Lockstep, fate: Fate, before: &v1::StatusResponse) {
-        let lost = count(before, "ranks_lost");
-        let noticed = |status: &v1::StatusResponse| (count(status, "ranks_lost") > lost).then_some(());
+    pub async fn mend(&mut self, lockstep: Option<Lockstep>, fate: Fate, before: &v1::StatusResponse) {
+        let lost = count(before, "ranks_lost") + fate.losses();
+        let noticed = |status: &v1::StatusResponse| (count(status, "ranks_lost") >= lost).then_some(());
         self.watch.until("the loss to be noticed", noticed).await;
         drop(lockstep);
         if fate == Fate::Killed {
