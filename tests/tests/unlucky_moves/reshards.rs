@@ -5,8 +5,7 @@ use kvasir_proto::v1;
 use kvasir_tests::{cluster_sandbox::ClusterSandbox, cluster_watch::count, sim::dice::Dice, telling::Telling};
 
 use crate::scene::{
-    Fate, LOSSES, Scene, Seen, assert_books, assert_nothing_is_left, dice, end_of, epoch, grown, is_calm, pids,
-    transport,
+    Fate, Scene, Seen, assert_books, assert_nothing_is_left, dice, end_of, epoch, grown, is_calm, pids, transport,
 };
 
 /// So many talk before a reshard begins: else there is little to copy.
@@ -29,18 +28,19 @@ struct Case {
 }
 
 impl Case {
-    /// All in which a rank is lost, and a drawn one in which none is.
+    /// Each stage with each victim killed, with one stopped, which takes seconds to be noticed; and one pause.
     fn draw(dice: &mut Dice) -> Vec<Self> {
-        let mut cases = vec![Self {
+        let mut cases = Vec::new();
+        for stage in STAGES {
+            let case = |victim, fate| Self { stage, victim, fate };
+            cases.extend(VICTIMS.map(|victim| case(victim, Fate::Killed)));
+            cases.push(case(dice.pick(&VICTIMS), Fate::Stopped));
+        }
+        cases.push(Self {
             stage: dice.pick(&STAGES),
             victim: dice.pick(&VICTIMS),
             fate: Fate::Paused,
-        }];
-        for stage in STAGES {
-            for victim in VICTIMS {
-                cases.extend(LOSSES.map(|fate| Self { stage, victim, fate }));
-            }
-        }
+        });
         cases
     }
 
@@ -144,9 +144,10 @@ async fn check_report(scene: &Scene<'_>, case: Case, report: &v1::ReshardRespons
     let adopted = grown(before, &after, "cells_adopted");
     assert_eq!(adopted, switched * report.cells, "{case:?}: {report:?}");
     assert!(after.reshards.is_empty(), "{case:?}: {after:#?}");
+    let told = scene.log_lines(&["group not resharded", "group=0 "]);
+    assert_eq!(told.len() as u64, count(&after, "reshards_failed"), "{told:#?}");
     if switched == 0 {
-        let (line, told) = (scene.last_log_line("group not resharded"), &report.detail);
-        assert!(line.contains("group=0 ") && line.contains(told), "{case:?}: {line}");
+        assert!(told[told.len() - 1].contains(&report.detail), "{case:?}: {told:#?}");
     }
 }
 

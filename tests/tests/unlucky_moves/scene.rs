@@ -32,9 +32,6 @@ pub enum Fate {
     Paused,
 }
 
-/// Those that cost a rank.
-pub const LOSSES: [Fate; 2] = [Fate::Killed, Fate::Stopped];
-
 impl Fate {
     pub fn losses(self) -> u64 {
         u64::from(self != Self::Paused)
@@ -158,21 +155,11 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// # Panics
-    /// If there is none with that in it.
-    pub fn last_log_line(&self, part: &str) -> String {
-        let log = self.sandbox.log();
-        let line = log.lines().rfind(|line| line.contains(part));
-        line.unwrap_or_else(|| panic!("no line with {part}")).to_owned()
-    }
-
-    /// The one line of the coordinator's log in which all of this is.
-    pub fn log_line(&self, parts: &[&str]) -> String {
+    /// Lines of the coordinator's log in which all of this is.
+    pub fn log_lines(&self, parts: &[&str]) -> Vec<String> {
         let log = self.sandbox.log();
         let of_it = |line: &&str| parts.iter().all(|part| line.contains(part));
-        let lines: Vec<&str> = log.lines().filter(of_it).collect();
-        assert_eq!(lines.len(), 1, "lines with {parts:?}: {lines:#?}");
-        lines[0].to_owned()
+        log.lines().filter(of_it).map(str::to_owned).collect()
     }
 }
 
