@@ -377,12 +377,16 @@ impl Cluster {
     /// Why it cannot go on, if it cannot.
     fn obstacle(&self, migration: &Migration) -> Option<MigrationOutcome> {
         let (source, target) = (self.group(migration.source), self.group(migration.target));
-        let Some(sequence) = source.scheduler.get(migration.sequence) else {
-            return Some(MigrationOutcome::Ended);
-        };
+        // First of all: whom a lost group interrupts is not there any more if another group can tell it on.
         if source.epoch != migration.transfer.ticket.source || !source.serves() {
             return Some(MigrationOutcome::SourceLost);
         }
+        let Some(sequence) = source.scheduler.get(migration.sequence) else {
+            return Some(match self.home_of(migration.sequence) {
+                Some(_) => MigrationOutcome::Preempted,
+                None => MigrationOutcome::Ended,
+            });
+        };
         if target.epoch != migration.transfer.ticket.target || !target.serves() {
             return Some(MigrationOutcome::TargetLost);
         }

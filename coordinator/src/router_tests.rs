@@ -3,7 +3,7 @@
 use kvasir_kv::{FinishReason, GroupId, PromptLogprobs, SequenceId, TokenId};
 
 use crate::{
-    Effect, Event, SequenceError, SessionId,
+    Effect, Event, MigrationOutcome, OrderId, SequenceError, SessionId,
     cluster_bench::{Bench, formed, plans, plans_to, request},
     status::GroupPhase,
 };
@@ -110,6 +110,29 @@ fn what_a_lost_group_computed_goes_on_in_the_other_at_once() {
     assert!(recovered, "{effects:?}");
     let counters = bench.cluster.status().counters;
     assert_eq!((counters.sequences_rerouted, counters.recoveries), (1, 1));
+}
+
+#[test]
+fn a_sequence_that_was_to_move_when_its_group_stood_still_has_not_ended() {
+    let mut bench = two_groups();
+    let sent = bench.submit_prompt(1, prompt(1, 20), 9);
+    bench.done_by(&plans_to(2, &sent)[0], &[2, 3]);
+    let (order, request) = (OrderId(1), bench.cluster.status().sequences[0].request.clone());
+    let target = Some(GroupId(0));
+    bench.on(Event::Migrate { order, request, target });
+
+    let effects = bench.pass(25, &[1, 2]);
+
+    assert_eq!(home(&bench, 1), (GroupId(0), true), "the other group goes on with it");
+    let ended = effects.iter().find_map(|effect| match effect {
+        Effect::OrderEnded {
+            result: Ok(reports), ..
+        } => Some(&reports[0].outcome),
+        _ => None,
+    });
+    assert_eq!(ended, Some(&MigrationOutcome::SourceLost));
+    let counters = bench.cluster.status().counters;
+    assert_eq!((counters.migrations_failed, counters.migrations_ended), (1, 0));
 }
 
 #[test]

@@ -181,8 +181,14 @@ impl ClusterSandbox {
 
     /// One more worker, beside those that `up` started. Ends with what this returns.
     pub fn add_worker(&self, model: &Path, id: &str) -> KvasirProcess {
+        self.add_worker_with(model, id, &[])
+    }
+
+    /// As `add_worker`; `flags` go to `kvasir worker`.
+    pub fn add_worker_with(&self, model: &Path, id: &str, flags: &[&str]) -> KvasirProcess {
         let model = model.to_str().expect("a plain path");
-        let args = ["worker", "--model", model, "--coordinator", &self.endpoint, "--id", id];
+        let mut args = vec!["worker", "--model", model, "--coordinator", &self.endpoint, "--id", id];
+        args.extend(flags);
         KvasirProcess::start(&args, self.folder.path().join(format!("{id}.log")))
     }
 
@@ -418,12 +424,20 @@ pub fn wait_gone(pid: u32) -> bool {
 /// A process that has ended and is not yet waited for does not run.
 fn is_running(pid: u32) -> bool {
     let exists = Pid::from_raw(pid as i32).is_some_and(|pid| test_kill_process(pid).is_ok());
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat
-        .rsplit(')')
-        .next()
-        .and_then(|rest| rest.trim_start().chars().next());
-    exists && state != Some('Z')
+    exists && state(format!("/proc/{pid}/stat").as_ref()) != Some('Z')
+}
+
+/// None of its threads runs: they have been told to stand still, or have ended.
+pub fn is_frozen(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let mut threads = threads.into_iter().flatten().flatten();
+    threads.all(|thread| !matches!(state(&thread.path().join("stat")), Some('R' | 'S' | 'D')))
+}
+
+/// The letter for what a process or thread does.
+fn state(stat: &Path) -> Option<char> {
+    let stat = std::fs::read_to_string(stat).ok()?;
+    stat.rsplit(')').next()?.trim_start().chars().next()
 }
 
 fn signal(pid: u32, signal: Signal) {

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 pub mod cluster_sandbox;
+pub mod cluster_watch;
 pub mod engine_cluster;
 pub mod gguf_writer;
 pub mod golden;
 pub mod gpu_bench;
 pub mod hub_server;
+pub mod lockstep;
 pub mod model_folder;
 pub mod quantize;
 pub mod reference_models;
@@ -46,4 +48,5 @@ pub mod moving;
 pub mod parity;
 pub mod rank_group;
 pub mod story;
+pub mod telling;
 pub mod whole_logits;
