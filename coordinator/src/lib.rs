@@ -23,6 +23,7 @@ mod handoff;
 mod intake;
 mod loss;
 mod migration;
+mod migration_order;
 #[cfg(test)]
 mod plan_scenarios;
 mod planner;

@@ -18,7 +18,7 @@ use kvasir_kv::{
 use crate::{
     Cluster, Effect, Now, SessionId,
     cluster::mix,
-    event::{MigrationError, MigrationOutcome, MigrationReason, MigrationReport, OrderId},
+    event::{MigrationError, MigrationOutcome, MigrationReason, MigrationReport},
     group::{Active, Group},
     scheduler::Scheduler,
     sequence::{Running, Sequence},
@@ -80,13 +80,6 @@ impl Stage {
     }
 }
 
-/// What an operator asked for, until all of it has ended.
-#[derive(Debug, Default)]
-pub(crate) struct Order {
-    open: u32,
-    reports: Vec<MigrationReport>,
-}
-
 impl Migration {
     /// It goes from or to this group.
     pub fn touches(&self, group: GroupId) -> bool {
@@ -96,56 +89,7 @@ impl Migration {
 }
 
 impl Cluster {
-    /// Moves all sequences of a request to `target`, or to the group with the most free blocks.
-    pub(crate) fn migrate(&mut self, order: OrderId, request: &RequestId, target: Option<GroupId>) {
-        match self.begin_order(order, request, target) {
-            Ok(0) => self.end_order(order, Ok(Vec::new())),
-            Ok(open) => {
-                let reports = Vec::new();
-                self.orders.insert(order, Order { open, reports });
-            }
-            Err(error) => self.end_order(order, Err(error)),
-        }
-    }
-
-    fn begin_order(
-        &mut self,
-        order: OrderId,
-        request: &RequestId,
-        target: Option<GroupId>,
-    ) -> Result<u32, MigrationError> {
-        let of_request = |sequence: &&Sequence| sequence.request.id == *request;
-        let found: Vec<(SequenceId, GroupId)> = self
-            .groups
-            .iter()
-            .flat_map(|group| {
-                group
-                    .scheduler
-                    .sequences()
-                    .filter(of_request)
-                    .map(|found| (found.id, group.id))
-            })
-            .collect();
-        if found.is_empty() {
-            return Err(MigrationError::UnknownRequest(request.clone()));
-        }
-        if let Some(target) = target {
-            self.check_target(target)?;
-        }
-        let mut begun = 0;
-        for (sequence, source) in found {
-            let target = match target {
-                Some(target) => target,
-                None => self.roomiest_but(source).ok_or(MigrationError::NoOtherGroup)?,
-            };
-            if target != source {
-                begun += u32::from(self.begin_migration(sequence, target, MigrationReason::Order(order))?);
-            }
-        }
-        Ok(begun)
-    }
-
-    fn check_target(&self, target: GroupId) -> Result<(), MigrationError> {
+    pub(crate) fn check_target(&self, target: GroupId) -> Result<(), MigrationError> {
         let groups = self.groups.len() as u32;
         let group = self.groups.get(target.0 as usize);
         match group
@@ -588,16 +532,8 @@ impl Cluster {
             took: self.now.since(migration.began),
         };
         self.effects.push(Effect::MigrationEnded(report.clone()));
-        let MigrationReason::Order(order) = migration.reason else {
-            return;
-        };
-        if let Some(open) = self.orders.get_mut(&order) {
-            open.reports.push(report);
-            open.open -= 1;
-            if open.open == 0 {
-                let done = self.orders.remove(&order).unwrap_or_default();
-                self.end_order(order, Ok(done.reports));
-            }
+        if let MigrationReason::Order(order) = migration.reason {
+            self.add_to_order(order, report);
         }
     }
 
@@ -613,10 +549,6 @@ impl Cluster {
                 counters.transfer_prompt_bytes += moved.prompt_bytes;
             }
         }
-    }
-
-    fn end_order(&mut self, order: OrderId, result: Result<Vec<MigrationReport>, MigrationError>) {
-        self.effects.push(Effect::OrderEnded { order, result });
     }
 
     /// The ranks of a group, if it still is in that epoch, let go of a transfer.

@@ -351,7 +351,9 @@ fn one_sided(change: impl FnOnce(&mut crate::ClusterConfig)) -> Bench {
     let sent: Vec<Effect> = (1..=4)
         .flat_map(|sequence| bench.submit_prompt(sequence, prompt(20 * sequence as u32, 10), 80))
         .collect();
-    let elsewhere: Vec<u64> = (1..=4).filter(|sequence| home(&bench, *sequence).0 == GroupId(1)).collect();
+    let elsewhere: Vec<u64> = (1..=4)
+        .filter(|sequence| home(&bench, *sequence).0 == GroupId(1))
+        .collect();
     assert_eq!(elsewhere.len(), 2);
     for sequence in elsewhere {
         bench.on(Event::Cancel {

@@ -126,7 +126,7 @@ async fn a_hundred_migrations_and_thirty_reshards_under_sixteen_streams_change_n
         migrations: 100,
         reshards: 30,
     };
-    let status = stir_all(&["--groups", "1,2,3"], goal).await;
+    let status = stir_all(&["--no-rebalance", "--groups", "1,2,3"], goal).await;
     // All workers are on one host.
     let bytes = count(&status, "transfer_bytes");
     assert_eq!(count(&status, "transfer_shared_bytes"), bytes, "{status:#}");
@@ -138,7 +138,7 @@ async fn cells_that_go_through_connections_change_no_bit_either() {
         migrations: 20,
         reshards: 6,
     };
-    let status = stir_all(&["--groups", "1,2,3", "--transport", "tcp"], goal).await;
+    let status = stir_all(&["--no-rebalance", "--groups", "1,2,3", "--transport", "tcp"], goal).await;
     assert_eq!(count(&status, "transfer_shared_bytes"), 0, "{status:#}");
 }
 
@@ -221,7 +221,7 @@ async fn stir_all(flags: &[&str], goal: Goal) -> Value {
 #[tokio::test]
 async fn a_rolling_replacement_of_every_worker_changes_no_bit_and_recomputes_nothing() {
     let model = kvasir_tests::default_model();
-    let sandbox = ClusterSandbox::start(&model, 4, &["--groups", "2,2"]);
+    let sandbox = ClusterSandbox::start(&model, 4, &["--no-rebalance", "--groups", "2,2"]);
     let (expected, generations) = (moving::digests(), moving::generations());
     let done = AtomicBool::new(false);
     let talk = async {
@@ -275,7 +275,7 @@ async fn a_rolling_replacement_of_every_worker_changes_no_bit_and_recomputes_not
 #[tokio::test]
 async fn the_last_worker_of_a_group_goes_when_its_stories_have_gone_to_another() {
     let model = kvasir_tests::default_model();
-    let sandbox = ClusterSandbox::start(&model, 2, &["--groups", "1,1"]);
+    let sandbox = ClusterSandbox::start(&model, 2, &["--no-rebalance", "--groups", "1,1"]);
     let before = sandbox.status();
     let leaving = before["groups"][0]["ranks"][0]["worker"].as_str().unwrap().to_owned();
     let stories = futures::future::join_all((0..6).map(|_| sandbox.generate(story::request())));

@@ -194,7 +194,7 @@ async fn check_groups(scene: &Scene<'_>, case: Case, plan: &Plan, before: &v1::S
 async fn a_rank_that_dies_or_stands_still_in_any_state_of_a_migration_costs_no_bit_and_leaves_nothing() {
     let model = kvasir_tests::default_model();
     let mut dice = dice();
-    let flags = ["--groups", "1,2", "--transport", transport(&mut dice)];
+    let flags = ["--no-rebalance", "--groups", "1,2", "--transport", transport(&mut dice)];
     let sandbox = ClusterSandbox::start(&model, 3, &flags);
     let telling = Telling::of(&sandbox);
     let mut scene = Scene::of(&sandbox, &telling, dice).await;
