@@ -70,7 +70,7 @@ impl CellSender {
         hub: Arc<TransferHub>,
     ) -> io::Result<Self> {
         let slots = cells.clamp(SLOTS_MIN, SLOTS);
-        let (out, cells) = sync_channel(SLOTS as usize);
+        let (out, cells) = sync_channel(SLOTS.max(BUFFERS) as usize);
         let (give_back, given_back) = channel();
         let stream = Arc::new(Mutex::new(None));
         let sending = Sending {

@@ -15,7 +15,7 @@ use crate::collective::SegmentFile;
 
 /// Slots of a transfer: so many cells may be on their way. What a chunk of a prompt filled fits, so that it goes between
 /// that chunk and the next one; more would only have to be made.
-pub(super) const SLOTS: u32 = 32;
+pub(super) const SLOTS: u32 = 16;
 pub(super) const SLOTS_MIN: u32 = 8;
 const GIVEN_BACK_TOGETHER: usize = 4;
 /// A source that does not take back its slots is given up after so long: the rank's thread waits for it.
