@@ -11,7 +11,7 @@ pub struct TransferJson {
     source_group: u32,
     target_group: u32,
     stage: String,
-    /// order, drain, handoff or room.
+    /// order, drain, handoff, room or load; prefix where cached blocks are copied.
     reason: String,
     #[serde(flatten)]
     progress: Progress,

@@ -29,11 +29,7 @@ impl Scheduler {
         let Some(books) = self.books.as_mut() else {
             return Vec::new();
         };
-        let mut table = BlockTable::default();
-        chain
-            .iter()
-            .map_while(|hash| books.pool.share(*hash))
-            .for_each(|block| table.append(block));
+        let table = books.pool.share_chain(chain);
         let shared = table.tagged().collect();
         let expected = false;
         self.inbound.insert(transfer, Inbound { table, expected });
@@ -80,11 +76,7 @@ impl Scheduler {
         let Some(books) = self.books.as_mut() else {
             return Vec::new();
         };
-        let mut table = BlockTable::default();
-        chain
-            .iter()
-            .map_while(|hash| books.pool.share(*hash))
-            .for_each(|block| table.append(block));
+        let table = books.pool.share_chain(chain);
         let pinned = table.tagged().collect();
         self.outbound.insert(transfer, table);
         pinned

@@ -627,7 +627,7 @@ impl Cluster {
                 let migration = self.migrations.get(transfer);
                 let copy = self.prefix_copies.get(transfer);
                 let known = migration.is_some_and(|migration| migration.target == group.id)
-                    || copy.is_some_and(|copy| copy.touches(group.id));
+                    || copy.is_some_and(|copy| copy.goes_to(group.id));
                 assert!(known, "blocks are taken for transfer {transfer}, which is none");
             }
             let frozen = |sequence: &&Sequence| sequence.running().is_some_and(|running| running.frozen);

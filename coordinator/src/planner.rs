@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvasir_kv::{BlockHash, BlockTable, PrefixHit, SequenceId, StepPlan, TenantId};
+use kvasir_kv::{BlockHash, PrefixHit, SequenceId, StepPlan, TenantId};
 
 use crate::{
     detector::Steady,
@@ -317,10 +317,8 @@ impl Scheduler {
     fn start_from(&mut self, id: SequenceId, chain: &[BlockHash]) {
         let books = self.books.as_mut().expect("plans are made only in an epoch");
         let sequence = self.sequences.get_mut(&id).expect("waiting sequences are live");
-        let mut blocks = BlockTable::default();
-        for hash in chain {
-            blocks.append(books.pool.share(*hash).expect("it was found a moment ago"));
-        }
+        let blocks = books.pool.share_chain(chain);
+        assert_eq!(blocks.len(), chain.len(), "all were found a moment ago");
         let computed = blocks.len() as u32 * self.limits.block_size;
         sequence.state = State::Running(Running::after(blocks, computed));
         self.claimant.take_if(|claimant| *claimant == sequence.request.tenant);

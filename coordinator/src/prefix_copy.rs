@@ -122,6 +122,10 @@ pub(crate) struct PrefixCopy {
 }
 
 impl PrefixCopy {
+    pub fn goes_to(&self, group: GroupId) -> bool {
+        self.target == group
+    }
+
     pub fn touches(&self, group: GroupId) -> bool {
         self.source == group || self.target == group
     }

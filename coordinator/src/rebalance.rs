@@ -83,8 +83,7 @@ impl Cluster {
         let load = |group: &Group| group.scheduler.load() as f64 / speed(group);
         let before = load(group);
         let movable = group.scheduler.sequences().rev().filter(|sequence| {
-            let left = sequence.request.max_tokens.saturating_sub(sequence.answer_len());
-            may_move(sequence) && left >= TOKENS_LEFT_FOR_LOAD && sequence.wanted() <= 1 && !sequence.was_ordered
+            may_move(sequence, TOKENS_LEFT_FOR_LOAD) && sequence.wanted() <= 1 && !sequence.was_ordered
         });
         let movable: Vec<&Sequence> = movable.collect();
         let targets = self.groups.iter().filter(apt);
@@ -121,7 +120,12 @@ impl Cluster {
         let apt = |other: &&Group| self.may_go_on_in(other, group.id) && other.scheduler.waiting().next().is_none();
         let targets = self.groups.iter().filter(apt);
         let mut targets: Vec<_> = targets.map(|other| (other, other.scheduler.spare_room())).collect();
-        for sequence in group.scheduler.sequences().rev().filter(|sequence| may_move(sequence)) {
+        for sequence in group
+            .scheduler
+            .sequences()
+            .rev()
+            .filter(|sequence| may_move(sequence, TOKENS_LEFT_MIN))
+        {
             if !lack.is_some() || gone.len() == MIGRATIONS_MAX {
                 break;
             }
@@ -139,10 +143,11 @@ impl Cluster {
     }
 }
 
-fn may_move(sequence: &Sequence) -> bool {
+/// Its ranks know it, and it may have so many tokens left to say.
+fn may_move(sequence: &Sequence, left_min: u32) -> bool {
     let known = sequence.running().is_some_and(|running| running.last_named.is_some());
     let left = sequence.request.max_tokens.saturating_sub(sequence.answer_len());
-    known && left >= TOKENS_LEFT_MIN
+    known && left >= left_min
 }
 
 /// What a group can take in and not be short itself.

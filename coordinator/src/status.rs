@@ -134,7 +134,7 @@ pub struct TransferStatus {
     pub target: GroupId,
     /// copying, frozen or adopted.
     pub stage: &'static str,
-    /// order, drain, handoff or room.
+    /// order, drain, handoff, room or load; prefix where cached blocks are copied.
     pub reason: &'static str,
     pub cells_planned: u64,
     pub cells_arrived: u64,

@@ -257,6 +257,12 @@ impl BlockPool {
         table.tagged().filter(sole).count() as u32
     }
 
+    /// Handles of the blocks of these histories, from the first on as long as they can be found.
+    pub fn share_chain(&mut self, chain: &[BlockHash]) -> BlockTable {
+        let blocks = chain.iter().map_while(|hash| self.share(*hash)).collect();
+        BlockTable { blocks }
+    }
+
     /// One more handle of the block with this history, if it can be found. It is full: nobody may write to it.
     pub fn share(&mut self, hash: BlockHash) -> Option<Block> {
         let id = self.cache.find(hash)?;

@@ -968,7 +968,7 @@ pub struct Transfer {
     pub bytes: u64,
     #[prost(uint64, tag = "9")]
     pub age_ms: u64,
-    /// Why it moves: order, drain, handoff or room.
+    /// Why it moves: order, drain, handoff, room or load; prefix where cached blocks are copied.
     #[prost(string, tag = "10")]
     pub reason: ::prost::alloc::string::String,
 }
