@@ -138,7 +138,7 @@ impl Scheduler {
         sequence.state = State::Running(Running::adopted(inbound.table, computed, adopted));
         let tenant = &sequence.request.tenant;
         self.claimant.take_if(|claimant| claimant == tenant);
-        self.note_admitted(id, computed);
+        self.count_hits(id, computed);
     }
 
     /// It does not wait for that copy any more.

@@ -131,6 +131,9 @@ impl Cluster {
             return Err(MigrationError::TooSmall(error.to_string()));
         }
         if sequence.running().is_none_or(|running| running.last_named.is_none()) {
+            // What no plan has named is left behind, a copy of a cached prompt too.
+            self.group_mut(source).scheduler.release(id);
+            let sequence = self.group(source).scheduler.get(id).expect("it is at home there");
             let portable = sequence.is_portable();
             if portable {
                 self.say_farewell(source);

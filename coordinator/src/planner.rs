@@ -324,15 +324,13 @@ impl Scheduler {
         self.claimant.take_if(|claimant| *claimant == sequence.request.tenant);
     }
 
-    /// The first plan of a sequence is made: what it starts from counts as found.
-    pub(super) fn note_admitted(&mut self, id: SequenceId, computed: u32) {
-        let sequence = self.sequences.get_mut(&id).expect("granted sequences are live");
+    /// What a sequence starts from counts as found.
+    pub(super) fn count_hits(&mut self, id: SequenceId, computed: u32) {
+        let tokens = self.sequences[&id].tokens.len() as u64;
         if self.limits.prefix_cache {
-            self.counters.prefix_queries_tokens += sequence.tokens.len() as u64;
+            self.counters.prefix_queries_tokens += tokens;
             self.counters.prefix_hits_tokens += u64::from(computed);
         }
-        let cached = computed.min(sequence.prompt_len());
-        sequence.cached.get_or_insert(cached);
     }
 
     /// Writes the plan down: from here on it counts as sent.
@@ -358,13 +356,15 @@ impl Scheduler {
             let first_time = grant.num_tokens - scheduled.recomputed;
             self.share.charge(&sequence.request.tenant, first_time);
             if let Some(admitted) = scheduled.admitted {
+                let cached = scheduled.work.start.min(sequence.prompt_len());
+                sequence.cached.get_or_insert(cached);
                 plan.admitted.push(admitted);
                 match scheduled.adopted {
                     Some(adopted) => {
                         self.note_adopted(grant.sequence, &adopted);
                         plan.adopted.extend(adopted);
                     }
-                    None => self.note_admitted(grant.sequence, scheduled.work.start),
+                    None => self.count_hits(grant.sequence, scheduled.work.start),
                 }
             }
             plan.work.push(scheduled.work);

@@ -295,7 +295,7 @@ impl Cluster {
         } else if target.epoch != copy.transfer.ticket.target || !target.serves() {
             Some("the target group lost a rank".to_owned())
         } else if !waits.is_some_and(|sequence| sequence.awaits(copy.transfer.id())) {
-            Some("the sequence ended".to_owned())
+            Some("the sequence ended, or went elsewhere".to_owned())
         } else if took > copy.patience {
             Some(format!("it took more than {} ms", copy.patience.as_millis()))
         } else {

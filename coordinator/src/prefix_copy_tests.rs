@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use kvasir_kv::{BlockCounts, CellsIn, FinishReason, FromWorker, SequenceId, StepPlan, ToWorker, TokenId};
+use kvasir_kv::{BlockCounts, CellsIn, FinishReason, FromWorker, GroupId, SequenceId, StepPlan, ToWorker, TokenId};
 
 use crate::{
-    Effect, Event, PrefixCopying, SessionId,
+    Effect, Event, OrderId, PrefixCopying, SessionId,
     cluster_bench::{Bench, plans_to},
     status::Counters,
 };
@@ -63,7 +63,7 @@ fn asked(effects: &[Effect]) -> (Vec<CellsIn>, Vec<SessionId>) {
     (cells, senders)
 }
 
-fn ended(effects: &[Effect]) -> Vec<u64> {
+fn told_to_end(effects: &[Effect]) -> Vec<u64> {
     let told = effects.iter().filter_map(|effect| match effect {
         Effect::Send {
             session,
@@ -147,7 +147,7 @@ fn what_does_not_come_is_computed_and_the_next_one_does_not_wait_for_it() {
     // A group of half the speed would need 128 ms.
     let effects = bench.pass(3, &[1, 2, 3]);
 
-    let mut told = ended(&effects);
+    let mut told = told_to_end(&effects);
     told.sort_unstable();
     assert_eq!(told, [1, 2, 3]);
     let plan = plans_to(1, &effects).remove(0);
@@ -171,7 +171,7 @@ fn a_request_that_ends_while_it_waits_leaves_nothing_behind() {
         sequence: SequenceId(3),
         reason: FinishReason::Cancelled,
     });
-    assert_eq!(ended(&effects).len(), 3);
+    assert_eq!(told_to_end(&effects).len(), 3);
     assert_eq!((blocks(&bench, 0).held, blocks(&bench, 1).cached), (0, 2));
 }
 
@@ -181,4 +181,29 @@ fn a_source_that_is_lost_is_not_waited_for() {
     bench.submit_prompt(3, prompt(1), 1);
     let effects = bench.on(Event::WorkerGone { session: SessionId(3) });
     assert_eq!(plans_to(1, &effects)[0].work[0].start, 0);
+}
+
+#[test]
+fn an_operator_moves_a_request_that_waits_for_a_copy() {
+    let (mut bench, _) = cached_elsewhere(PrefixCopying::Always, Duration::from_secs(1));
+    bench.submit_prompt(3, prompt(1), 1);
+    // The other group has its place free again.
+    bench.on(Event::Cancel {
+        sequence: SequenceId(2),
+        reason: FinishReason::Cancelled,
+    });
+    let request = bench.cluster.status().sequences.remove(0).request;
+    let effects = bench.on(Event::Migrate {
+        order: OrderId(1),
+        request,
+        target: Some(GroupId(1)),
+    });
+    let at_once = Effect::OrderEnded {
+        order: OrderId(1),
+        result: Ok(Vec::new()),
+    };
+    assert!(effects.contains(&at_once), "{effects:?}");
+    assert_eq!(told_to_end(&effects).len(), 3);
+    assert_eq!(blocks(&bench, 0).held, 0);
+    assert_eq!(bench.cluster.status().sequences[0].group, GroupId(1));
 }
