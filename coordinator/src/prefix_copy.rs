@@ -4,7 +4,7 @@
 //! here than computing, by what both have cost lately? If so the sequence waits for the copy, with blocks taken for it;
 //! the source's blocks are pinned meanwhile. What does not come in time is computed after all.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, ops::Range, str::FromStr, time::Duration};
 
 use kvasir_kv::{
     AdoptedBlock, BlockCopy, BlockHash, GroupId, Rank, RequestId, SequenceId, TransferFault, TransferId,
@@ -13,7 +13,7 @@ use kvasir_kv::{
 
 use crate::{
     Cluster, Effect, Now,
-    copy_cost::CopyCost,
+    copy_cost::{CopyCost, Stretch},
     event::PrefixCopyReport,
     group::Group,
     scheduler::Scheduler,
@@ -170,7 +170,7 @@ impl Cluster {
         if there <= here || !self.can_transfer(self.group(target)) {
             return None;
         }
-        let forecast = self.forecast(source, self.group(target), there - here);
+        let forecast = self.forecast(source, self.group(target), here..there);
         let offer = Offer {
             source: source.id,
             here,
@@ -185,11 +185,16 @@ impl Cluster {
         active.is_some_and(|active| self.worker_without_transfers(active).is_none())
     }
 
-    fn forecast(&self, source: &Group, target: &Group, blocks: u32) -> Forecast {
-        let tokens = f64::from(blocks * self.config.cell.block_size());
-        let bytes = self.config.cell.slab_bytes(blocks) as u64 * u64::from(self.layout.shape().heads.num_kv_heads());
-        let per_token = target.scheduler.prompt_cost.per_token().or_else(|| {
-            let elsewhere = source.scheduler.prompt_cost.per_token()?;
+    fn forecast(&self, source: &Group, target: &Group, blocks: Range<u32>) -> Forecast {
+        let num_blocks = blocks.end - blocks.start;
+        let bytes =
+            self.config.cell.slab_bytes(num_blocks) as u64 * u64::from(self.layout.shape().heads.num_kv_heads());
+        let stretch = Stretch {
+            start: blocks.start * self.config.cell.block_size(),
+            tokens: num_blocks * self.config.cell.block_size(),
+        };
+        let computing = target.scheduler.prompt_cost.estimate(stretch).or_else(|| {
+            let elsewhere = source.scheduler.prompt_cost.estimate(stretch)?;
             Some(elsewhere * source.speed() / target.speed().max(f64::MIN_POSITIVE))
         });
         let unknown = CopyCost::default();
@@ -197,7 +202,7 @@ impl Cluster {
         let copying = cost.estimate(bytes, self.now);
         Forecast {
             copying,
-            computing: per_token.map(|per_token| Duration::from_secs_f64(per_token * tokens)),
+            computing: computing.map(Duration::from_secs_f64),
         }
     }
 

@@ -14,7 +14,7 @@ use kvasir_kv::{
 use crate::{
     ClusterConfig, Effect, Now, SequenceError,
     adoption::Inbound,
-    copy_cost::PromptCost,
+    copy_cost::{PromptCost, Stretch},
     detector::Steady,
     fair_share::FairShare,
     recovery::Outage,
@@ -232,8 +232,11 @@ impl Scheduler {
         self.counters.steps += 1;
         // A step that only lets the ranks forget is no measure of a step.
         let took = (!returned.work.is_empty()).then_some(returned.took);
-        let tokens = returned.work.iter().map(|work| work.num_tokens).sum();
-        self.prompt_cost.observe(tokens, returned.took);
+        let stretches = returned.work.iter().map(|work| Stretch {
+            start: work.start,
+            tokens: work.num_tokens,
+        });
+        self.prompt_cost.observe(stretches, returned.took);
         self.take_return(returned, effects);
         let unaccounted = self.block_counts().unaccounted();
         self.counters.conservation_violations += u64::from(unaccounted != 0);

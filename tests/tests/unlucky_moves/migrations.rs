@@ -59,6 +59,12 @@ impl Case {
             (_, End::Target, Fate::Killed) => &["target lost", "failed"],
         }
     }
+
+    /// A source that stands frozen may have sent its last cells already: then its target needs no more of it, and the case
+    /// was not met.
+    fn came_too_late(self, outcome: &str) -> bool {
+        (self.stage, self.victim) == ("frozen", End::Source) && self.fate != Fate::Paused && outcome == "moved"
+    }
 }
 
 /// A migration that is to be disturbed.
@@ -151,12 +157,13 @@ async fn disturb(scene: &mut Scene<'_>, case: Case) -> bool {
     check_report(scene, case, &plan, &report, &before).await;
     scene.mend(lockstep, case.fate, &before).await;
     check_groups(scene, case, &plan, &before).await;
-    true
+    !case.came_too_late(&report.outcome)
 }
 
 async fn check_report(scene: &Scene<'_>, case: Case, plan: &Plan, report: &v1::Migration, before: &v1::StatusResponse) {
     let outcome = report.outcome.as_str();
-    assert!(case.outcomes().contains(&outcome), "{case:?}: {report:?}");
+    let expected = case.outcomes().contains(&outcome) || case.came_too_late(outcome);
+    assert!(expected, "{case:?}: {report:?}");
     let after = scene.watch.status().await;
     assert_books(&after);
     let moved = u64::from(outcome == "moved");

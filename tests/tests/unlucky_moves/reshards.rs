@@ -68,6 +68,12 @@ impl Case {
             (_, Victim::Member, Fate::Killed) => &["source lost", "failed"],
         }
     }
+
+    /// A rank that stands frozen may have sent its last cells already: then the others need no more of it to switch, and
+    /// the case was not met.
+    fn came_too_late(self, outcome: &str) -> bool {
+        (self.stage, self.victim) == ("frozen", Victim::Member) && self.fate != Fate::Paused && outcome == "switched"
+    }
 }
 
 /// Waits for a group of two that has much to copy, and a spare. After a reshard that switched it has three ranks first.
@@ -130,15 +136,16 @@ async fn disturb(scene: &mut Scene<'_>, case: Case) -> bool {
     check_report(scene, case, &report, &before).await;
     scene.mend(lockstep, case.fate, &before).await;
     check_group(scene, case, &before).await;
-    true
+    !case.came_too_late(&report.outcome)
 }
 
 async fn check_report(scene: &Scene<'_>, case: Case, report: &v1::ReshardResponse, before: &v1::StatusResponse) {
     let outcome = report.outcome.as_str();
-    assert!(case.outcomes().contains(&outcome), "{case:?}: {report:?}");
+    let expected = case.outcomes().contains(&outcome) || case.came_too_late(outcome);
+    assert!(expected, "{case:?}: {report:?}");
     let after = scene.watch.status().await;
     assert_books(&after);
-    let switched = u64::from(case.switches());
+    let switched = u64::from(outcome == "switched");
     let counted = ["begun", "switched", "failed"].map(|name| grown(before, &after, &format!("reshards_{name}")));
     assert_eq!(counted, [1, switched, 1 - switched], "{case:?}: {after:#?}");
     let adopted = grown(before, &after, "cells_adopted");
