@@ -9,11 +9,18 @@ mod load;
 mod moves;
 mod outcome;
 mod percentiles;
+mod prober;
+mod quiet;
 mod rank_pair;
 mod report;
 mod serve;
+mod speed;
+mod speed_report;
+mod spread;
 mod token_range;
+mod token_window;
 mod transfer;
+mod trial;
 mod workload;
 
 use anyhow::Result;
@@ -33,6 +40,7 @@ pub struct BenchArgs {
 enum BenchCommand {
     Moves(moves::MovesArgs),
     Serve(serve::ServeArgs),
+    Speed(speed::SpeedArgs),
     Transfer(transfer::TransferArgs),
 }
 
@@ -40,7 +48,7 @@ impl BenchArgs {
     /// Of a measurement that opens a model.
     pub fn engine(&mut self) -> Option<&mut EngineOptions> {
         match &mut self.command {
-            BenchCommand::Moves(_) | BenchCommand::Serve(_) => None,
+            BenchCommand::Moves(_) | BenchCommand::Serve(_) | BenchCommand::Speed(_) => None,
             BenchCommand::Transfer(args) => Some(&mut args.engine),
         }
     }
@@ -50,6 +58,7 @@ pub async fn run(args: BenchArgs) -> Result<()> {
     match args.command {
         BenchCommand::Moves(args) => moves::run(args).await,
         BenchCommand::Serve(args) => serve::run(args).await,
+        BenchCommand::Speed(args) => speed::run(args).await,
         // Blocks this thread: it measures, and nothing else runs here.
         BenchCommand::Transfer(args) => transfer::run(&args),
     }

@@ -1,4 +1,5 @@
-//! `kvasir bench serve` against a cluster of real processes: it counts what it sent, and equal seeds get equal answers.
+//! `kvasir bench serve` and `bench speed` against a cluster of real processes: they count what they sent, equal seeds get
+//! equal answers, and what is measured as computed was not cached.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,7 +7,11 @@ use kvasir_tests::cluster_sandbox::{ClusterSandbox, kvasir};
 use serde_json::Value;
 
 fn bench(cluster: &ClusterSandbox, flags: &[&str]) -> Value {
-    let output = cluster.kvasir(&[&["bench", "serve", "--json"], flags].concat());
+    run(cluster, &[&["bench", "serve", "--json"], flags].concat())
+}
+
+fn run(cluster: &ClusterSandbox, flags: &[&str]) -> Value {
+    let output = cluster.kvasir(flags);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
@@ -107,4 +112,57 @@ fn a_report_without_an_answer_is_a_failure() {
         table.starts_with("0 finished, 0 refused, 2 failed, 0 cancelled"),
         "{table}"
     );
+}
+
+#[test]
+fn speeds_have_a_row_for_each_depth_and_number_of_streams_and_are_of_nothing_cached() {
+    let cluster = ClusterSandbox::start(&kvasir_tests::default_model(), 2, &["--sequences", "2"]);
+    let sizes = ["--prefill", "130", "--decode", "8", "--depths", "0,70", "--runs", "2"];
+    let measured = || {
+        let flags = [&["bench", "speed", "--json", "--streams", "1,2,3"], &sizes[..]].concat();
+        run(&cluster, &flags)
+    };
+
+    let (first, second) = (measured(), measured());
+
+    for report in [&first, &second] {
+        let rows = report["rows"].as_array().unwrap();
+        let shapes: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                (
+                    row["test"].as_str().unwrap(),
+                    [&row["tokens"], &row["depth"], &row["streams"]],
+                )
+            })
+            .map(|(test, numbers)| (test, numbers.map(|number| number.as_u64().unwrap())))
+            .collect();
+        let expected = [
+            ("prefill", [130, 0, 1]),
+            ("decode", [8, 0, 1]),
+            ("decode", [4, 70, 1]),
+            ("decode", [8, 0, 2]),
+            ("decode", [8, 0, 3]),
+        ];
+        assert_eq!(shapes, expected, "{report:#}");
+        for row in rows {
+            assert_eq!(row["tokens_per_s"]["samples"].as_array().unwrap().len(), 2, "{row:#}");
+        }
+        // Two places: the third stream begins when another has ended.
+        assert_eq!(rows[4]["waited"], 1, "{report:#}");
+        assert!(rows[3]["waited"].is_null(), "{report:#}");
+    }
+}
+
+#[test]
+fn a_depth_beyond_the_context_is_refused_before_anything_runs() {
+    let cluster = ClusterSandbox::start(&kvasir_tests::default_model(), 1, &[]);
+    let output = cluster.kvasir(&["bench", "speed", "--depths", "0,9000"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(
+        error.starts_with("error: --depths 9000: 9000 prompt tokens and 64 answer"),
+        "{error}"
+    );
+    assert_eq!(cluster.status()["counters"]["submitted"], 0);
 }
