@@ -130,7 +130,7 @@ impl Trial {
 }
 
 /// In the order in which they came first.
-fn without_repetition(values: &[u32]) -> Vec<u32> {
+pub fn without_repetition(values: &[u32]) -> Vec<u32> {
     let mut seen = BTreeSet::new();
     values.iter().copied().filter(|value| seen.insert(*value)).collect()
 }
