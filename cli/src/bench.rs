@@ -1,19 +1,34 @@
 //! `kvasir bench`: measurements, each as a subcommand.
 
+mod all_reduce;
 mod arrivals;
 mod background;
 mod channels;
 mod client;
+mod decode_plans;
 mod dice;
+mod group_shape;
 mod load;
 mod moves;
 mod outcome;
 mod percentiles;
+mod prober;
+mod quiet;
+mod rank_door;
 mod rank_pair;
+mod ranks_alone;
 mod report;
 mod serve;
+mod speed;
+mod speed_report;
+mod spread;
+mod steps;
+mod steps_report;
 mod token_range;
+mod token_window;
 mod transfer;
+mod trial;
+mod up_child;
 mod workload;
 
 use anyhow::Result;
@@ -33,6 +48,8 @@ pub struct BenchArgs {
 enum BenchCommand {
     Moves(moves::MovesArgs),
     Serve(serve::ServeArgs),
+    Speed(speed::SpeedArgs),
+    Steps(steps::StepsArgs),
     Transfer(transfer::TransferArgs),
 }
 
@@ -40,7 +57,8 @@ impl BenchArgs {
     /// Of a measurement that opens a model.
     pub fn engine(&mut self) -> Option<&mut EngineOptions> {
         match &mut self.command {
-            BenchCommand::Moves(_) | BenchCommand::Serve(_) => None,
+            BenchCommand::Moves(_) | BenchCommand::Serve(_) | BenchCommand::Speed(_) => None,
+            BenchCommand::Steps(args) => Some(&mut args.engine),
             BenchCommand::Transfer(args) => Some(&mut args.engine),
         }
     }
@@ -50,6 +68,8 @@ pub async fn run(args: BenchArgs) -> Result<()> {
     match args.command {
         BenchCommand::Moves(args) => moves::run(args).await,
         BenchCommand::Serve(args) => serve::run(args).await,
+        BenchCommand::Speed(args) => speed::run(args).await,
+        BenchCommand::Steps(args) => steps::run(args).await,
         // Blocks this thread: it measures, and nothing else runs here.
         BenchCommand::Transfer(args) => transfer::run(&args),
     }

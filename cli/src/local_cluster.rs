@@ -80,7 +80,8 @@ pub struct Workers {
 }
 
 impl Workers {
-    fn new(engine: &EngineOptions, size: &WorkerSize, grpc: String) -> Result<Self> {
+    /// For the coordinator at `grpc`.
+    pub fn new(engine: &EngineOptions, size: &WorkerSize, grpc: String) -> Result<Self> {
         let mut flags = vec!["worker".to_owned(), "--coordinator".to_owned(), grpc];
         flags.extend(engine.to_args()?);
         flags.extend(size.to_args());
@@ -92,7 +93,7 @@ impl Workers {
         })
     }
 
-    fn start_all(&mut self, count: u32) -> Result<()> {
+    pub fn start_all(&mut self, count: u32) -> Result<()> {
         (0..count).try_for_each(|index| self.start(format!("w{index}")))
     }
 
@@ -142,7 +143,7 @@ impl Workers {
         }
     }
 
-    async fn stop(mut self) {
+    pub async fn stop(mut self) {
         self.signal_all(Signal::TERM);
         let all = async { while self.exits.join_next().await.is_some() {} };
         // What is left is killed when the tasks that own the children are dropped.

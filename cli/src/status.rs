@@ -56,6 +56,9 @@ pub async fn run(args: StatusArgs) -> Result<()> {
 struct StatusJson {
     model: String,
     numerics_id: String,
+    /// Tokens that prompt and answer may have together.
+    context_len: u32,
+    vocab_size: u32,
     ready: bool,
     workers_wanted: u32,
     uptime_ms: u64,
@@ -152,6 +155,8 @@ impl From<v1::StatusResponse> for StatusJson {
         Self {
             model: status.model,
             numerics_id: status.numerics_id,
+            context_len: status.context_len,
+            vocab_size: status.vocab_size,
             ready: status.ready,
             workers_wanted: status.workers_wanted,
             uptime_ms: status.uptime_ms,

@@ -16,7 +16,7 @@ use crate::{
     engine_options::EngineOptions,
     groups::GroupOptions,
     local_cluster::{LocalCluster, Workers},
-    worker::WorkerSize,
+    worker::{WorkerSize, die_with},
 };
 
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
@@ -42,6 +42,9 @@ pub struct UpArgs {
     /// Print one JSON line when the cluster serves
     #[arg(long)]
     json: bool,
+    /// End when this process, the one that started the cluster, ends
+    #[arg(long, hide = true, value_name = "PID")]
+    parent_pid: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -58,6 +61,9 @@ struct ReadyWorker {
 }
 
 pub async fn run(args: UpArgs) -> Result<()> {
+    if let Some(parent) = args.parent_pid {
+        die_with(parent)?;
+    }
     let shutdown = shutdown::on_signals()?;
     let listener = args.serving.bind().await?;
     let config = args.serving.config(&args.engine, &args.groups)?;

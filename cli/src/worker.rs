@@ -95,8 +95,8 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
     Ok(session::run(config, shutdown).await?)
 }
 
-/// SIGKILL, because a stopped worker acts on nothing else.
-fn die_with(parent: u32) -> Result<()> {
+/// SIGKILL, because a stopped process acts on nothing else.
+pub fn die_with(parent: u32) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // It may have ended before the line above.
     if getppid().map(Pid::as_raw_nonzero).map(i32::from) != i32::try_from(parent).ok() {

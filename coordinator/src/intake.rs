@@ -181,6 +181,14 @@ impl Intake {
         &self.tokenizer
     }
 
+    pub fn context_len(&self) -> u32 {
+        self.context_len
+    }
+
+    pub fn vocab_size(&self) -> usize {
+        self.tokenizer.vocab_size()
+    }
+
     /// Takes milliseconds for a long text.
     pub fn accept(&self, request: v1::GenerateRequest, now_unix_ms: u64) -> Result<Accepted, RequestError> {
         use v1::generate_request::Prompt;
@@ -313,10 +321,6 @@ impl Intake {
             return Err(RequestError::EmptyPrompt);
         }
         self.check_known(ids)
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.tokenizer.vocab_size()
     }
 
     /// The model's own end, unless it is ignored, and what the client names besides.

@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use crate::{
     Cluster, ClusterConfig, GroupRole, PrefixCopying,
     driver::{ClusterHandle, Driver},
-    grpc::{AdminService, ClusterService, InferenceService},
+    grpc::{AdminService, ClusterService, InferenceService, ModelFacts},
     intake::Intake,
     sampling_params::random_seed,
 };
@@ -278,12 +278,13 @@ fn routes(
 ) -> Routes {
     let (reporter, health) = tonic_health::server::health_reporter();
     tasks.spawn(report_health(reporter, cluster.ready(), shutdown.clone()));
-    let admin = AdminService::new(
-        cluster.clone(),
-        model.name,
-        model.numerics_id,
-        config.group_sizes.iter().sum(),
-    );
+    let facts = ModelFacts {
+        name: model.name,
+        numerics_id: model.numerics_id,
+        context_len: model.intake.context_len(),
+        vocab_size: model.intake.vocab_size() as u32,
+    };
+    let admin = AdminService::new(cluster.clone(), facts, config.group_sizes.iter().sum());
     let inference = InferenceService::new(cluster.clone(), model.intake);
     let workers = ClusterService::new(cluster.clone(), tasks.clone());
     let reflection = || {

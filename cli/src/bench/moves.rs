@@ -14,7 +14,9 @@ use kvasir_proto::v1;
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
-use super::{outcome::Outcome, percentiles::Percentiles, token_range::TokenRange, workload::Workload};
+use super::{
+    outcome::Outcome, percentiles::Percentiles, quiet::wait_until_quiet, token_range::TokenRange, workload::Workload,
+};
 use crate::client::{self, Server};
 
 /// How long a stream is watched for its undisturbed step.
@@ -22,8 +24,6 @@ const STEP_WATCH: Duration = Duration::from_millis(800);
 const POLL: Duration = Duration::from_millis(20);
 /// A prompt is computed by then.
 const START_MAX: Duration = Duration::from_secs(300);
-/// Requests that were there before are waited for so long.
-const QUIET_MAX: Duration = Duration::from_secs(5);
 /// Tokens of an answer that are left when its moves end: it must not end in one.
 const TOKENS_LEFT_MIN: u32 = 64;
 
@@ -202,7 +202,7 @@ impl<'a> Run<'a> {
 
     /// Asks, and waits until the answer has begun.
     async fn begin(&mut self) -> Result<Stream> {
-        self.wait_until_quiet().await?;
+        wait_until_quiet(&self.args.server.endpoint).await?;
         let channel = client::connect(&self.args.server.endpoint).await?;
         let request = self.workload.request(self.streams_begun);
         self.streams_begun += 1;
@@ -230,20 +230,6 @@ impl<'a> Run<'a> {
                 );
             }
             tokio::time::sleep(POLL).await;
-        }
-    }
-
-    /// A request of which nobody wants to hear any more takes a moment to end.
-    async fn wait_until_quiet(&self) -> Result<()> {
-        let deadline = Instant::now() + QUIET_MAX;
-        loop {
-            match self.requests().await?.len() {
-                0 => return Ok(()),
-                running if Instant::now() > deadline => {
-                    bail!("{running} requests run already; a pause is measured alone");
-                }
-                _ => tokio::time::sleep(POLL).await,
-            }
         }
     }
 

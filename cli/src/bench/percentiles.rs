@@ -30,7 +30,7 @@ impl Percentiles {
 }
 
 /// The smallest sample that at least `percent` of a hundred samples do not exceed. `sorted` is not empty.
-fn nearest_rank(sorted: &[Duration], percent: usize) -> Duration {
+pub fn nearest_rank(sorted: &[Duration], percent: usize) -> Duration {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted[rank - 1]
 }

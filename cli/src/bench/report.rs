@@ -8,6 +8,7 @@ use super::{
     background::{BackgroundOptions, Counts},
     outcome::{Finished, Outcome},
     percentiles::Percentiles,
+    spread::thousandths,
 };
 
 #[derive(Debug, Default, Serialize)]
@@ -222,10 +223,6 @@ fn cells(percentiles: Option<Percentiles>) -> [String; 5] {
 
 fn row(cells: [String; 5]) -> String {
     cells.map(|cell| format!("{cell:>11}")).concat()
-}
-
-fn thousandths(value: f64) -> f64 {
-    (value * 1e3).round() / 1e3
 }
 
 #[cfg(test)]

@@ -18,17 +18,26 @@ use crate::{
 #[derive(Debug)]
 pub struct AdminService {
     cluster: ClusterHandle,
-    model: String,
-    numerics_id: NumericsId,
+    model: ModelFacts,
     workers_wanted: u32,
 }
 
+/// What operators see of the model.
+#[derive(Clone, Debug)]
+pub struct ModelFacts {
+    pub name: String,
+    pub numerics_id: NumericsId,
+    /// Tokens that prompt and answer may have together.
+    pub context_len: u32,
+    /// Token ids are below this.
+    pub vocab_size: u32,
+}
+
 impl AdminService {
-    pub fn new(cluster: ClusterHandle, model: String, numerics_id: NumericsId, workers_wanted: u32) -> Self {
+    pub fn new(cluster: ClusterHandle, model: ModelFacts, workers_wanted: u32) -> Self {
         Self {
             cluster,
             model,
-            numerics_id,
             workers_wanted,
         }
     }
@@ -46,8 +55,10 @@ impl Admin for AdminService {
             counters,
         } = self.cluster.status().await.map_err(status::shutting_down)?;
         Ok(Response::new(v1::StatusResponse {
-            model: self.model.clone(),
-            numerics_id: self.numerics_id.to_string(),
+            model: self.model.name.clone(),
+            numerics_id: self.model.numerics_id.to_string(),
+            context_len: self.model.context_len,
+            vocab_size: self.model.vocab_size,
             ready: groups.iter().any(|group| group.phase == GroupPhase::Running),
             workers_wanted: self.workers_wanted,
             groups: groups.into_iter().map(group).collect(),

@@ -5,6 +5,6 @@ mod cluster;
 mod inference;
 pub(crate) mod status;
 
-pub use admin::AdminService;
+pub use admin::{AdminService, ModelFacts};
 pub use cluster::ClusterService;
 pub use inference::InferenceService;

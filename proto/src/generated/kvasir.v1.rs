@@ -835,6 +835,12 @@ pub struct StatusResponse {
     /// Groups on their way to other ranks.
     #[prost(message, repeated, tag = "12")]
     pub reshards: ::prost::alloc::vec::Vec<Reshard>,
+    /// Tokens that prompt and answer may have together.
+    #[prost(uint32, tag = "13")]
+    pub context_len: u32,
+    /// Token ids are below this.
+    #[prost(uint32, tag = "14")]
+    pub vocab_size: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Group {
