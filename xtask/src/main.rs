@@ -3,6 +3,9 @@
 //! One file per chore. The chores start other programs and watch them; what they check or run lives in the crates.
 
 mod arguments;
+mod captured;
+mod checksum;
+mod cluster;
 mod demo;
 mod download;
 mod fuzz;
