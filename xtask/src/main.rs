@@ -3,6 +3,7 @@
 //! One file per chore. The chores start other programs and watch them; what they check or run lives in the crates.
 
 mod arguments;
+mod bench;
 mod captured;
 mod checksum;
 mod cluster;
@@ -23,6 +24,7 @@ mod tools;
 use std::process::ExitCode;
 
 use arguments::Chore;
+use bench::BenchOptions;
 
 fn main() -> ExitCode {
     let chore = match arguments::parse(lexopt::Parser::from_env()) {
@@ -50,6 +52,9 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
         }
         Chore::Simulation(options) => simulation::run(&options)?,
         Chore::Fuzz(options) => return fuzz::run(&options),
+        Chore::Bench(BenchOptions::Help) => print!("{}", arguments::HELP),
+        Chore::Bench(BenchOptions::Peers) => print!("{}", bench::PEERS),
+        Chore::Bench(BenchOptions::Compare(comparison)) => bench::compare(&comparison)?,
         Chore::Gpu(extent) => return gpu::run(extent),
         Chore::Demo => {
             let model = model::fetch()?;
