@@ -45,7 +45,7 @@ mod x86;
 
 pub use attend::{AttendScratch, AttendedChunks};
 pub use huge::{HugeBuffer, WeightArena};
-pub use int8_rows::Int8Rows;
+pub use int8_rows::{Int8Part, Int8Rows};
 pub use isa::{Isa, Kernels};
 pub use kv_view::KvView;
 pub use matmul::{ActivationsRef, UnitColumns};
