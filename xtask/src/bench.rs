@@ -106,7 +106,7 @@ impl Contest<'_> {
         let (date, load_before) = (machine::date()?, machine::load_average());
         let sides = side::all(self.cores, self.comparison.rpc);
         let rounds = self.rounds(model, &extent, &sides)?;
-        notes.extend(rounds.notes);
+        notes.extend(rounds.notes.iter().cloned());
         let conditions = Conditions {
             date,
             cpu: machine::cpu_name(),
@@ -117,7 +117,7 @@ impl Contest<'_> {
             kvasir: self.kvasir_version()?,
             peer: format!("{}; {}", self.peer.describe(model)?, programs::origin()),
             notes,
-            commands: in_lines(rounds.commands),
+            commands: rounds.commands_of(&sides),
         };
         Ok(Report {
             model: model.to_owned(),
@@ -179,11 +179,18 @@ impl Rounds {
         }
         self.commands.insert(side, measured.commands);
     }
-}
 
-fn in_lines(commands: BTreeMap<Side, Vec<String>>) -> Vec<(Side, String)> {
-    let of_side = |(side, lines): (Side, Vec<String>)| lines.into_iter().map(move |line| (side, line));
-    commands.into_iter().flat_map(of_side).collect()
+    /// In the order of the sides, a line each.
+    fn commands_of(&self, sides: &[Side]) -> Vec<(Side, String)> {
+        let lines = |&side: &Side| {
+            self.commands
+                .get(&side)
+                .into_iter()
+                .flatten()
+                .map(move |line| (side, line.clone()))
+        };
+        sides.iter().flat_map(lines).collect()
+    }
 }
 
 #[cfg(test)]
@@ -222,6 +229,9 @@ mod tests {
         }
         assert_eq!(rounds.samples.of(DECODE, side), [1.0, 2.0]);
         assert_eq!(rounds.notes, ["llama.cpp 1 thread, slow"]);
-        assert_eq!(in_lines(rounds.commands), [(side, "bench 2".to_owned())]);
+        let other = Side::Kvasir { workers: 2, threads: 1 };
+        rounds.commands.insert(other, vec!["up".to_owned(), "bench".to_owned()]);
+        let expected = [(other, "up"), (other, "bench"), (side, "bench 2")].map(|(side, line)| (side, line.to_owned()));
+        assert_eq!(rounds.commands_of(&[other, side]), expected);
     }
 }

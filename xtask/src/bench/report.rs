@@ -108,7 +108,7 @@ impl Conditions {
     fn lines(&self) -> Vec<String> {
         let mut lines = vec![
             format!(
-                "{}, {}, {} cores, {} rounds",
+                "{}, {}, cores: {}, rounds: {}",
                 self.date, self.cpu, self.cores, self.rounds
             ),
             format!("load average: {} before, {} after", self.load_before, self.load_after),
@@ -230,7 +230,7 @@ mod tests {
     fn the_conditions_follow_the_table() {
         let text = report().text();
         for line in [
-            "2026-11-27 18:00 UTC, EPYC, 2 cores, 3 rounds",
+            "2026-11-27 18:00 UTC, EPYC, cores: 2, rounds: 3",
             "load average: 0.1 0.2 0.3 before, 2.0 1.0 0.5 after",
             "depth 8192 left out",
             "llama.cpp 1 thread: llama-bench -t 1",
