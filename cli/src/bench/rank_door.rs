@@ -26,7 +26,7 @@ use tonic::{
 const OUTBOX_MAX: usize = 256;
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What workers say; each has a place, in the order in which they joined.
+/// What workers say, but for heartbeats; each has a place, in the order in which they joined.
 #[derive(Debug)]
 pub enum News {
     Joined(Outbox),
@@ -104,7 +104,9 @@ async fn listen(news: mpsc::Sender<News>, place: usize, mut inbound: Streaming<v
             Ok(Arrival::Hello(_)) => break "it said hello twice".to_owned(),
             Err(error) => break error.to_string(),
         };
-        if news.send(News::Said { place, message }).await.is_err() {
+        // Nobody here watches for signs of life.
+        let is_heartbeat = matches!(message, FromWorker::Heartbeat(_));
+        if !is_heartbeat && news.send(News::Said { place, message }).await.is_err() {
             return;
         }
     };

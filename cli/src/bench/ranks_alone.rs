@@ -20,6 +20,7 @@ use crate::{engine_options::EngineOptions, local_cluster::Workers, worker::Worke
 
 /// By then all workers have opened the model and joined, and a rank has loaded its weights or computed a step.
 const WORD_MAX: Duration = Duration::from_secs(120);
+const STOP_GRACE: Duration = Duration::from_secs(3);
 const NEWS_MAX: usize = 1024;
 /// Steps sent before the one before them is done.
 const LOOK_AHEAD: usize = 1;
@@ -75,7 +76,9 @@ impl RanksAlone {
         }
         self.workers.stop().await;
         self.shutdown.cancel();
-        self.serving.await.context("the door that workers join at panicked")?
+        let served = tokio::time::timeout(STOP_GRACE, self.serving).await;
+        let served = served.context("the door that workers join at does not close")?;
+        served.context("the door that workers join at panicked")?
     }
 
     async fn join(&mut self, ranks: usize) -> Result<()> {
@@ -83,8 +86,7 @@ impl RanksAlone {
             match self.news().await? {
                 News::Joined(outbox) => self.outboxes.push(outbox),
                 News::Gone { place, reason } => bail!("rank {place} is gone: {reason}"),
-                // A heartbeat: nothing has been asked yet.
-                News::Said { .. } => {}
+                News::Said { place, message } => return Err(unexpected(place, &message)),
             }
         }
         Ok(())
@@ -158,22 +160,13 @@ impl RanksAlone {
         outboxes.try_for_each(|outbox| outbox.send(ToWorker::Step(plan.clone())))
     }
 
-    /// What a rank says next, but for its heartbeats.
+    /// What a rank says next.
     async fn word(&mut self) -> Result<(usize, FromWorker)> {
-        let word = tokio::time::timeout(WORD_MAX, self.next_word()).await;
-        word.with_context(|| format!("no rank has answered in {} s", WORD_MAX.as_secs()))?
-    }
-
-    async fn next_word(&mut self) -> Result<(usize, FromWorker)> {
-        loop {
-            match self.news().await? {
-                News::Said { place, message } => match message {
-                    FromWorker::Heartbeat(_) => {}
-                    message => return Ok((place, message)),
-                },
-                News::Gone { place, reason } => bail!("rank {place} is gone: {reason}"),
-                News::Joined(_) => bail!("a worker joined that nobody waits for"),
-            }
+        let news = tokio::time::timeout(WORD_MAX, self.news()).await;
+        match news.with_context(|| format!("no rank has answered in {} s", WORD_MAX.as_secs()))?? {
+            News::Said { place, message } => Ok((place, message)),
+            News::Gone { place, reason } => bail!("rank {place} is gone: {reason}"),
+            News::Joined(_) => bail!("a worker joined that nobody waits for"),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{process::Stdio, time::Duration};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use tokio::{
@@ -44,7 +44,7 @@ impl UpChild {
         let line = tokio::time::timeout(READY_MAX, stdout.next_line()).await;
         let line = line.with_context(|| format!("`kvasir up` does not serve after {} s", READY_MAX.as_secs()))??;
         let Some(line) = line else {
-            bail!("`kvasir up` does not serve: {}", last_words.await?);
+            bail!("`kvasir up` does not serve: {}", in_time(last_words).await??);
         };
         let ready: Ready = serde_json::from_str(&line).with_context(|| format!("`kvasir up` says {line}"))?;
         Ok(Self {
@@ -60,12 +60,16 @@ impl UpChild {
             // It may have ended by itself.
             let _ = kill_process(pid, Signal::TERM);
         }
-        let ended = tokio::time::timeout(STOP_GRACE, self.child.wait()).await;
-        match ended.context("`kvasir up` did not end in time, and was killed")?? {
+        match in_time(self.child.wait()).await?? {
             status if status.success() => Ok(()),
-            status => Err(anyhow!("`kvasir up` ended with {status}: {}", self.last_words.await?)),
+            status => bail!("`kvasir up` ended with {status}: {}", in_time(self.last_words).await??),
         }
     }
+}
+
+async fn in_time<T>(end: impl Future<Output = T>) -> Result<T> {
+    let ended = tokio::time::timeout(STOP_GRACE, end).await;
+    ended.context("`kvasir up` did not end in time, and is killed")
 }
 
 fn command(flags: Vec<String>) -> Result<Command> {
