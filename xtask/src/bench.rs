@@ -103,6 +103,8 @@ impl Contest<'_> {
         let left_out = |depth| format!("depth {depth} left out: the model's context ends at {context_len}");
         let mut notes: Vec<String> = too_deep.into_iter().map(left_out).collect();
         notes.iter().for_each(|note| eprintln!("{note}"));
+        // The tree may go on to another commit while the rounds run.
+        let (kvasir, peer) = (self.kvasir_version()?, self.peer_version(model)?);
         let (date, load_before) = (machine::date()?, machine::load_average());
         let sides = side::all(self.cores, self.comparison.rpc);
         let rounds = self.rounds(model, &extent, &sides)?;
@@ -114,8 +116,8 @@ impl Contest<'_> {
             load_before,
             load_after: machine::load_average(),
             rounds: self.comparison.runs,
-            kvasir: self.kvasir_version()?,
-            peer: format!("{}; {}", self.peer.describe(model)?, programs::origin()),
+            kvasir,
+            peer,
             notes,
             commands: rounds.commands_of(&sides),
         };
@@ -154,6 +156,10 @@ impl Contest<'_> {
             Some(commit) => format!("{version}, commit {commit}"),
             None => version,
         })
+    }
+
+    fn peer_version(&self, model: &Path) -> Result<String> {
+        Ok(format!("{}; {}", self.peer.describe(model)?, programs::origin()))
     }
 }
 
