@@ -211,6 +211,7 @@ impl Canonical {
             &self.weights.replicated[layer].attention_norm,
             self.eps,
             &matrices,
+            &mut self.team,
         );
         let step = &mut self.step;
         step.multiply_normed(&mut self.team, &self.kernels, &matrices);
@@ -243,6 +244,7 @@ impl Canonical {
             &self.weights.replicated[layer].ffn_norm,
             self.eps,
             &matrices,
+            &mut self.team,
         );
         let step = &mut self.step;
         step.multiply_normed(&mut self.team, &self.kernels, &matrices);
@@ -273,7 +275,8 @@ impl Canonical {
             self.step.take_rows(rows, &residual);
             let matrices: Vec<&PackedMatrix> = self.weights.vocab.values().collect();
             let step = &mut self.step;
-            normalize(&self.kernels, step, &self.weights.output_norm, self.eps, &matrices);
+            let (norm, team) = (&self.weights.output_norm, &mut self.team);
+            normalize(&self.kernels, step, norm, self.eps, &matrices, team);
             step.multiply_normed(&mut self.team, &self.kernels, &matrices);
             for (at, row) in rows.iter().enumerate() {
                 output.poisoned[row.work] |= self.step.poison[at];
@@ -322,26 +325,29 @@ struct Residual {
 }
 
 /// `normed = norm(x)`, also in int8 if one of the matrices that read it wants that.
-fn normalize(kernels: &Kernels, step: &mut StepBuffers, weight: &[f32], eps: f32, readers: &[&PackedMatrix]) {
+fn normalize(
+    kernels: &Kernels,
+    step: &mut StepBuffers,
+    weight: &[f32],
+    eps: f32,
+    readers: &[&PackedMatrix],
+    team: &mut ThreadTeam,
+) {
     step.normed.resize(step.x.len(), 0.0);
     kernels.rms_norm(&step.x, weight, eps, step.tokens, &mut step.normed);
     if readers.iter().any(|matrix| matrix.wants_int8()) {
-        kernels.quantize(
-            &step.normed,
-            weight.len(),
-            step.tokens,
-            &mut step.normed_int8,
-            &mut step.poison,
-        );
+        let (int8, poison) = (&mut step.normed_int8, &mut step.poison);
+        products::quantize(team, kernels, &step.normed, weight.len(), int8, poison);
     }
 }
 
 /// The row-parallel end of a phase: `inner` times each unit's columns, rounded and added in `sums`.
 fn project(team: &mut ThreadTeam, kernels: &Kernels, step: &mut StepBuffers, units: &[&PackedMatrix]) {
-    step.clear_sums();
+    step.resize_sums();
     let cols = units.iter().map(|unit| unit.cols()).sum();
     if units.iter().any(|unit| unit.wants_int8()) {
-        kernels.quantize(&step.inner, cols, step.tokens, &mut step.inner_int8, &mut step.poison);
+        let (int8, poison) = (&mut step.inner_int8, &mut step.poison);
+        products::quantize(team, kernels, &step.inner, cols, int8, poison);
     }
     let inner = Inputs {
         panels: &step.inner,
@@ -478,7 +484,12 @@ impl StepBuffers {
     }
 
     fn clear_sums(&mut self) {
-        self.sums.clear();
+        self.resize_sums();
+        self.sums.fill(0);
+    }
+
+    /// To the size of this step; their contents are whatever they were.
+    fn resize_sums(&mut self) {
         self.sums.resize(self.x.len() + self.tokens, 0);
         self.reduced.resize(self.sums.len(), 0.0);
     }

@@ -29,11 +29,47 @@ struct Job {
     call: unsafe fn(*const (), usize),
 }
 
+/// A word that some wait for and others change. Nobody is woken by a system call while nobody sleeps.
+#[derive(Default)]
+struct Signal {
+    word: AtomicU32,
+    sleepers: AtomicU32,
+}
+
+impl Signal {
+    /// After a change of the word. The change and this look are in one order with a sleeper's count and its look at the
+    /// word, so that one of both sees the other.
+    fn wake(&self) {
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            let _ = futex::wake(&self.word, futex::Flags::PRIVATE, u32::MAX);
+        }
+    }
+
+    /// Spins, yields or sleeps until the word may have changed from `value`.
+    fn rest(&self, patience: &mut u32, value: u32) {
+        *patience += 1;
+        if *patience <= SPINS {
+            std::hint::spin_loop();
+        } else if *patience <= NAP_AFTER {
+            std::thread::yield_now();
+        } else {
+            let nap = futex::Timespec {
+                tv_sec: 0,
+                tv_nsec: NAP.as_nanos() as i64,
+            };
+            self.sleepers.fetch_add(1, Ordering::SeqCst);
+            // Woken, timed out or changed already: the caller looks at the word either way.
+            let _ = futex::wait(&self.word, futex::Flags::PRIVATE, value, Some(&nap));
+            self.sleepers.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 struct Shared {
     /// Grows by one per phase; members run a phase when they see it grow.
-    phase: AtomicU32,
+    phase: Signal,
     /// Members that have not finished the phase.
-    pending: AtomicU32,
+    pending: Signal,
     stop: AtomicBool,
     panicked: AtomicBool,
     job: UnsafeCell<Option<Job>>,
@@ -61,8 +97,8 @@ impl ThreadTeam {
     /// A team of `threads` members, at least 1; `threads - 1` are started. Errors if the system gives no thread.
     pub fn new(threads: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            phase: AtomicU32::new(0),
-            pending: AtomicU32::new(0),
+            phase: Signal::default(),
+            pending: Signal::default(),
             stop: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
             job: UnsafeCell::new(None),
@@ -103,9 +139,12 @@ impl ThreadTeam {
         let job = phase.job();
         // SAFETY: `pending` is 0 here: the last `run` waited for it, and members touch `job` only while it is above 0.
         unsafe { *self.shared.job.get() = Some(job) };
-        self.shared.pending.store(self.members.len() as u32, Ordering::Relaxed);
-        self.shared.phase.fetch_add(1, Ordering::Release);
-        let _ = futex::wake(&self.shared.phase, futex::Flags::PRIVATE, u32::MAX);
+        self.shared
+            .pending
+            .word
+            .store(self.members.len() as u32, Ordering::Relaxed);
+        self.shared.phase.word.fetch_add(1, Ordering::SeqCst);
+        self.shared.phase.wake();
         // The guard waits also if `f` panics here: members may still be using `parts` and `f`.
         let wait = WaitForMembers(&self.shared);
         phase.run(0);
@@ -120,8 +159,8 @@ impl ThreadTeam {
 impl Drop for ThreadTeam {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.phase.fetch_add(1, Ordering::Release);
-        let _ = futex::wake(&self.shared.phase, futex::Flags::PRIVATE, u32::MAX);
+        self.shared.phase.word.fetch_add(1, Ordering::SeqCst);
+        self.shared.phase.wake();
         for member in self.members.drain(..) {
             let _ = member.join();
         }
@@ -162,9 +201,9 @@ impl Drop for WaitForMembers<'_> {
     fn drop(&mut self) {
         let mut patience = 0;
         loop {
-            match self.0.pending.load(Ordering::Acquire) {
+            match self.0.pending.word.load(Ordering::Acquire) {
                 0 => return,
-                pending => rest(&mut patience, &self.0.pending, pending),
+                pending => self.0.pending.rest(&mut patience, pending),
             }
         }
     }
@@ -177,8 +216,8 @@ impl Drop for Done<'_> {
         if std::thread::panicking() {
             self.0.panicked.store(true, Ordering::Relaxed);
         }
-        if self.0.pending.fetch_sub(1, Ordering::Release) == 1 {
-            let _ = futex::wake(&self.0.pending, futex::Flags::PRIVATE, 1);
+        if self.0.pending.word.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.pending.wake();
         }
     }
 }
@@ -189,12 +228,12 @@ impl Shared {
         loop {
             let mut patience = 0;
             loop {
-                let phase = self.phase.load(Ordering::Acquire);
+                let phase = self.phase.word.load(Ordering::Acquire);
                 if phase != seen {
                     seen = phase;
                     break;
                 }
-                rest(&mut patience, &self.phase, seen);
+                self.phase.rest(&mut patience, seen);
             }
             if self.stop.load(Ordering::Relaxed) {
                 return;
@@ -207,23 +246,6 @@ impl Shared {
             }
             drop(done);
         }
-    }
-}
-
-/// Spins, yields or sleeps until `word` may have changed from `value`.
-fn rest(patience: &mut u32, word: &AtomicU32, value: u32) {
-    *patience += 1;
-    if *patience <= SPINS {
-        std::hint::spin_loop();
-    } else if *patience <= NAP_AFTER {
-        std::thread::yield_now();
-    } else {
-        let nap = futex::Timespec {
-            tv_sec: 0,
-            tv_nsec: NAP.as_nanos() as i64,
-        };
-        // Woken, timed out or changed already: the caller looks at the word either way.
-        let _ = futex::wait(word, futex::Flags::PRIVATE, value, Some(&nap));
     }
 }
 

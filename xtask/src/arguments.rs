@@ -4,6 +4,8 @@ use anyhow::{Context, Result, bail};
 use lexopt::Arg::{Long, Short, Value};
 use lexopt::{Parser, ValueExt};
 
+use crate::bench::{self, BenchOptions};
+
 pub const HELP: &str = "\
 usage: cargo xtask CHORE [FLAGS]
 
@@ -21,6 +23,14 @@ usage: cargo xtask CHORE [FLAGS]
       --plant NAME                plants a named fault that the simulation must find
   fuzz [TARGET] [--seconds N]     runs the fuzz targets, all or one, on bytes that nobody would send
       --seconds N                 how long each target runs, 10 unless given
+  bench --against llama.cpp [--model FILE...] [--runs N] [--depths N,N|none] [--streams N,N|none] [--rpc] [--json FILE]
+                                  measures Kvasir and llama.cpp, built here, in turn on the same file and cores
+      --model FILE                a GGUF file instead of the default model; may be given several times
+      --runs N                    how many rounds, 5 unless given
+      --depths N,N                decode also after so many tokens of context, 4096 unless given
+      --streams N,N               decode also so many answers at once, 8,32 unless given
+      --rpc                       llama.cpp's RPC mode too, with a server of one thread for each core
+      --json FILE                 writes all samples to a file, too
   gpu [--build-only | --dry-run | --check]
                                   builds the CUDA binary without a GPU, bundles it, and checks it where a GPU is
       --build-only                builds and bundles alone
@@ -44,6 +54,7 @@ pub enum Chore {
     Tidy,
     Simulation(SimulationOptions),
     Fuzz(FuzzOptions),
+    Bench(BenchOptions),
     Gpu(GpuExtent),
     Demo,
 }
@@ -96,6 +107,7 @@ pub fn parse(mut parser: Parser) -> Result<Chore> {
         "test" => parse_test(&mut parser)?,
         "sim" => parse_simulation(&mut parser)?,
         "fuzz" => parse_fuzz(&mut parser)?,
+        "bench" => Chore::Bench(bench::parse(&mut parser)?),
         "codegen" => parse_bare(&mut parser, Chore::Codegen)?,
         "gpu" => parse_gpu(&mut parser)?,
         "tidy" => parse_bare(&mut parser, Chore::Tidy)?,
@@ -202,10 +214,12 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("  "))
             .filter(|line| !line.starts_with(' '));
-        let chores: Vec<&str> = names.map_while(|line| line.split(' ').next()).take(8).collect();
+        let chores: Vec<&str> = names.map_while(|line| line.split(' ').next()).take(9).collect();
         assert_eq!(
             chores,
-            ["demo", "test", "model", "sim", "fuzz", "gpu", "tidy", "codegen"]
+            [
+                "demo", "test", "model", "sim", "fuzz", "bench", "gpu", "tidy", "codegen"
+            ]
         );
         for chore in chores {
             assert_ne!(parsed(chore).unwrap(), Chore::Help, "{chore}");
@@ -277,6 +291,7 @@ mod tests {
             ("fuzz gguf proto", "proto"),
             ("fuzz --seconds long", "--seconds"),
             ("gpu --check --build-only", "--build-only"),
+            ("bench --against vllm", "vllm"),
         ] {
             let message = format!("{:#}", parsed(line).unwrap_err());
             assert!(

@@ -4,14 +4,17 @@
 //! Everything goes through the binary's own doors, so that what is shown is what anyone can type.
 
 use std::{
-    io::{BufRead, BufReader, IsTerminal, Read, Write, stdout},
+    io::{IsTerminal, Read, Write, stdout},
     path::Path,
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, test_kill_process};
+
+use crate::cluster::{self, Cluster};
+use crate::process;
 
 const QUESTION: &str = "What is photosynthesis?";
 /// Sampled, not greedy: the same random numbers must come, too.
@@ -36,7 +39,7 @@ pub fn run(model: &Path, binary: &Path) -> Result<()> {
     heading("The plan: three KV heads on two workers");
     demo.plan()?;
     heading("A cluster: one coordinator, two worker processes");
-    let mut cluster = demo.start()?;
+    let cluster = demo.start()?;
     let pids = cluster.pids();
     let workers: Vec<_> = cluster.workers.iter().map(u32::to_string).collect();
     println!(
@@ -53,7 +56,7 @@ pub fn run(model: &Path, binary: &Path) -> Result<()> {
         if bytes >= KILL_AFTER_BYTES
             && let Some(pid) = victim.take()
         {
-            signal(pid, Signal::KILL);
+            process::signal(pid, Signal::KILL);
             print!("{}", bold(&format!(" [kill -9 {pid}] ")));
         }
     })?;
@@ -89,23 +92,12 @@ impl Demo<'_> {
     }
 
     fn start(&self) -> Result<Cluster> {
-        let mut child = self
-            .command("up")
-            .args(["--workers", "2", "--grpc", "127.0.0.1:0", "--json", "--model"])
-            .arg(self.model)
-            .stdout(Stdio::piped())
-            // What it says of workers would fall into the middle of an answer.
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.binary.display()))?;
-        let out = child.stdout.take().context("no standard output")?;
-        let mut cluster = Cluster {
-            child,
-            _out: None,
-            endpoint: String::new(),
-            workers: Vec::new(),
-        };
-        cluster.read_ready_line(out)?;
+        let cluster = Cluster::start(&mut cluster::up(self.binary, self.model, 2, 1))?;
+        ensure!(
+            cluster.workers.len() == 2,
+            "two workers expected: {:?}",
+            cluster.workers
+        );
         Ok(cluster)
     }
 
@@ -165,63 +157,6 @@ impl Answer {
     }
 }
 
-/// `kvasir up`. Ends with this value.
-struct Cluster {
-    child: Child,
-    /// Kept open: a closed pipe would end what writes to it.
-    _out: Option<BufReader<ChildStdout>>,
-    endpoint: String,
-    workers: Vec<u32>,
-}
-
-impl Cluster {
-    fn read_ready_line(&mut self, out: ChildStdout) -> Result<()> {
-        let mut out = BufReader::new(out);
-        let mut line = String::new();
-        if out.read_line(&mut line)? == 0 {
-            let mut why = String::new();
-            if let Some(stderr) = self.child.stderr.as_mut() {
-                stderr.read_to_string(&mut why)?;
-            }
-            bail!(
-                "kvasir up ended with {} before it was ready: {}",
-                self.child.wait()?,
-                why.trim()
-            );
-        }
-        self.endpoint = between(&line, "\"grpc\":\"", "\"")?.to_owned();
-        // The first pid is the coordinator's.
-        let pids = line.split("\"pid\":").skip(2);
-        let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
-        self.workers = pids.map(|text| digits(text).parse()).collect::<Result<_, _>>()?;
-        ensure!(self.workers.len() == 2, "two workers expected: {line}");
-        self._out = Some(out);
-        Ok(())
-    }
-
-    /// Of all processes of the cluster.
-    fn pids(&self) -> Vec<u32> {
-        let mut pids = self.workers.clone();
-        pids.push(self.child.id());
-        pids
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        signal(self.child.id(), Signal::TERM);
-        let status = self.child.wait()?;
-        ensure!(status.success(), "kvasir up ended with {status}");
-        Ok(())
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        // Its workers go with it. Both calls do nothing after `stop`.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn require_gone(pids: &[u32]) -> Result<()> {
     let deadline = Instant::now() + GONE_DEADLINE;
     for &pid in pids {
@@ -235,13 +170,6 @@ fn require_gone(pids: &[u32]) -> Result<()> {
 
 fn is_running(pid: u32) -> bool {
     Pid::from_raw(pid as i32).is_some_and(|pid| test_kill_process(pid).is_ok())
-}
-
-fn signal(pid: u32, signal: Signal) {
-    if let Some(pid) = Pid::from_raw(pid as i32) {
-        // It may have ended by itself.
-        let _ = kill_process(pid, signal);
-    }
 }
 
 fn between<'a>(text: &'a str, begin: &str, end: &str) -> Result<&'a str> {

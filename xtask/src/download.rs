@@ -27,6 +27,14 @@ impl Download {
     pub fn keep(&self, piece: &Path, target: &Path) -> Result<()> {
         fs::rename(piece, target).with_context(|| format!("cannot move the download to {}", target.display()))
     }
+
+    /// The same where a torn leftover may lie, which a rename needs gone.
+    pub fn replace(&self, piece: &Path, target: &Path) -> Result<()> {
+        if target.exists() {
+            fs::remove_dir_all(target).with_context(|| format!("cannot clear {}", target.display()))?;
+        }
+        self.keep(piece, target)
+    }
 }
 
 impl Drop for Download {

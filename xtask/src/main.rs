@@ -3,6 +3,10 @@
 //! One file per chore. The chores start other programs and watch them; what they check or run lives in the crates.
 
 mod arguments;
+mod bench;
+mod captured;
+mod checksum;
+mod cluster;
 mod demo;
 mod download;
 mod fuzz;
@@ -20,6 +24,7 @@ mod tools;
 use std::process::ExitCode;
 
 use arguments::Chore;
+use bench::BenchOptions;
 
 fn main() -> ExitCode {
     let chore = match arguments::parse(lexopt::Parser::from_env()) {
@@ -47,6 +52,9 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
         }
         Chore::Simulation(options) => simulation::run(&options)?,
         Chore::Fuzz(options) => return fuzz::run(&options),
+        Chore::Bench(BenchOptions::Help) => print!("{}", arguments::HELP),
+        Chore::Bench(BenchOptions::Peers) => print!("{}", bench::PEERS),
+        Chore::Bench(BenchOptions::Compare(comparison)) => bench::compare(&comparison)?,
         Chore::Gpu(extent) => return gpu::run(extent),
         Chore::Demo => {
             let model = model::fetch()?;

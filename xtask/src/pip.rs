@@ -27,6 +27,21 @@ pub fn download(package: &str, folder: &Path) -> Result<()> {
     )
 }
 
+/// Downloads a package's sources as they were published. Builds nothing of it, though pip fetches what would.
+pub fn download_sources(name: &str, version: &str, folder: &Path) -> Result<()> {
+    let package = format!("{name}=={version}");
+    let arguments = [
+        OsStr::new("download"),
+        "--no-deps".as_ref(),
+        "--no-binary".as_ref(),
+        name.as_ref(),
+        "-d".as_ref(),
+        folder.as_ref(),
+        package.as_ref(),
+    ];
+    pip(&package, arguments)
+}
+
 /// Installs packages into a folder of their own, apart from any Python environment.
 pub fn install(packages: &[&str], folder: &Path) -> Result<()> {
     let common = [
@@ -41,15 +56,24 @@ pub fn install(packages: &[&str], folder: &Path) -> Result<()> {
 
 /// Unpacks a wheel, which is a zip file.
 pub fn unpack(wheel: &Path, folder: &Path) -> Result<()> {
+    unpack_with("zipfile", wheel, folder)
+}
+
+/// Unpacks what `download_sources` left, which is a tar file.
+pub fn unpack_sources(archive: &Path, folder: &Path) -> Result<()> {
+    unpack_with("tarfile", archive, folder)
+}
+
+fn unpack_with(module: &str, archive: &Path, folder: &Path) -> Result<()> {
     let arguments = [
         OsStr::new("-m"),
-        "zipfile".as_ref(),
+        module.as_ref(),
         "-e".as_ref(),
-        wheel.as_ref(),
+        archive.as_ref(),
         folder.as_ref(),
     ];
     if !python(arguments)? {
-        bail!("cannot unpack {}", wheel.display());
+        bail!("cannot unpack {}", archive.display());
     }
     Ok(())
 }

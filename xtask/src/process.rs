@@ -4,12 +4,14 @@
 //! ending them either: nextest gives each test its own. Instead we adopt orphans, and what descends from us is ours.
 
 use std::fs;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, getpid, kill_process, set_child_subreaper};
+
+use crate::captured::Captured;
 
 const POLL: Duration = Duration::from_millis(50);
 /// nextest hands SIGTERM on to its tests, gives them ten seconds, and then names those that were running.
@@ -34,6 +36,26 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Like `run`, but ends the command and everything it started after `limit`, which is an error.
+pub fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
+    match run_until(command, Instant::now() + limit)? {
+        Ended::Exited(status) if status.success() => Ok(()),
+        Ended::Exited(status) => bail!("{} ended with {status}", line(command)),
+        Ended::TimedOut => bail!("{} took longer than {} s", line(command), limit.as_secs()),
+    }
+}
+
+/// Like `run_within`, and returns what the command wrote to standard output. An error tells the last line of the other one.
+pub fn output_within(command: &mut Command, limit: Duration) -> Result<String> {
+    let (out, errors) = (Captured::new()?, Captured::new()?);
+    command
+        .stdin(Stdio::null())
+        .stdout(out.stdio()?)
+        .stderr(errors.stdio()?);
+    run_within(command, limit).with_context(|| errors.last_line())?;
+    out.text()
+}
+
 /// Waits for a command until `deadline`; past it, ends the command and every process that came from us.
 pub fn run_until(command: &mut Command, deadline: Instant) -> Result<Ended> {
     adopt_orphans()?;
@@ -43,7 +65,7 @@ pub fn run_until(command: &mut Command, deadline: Instant) -> Result<Ended> {
     if let Some(status) = wait_until(&mut child, deadline)? {
         return Ok(Ended::Exited(status));
     }
-    kill(child.id(), Signal::TERM);
+    signal(child.id(), Signal::TERM);
     wait_until(&mut child, Instant::now() + GRACE)?;
     kill_descendants();
     child.wait()?;
@@ -71,7 +93,7 @@ pub fn kill_descendants() {
         if living.is_empty() {
             return;
         }
-        living.into_iter().for_each(|pid| kill(pid, Signal::KILL));
+        living.into_iter().for_each(|pid| signal(pid, Signal::KILL));
         sleep(POLL);
     }
 }
@@ -90,7 +112,8 @@ fn adopt_orphans() -> Result<()> {
     set_child_subreaper(Some(getpid())).context("cannot adopt orphaned processes")
 }
 
-fn wait_until(child: &mut Child, deadline: Instant) -> Result<Option<ExitStatus>> {
+/// `None` if the child still runs at the deadline.
+pub fn wait_until(child: &mut Child, deadline: Instant) -> Result<Option<ExitStatus>> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
@@ -102,7 +125,7 @@ fn wait_until(child: &mut Child, deadline: Instant) -> Result<Option<ExitStatus>
     }
 }
 
-fn kill(pid: u32, signal: Signal) {
+pub fn signal(pid: u32, signal: Signal) {
     // Failure means that it is gone already.
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let _ = pid.map(|pid| kill_process(pid, signal));
@@ -180,6 +203,19 @@ pub mod tests {
         assert!(
             matches!(ended, Ended::Exited(status) if status.code() == Some(7)),
             "{ended:?}"
+        );
+    }
+
+    #[test]
+    fn what_it_wrote_comes_back_and_its_last_words_with_an_error() {
+        let _alone = alone();
+        let limit = Duration::from_secs(60);
+        assert_eq!(output_within(&mut shell("echo all well"), limit).unwrap(), "all well\n");
+        let failed = output_within(&mut shell("echo no such file >&2; exit 3"), limit);
+        let message = format!("{:#}", failed.unwrap_err());
+        assert!(
+            message.contains("no such file") && message.contains("exit status: 3"),
+            "{message}"
         );
     }
 

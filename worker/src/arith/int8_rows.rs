@@ -1,5 +1,7 @@
 //! Activations as int8, per 32 columns of a token.
 
+use std::ops::Range;
+
 use super::{
     Kernels, LANES, SUB_BLOCK,
     panels::vectors,
@@ -24,9 +26,46 @@ pub struct Int8Rows {
     pub(super) scaled_sums: Vec<f32>,
 }
 
+/// Some sub-blocks of all tokens, for one thread to fill: [`Kernels::quantize_part`].
+#[derive(Debug)]
+pub struct Int8Part<'a> {
+    /// Which ones.
+    pub sub_blocks: Range<usize>,
+    quants: &'a mut [[i8; SUB_BLOCK]],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
+    first_sums: &'a mut [i32],
+    scaled_sums: &'a mut [f32],
+}
+
 impl Int8Rows {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// All of it, dealt evenly.
+    pub fn parts(&mut self, members: usize) -> Vec<Int8Part<'_>> {
+        let (tokens, sub_blocks) = (self.tokens, self.cols / SUB_BLOCK);
+        let mut rest = self.whole();
+        let mut parts = Vec::with_capacity(members);
+        for member in 0..members {
+            let end = sub_blocks * (member + 1) / members;
+            let (part, after) = rest.split_at(end, tokens);
+            parts.push(part);
+            rest = after;
+        }
+        parts
+    }
+
+    fn whole(&mut self) -> Int8Part<'_> {
+        Int8Part {
+            sub_blocks: 0..self.cols / SUB_BLOCK,
+            quants: &mut self.quants,
+            scales: &mut self.scales,
+            sums: &mut self.sums,
+            first_sums: &mut self.first_sums,
+            scaled_sums: &mut self.scaled_sums,
+        }
     }
 
     pub fn cols(&self) -> usize {
@@ -68,6 +107,36 @@ impl Int8Rows {
     }
 }
 
+impl<'a> Int8Part<'a> {
+    /// Before sub-block `at`, and from it on.
+    fn split_at(self, at: usize, tokens: usize) -> (Self, Self) {
+        let Range { start, end } = self.sub_blocks;
+        let len = (at - start) * tokens;
+        let (quants, quants_after) = self.quants.split_at_mut(len);
+        let (scales, scales_after) = self.scales.split_at_mut(len);
+        let (sums, sums_after) = self.sums.split_at_mut(len);
+        let (first_sums, first_sums_after) = self.first_sums.split_at_mut(len);
+        let (scaled_sums, scaled_sums_after) = self.scaled_sums.split_at_mut(len);
+        let before = Self {
+            sub_blocks: start..at,
+            quants,
+            scales,
+            sums,
+            first_sums,
+            scaled_sums,
+        };
+        let after = Self {
+            sub_blocks: at..end,
+            quants: quants_after,
+            scales: scales_after,
+            sums: sums_after,
+            first_sums: first_sums_after,
+            scaled_sums: scaled_sums_after,
+        };
+        (before, after)
+    }
+}
+
 impl Kernels {
     /// Quantizes panels of `cols` columns into `out`, which takes their shape.
     ///
@@ -77,23 +146,33 @@ impl Kernels {
         assert_eq!(panels.len(), cols * tokens);
         assert_eq!(poison.len(), tokens);
         out.resize(cols, tokens);
+        self.quantize_part(panels, &mut out.whole(), poison);
+    }
+
+    /// [`Kernels::quantize`] of some sub-blocks, into rows that have their shape already.
+    ///
+    /// panels: of all sub-blocks
+    pub fn quantize_part(&self, panels: &[f32], out: &mut Int8Part<'_>, poison: &mut [bool]) {
+        let len = SUB_BLOCK * poison.len();
+        let panels = &panels[out.sub_blocks.start * len..out.sub_blocks.end * len];
         self.run(Quantize { panels, out, poison });
     }
 }
 
-struct Quantize<'a> {
+struct Quantize<'a, 'p> {
+    /// Of the part.
     panels: &'a [f32],
-    out: &'a mut Int8Rows,
+    out: &'a mut Int8Part<'p>,
     poison: &'a mut [bool],
 }
 
-impl Kernel for Quantize<'_> {
+impl Kernel for Quantize<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (x, out, tokens) = (vectors(self.panels), self.out, self.poison.len());
-        for sub_block in 0..out.cols / SUB_BLOCK {
+        for sub_block in 0..out.sub_blocks.len() {
             let low = &x[2 * sub_block * tokens..][..tokens];
             let high = &x[(2 * sub_block + 1) * tokens..][..tokens];
             for token in 0..tokens {

@@ -43,13 +43,14 @@ pub mod vocab;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use attend::AttendScratch;
+pub use attend::{AttendScratch, AttendedChunks};
 pub use huge::{HugeBuffer, WeightArena};
-pub use int8_rows::Int8Rows;
+pub use int8_rows::{Int8Part, Int8Rows};
 pub use isa::{Isa, Kernels};
 pub use kv_view::KvView;
 pub use matmul::{ActivationsRef, UnitColumns};
 pub use packed_matrix::PackedMatrix;
+pub use reference::ATTENTION_CHUNK;
 pub use rope::{RopeTable, rope_frequencies};
 pub use vocab::UnitSummary;
 

@@ -9,7 +9,7 @@ use kvasir_kv::HeadLayout;
 
 use super::StepBuffers;
 use crate::{
-    arith::{AttendScratch, HugeBuffer, Kernels, KvView, LANES, RopeTable, panels},
+    arith::{ATTENTION_CHUNK, AttendScratch, AttendedChunks, HugeBuffer, Kernels, KvView, LANES, RopeTable, panels},
     cells::Cells,
     rank_books::WorkInput,
     threads::ThreadTeam,
@@ -142,7 +142,8 @@ impl CellPart<'_> {
     }
 }
 
-/// Each token of each local head attends to its sequence; (head, token) pairs are dealt over the team by their length.
+/// Each token of each local head attends to its sequence; (head, token) pairs are dealt over the team by their length, and
+/// so are the chunks of long ones.
 fn attend_rows(
     team: &mut ThreadTeam,
     kernels: &Kernels,
@@ -153,6 +154,7 @@ fn attend_rows(
 ) {
     let (tokens, group_columns) = (step.tokens, rows.heads.group_columns() as usize);
     let dim = rows.heads.head_dim() as usize;
+    debug_assert!(group_columns.is_multiple_of(LANES.min(dim)));
     let num_heads = step.attended.len() / (tokens * group_columns).max(1);
     let places: Vec<Place<'_>> = each_row(rows.work).collect();
     let blocks: Vec<Vec<u32>> = rows
@@ -161,34 +163,52 @@ fn attend_rows(
         .map(|work| work.blocks.iter().map(|block| block.0).collect())
         .collect();
     let lengths = (0..num_heads * tokens).map(|item| u64::from(places[item % tokens].position) + 1);
-    let mut rest = step.attended.as_mut_slice();
     let mut parts = Vec::with_capacity(team.len());
-    for items in deal(lengths, team.len()) {
-        let (out, after) = rest.split_at_mut(items.len() * group_columns);
-        parts.push((items, out));
-        rest = after;
+    let mut rest = step.attended.as_mut_slice();
+    let mut first = 0;
+    for share in deal(lengths, team.len()) {
+        let whole = share.whole();
+        let (out, after) = rest[(whole.start - first) * group_columns..].split_at_mut(whole.len() * group_columns);
+        (rest, first) = (after, whole.end);
+        parts.push((share, out, Vec::new()));
     }
     let columns = &step.columns;
-    team.run(&mut parts, |_, (items, out)| {
+    team.run(&mut parts, |_, (share, out, split)| {
         let mut scratch = AttendScratch::new();
         let mut q = vec![0.0; group_columns];
-        for (item, out) in items.clone().zip(out.chunks_exact_mut(group_columns)) {
+        let mut attend = |item: usize, chunks: Option<Range<usize>>, out: &mut [f32]| {
             let (head, row) = (item / tokens, item % tokens);
             let queries = &columns[head * head_len..][..group_columns * tokens];
-            debug_assert!(group_columns.is_multiple_of(LANES.min(dim)));
             panels::gather_token(queries, tokens, row, &mut q);
             let view: KvView<'_> = cells.view(head, rows.layer);
-            let place = places[row];
-            kernels.attend(
-                &q,
-                &view,
-                &blocks[place.index],
-                place.position as usize + 1,
-                out,
-                &mut scratch,
-            );
+            let (blocks, positions) = (&blocks[places[row].index], places[row].position as usize + 1);
+            match chunks {
+                None => kernels.attend(&q, &view, blocks, positions, out, &mut scratch),
+                Some(chunks) => {
+                    let chunks = chunks.start..chunks.end.min(positions.div_ceil(ATTENTION_CHUNK));
+                    split.push((
+                        item,
+                        kernels.attend_chunks(&q, &view, blocks, positions, chunks, &mut scratch),
+                    ));
+                }
+            }
+        };
+        for (item, out) in share.whole().zip(out.chunks_exact_mut(group_columns)) {
+            attend(item, None, out);
+        }
+        for (item, chunks) in share.split() {
+            attend(item, Some(chunks), &mut []);
         }
     });
+    let mut split: Vec<(usize, AttendedChunks)> = parts.into_iter().flat_map(|(.., split)| split).collect();
+    // Members come in the order of their chunks.
+    while let Some((item, _)) = split.first() {
+        let item = *item;
+        let of_item = split.iter().take_while(|(other, _)| *other == item).count();
+        let chunks: Vec<AttendedChunks> = split.drain(..of_item).map(|(_, chunks)| chunks).collect();
+        let out = &mut step.attended[item * group_columns..][..group_columns];
+        kernels.merge_chunks(&chunks, dim, out);
+    }
 }
 
 /// One row of the step: its sequence's place in the step, and its position.
@@ -204,30 +224,106 @@ fn each_row(work: &[WorkInput]) -> impl Iterator<Item = Place<'_>> {
     rows.flat_map(|(index, work)| (work.start..work.end()).map(move |position| Place { index, work, position }))
 }
 
-/// Contiguous ranges of items, one per member, of about the same total length.
-fn deal(lengths: impl Iterator<Item = u64> + Clone, members: usize) -> Vec<Range<usize>> {
+/// A place between the chunks of all items.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Cut {
+    item: usize,
+    /// Chunks of this item before it.
+    chunk: usize,
+}
+
+/// What one member attends to: all between two cuts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Share {
+    start: Cut,
+    end: Cut,
+}
+
+impl Share {
+    /// Items that no other member has a part of.
+    fn whole(self) -> Range<usize> {
+        let start = self.start.item + usize::from(self.start.chunk > 0);
+        start..self.end.item.max(start)
+    }
+
+    /// Items that it has some chunks of; an end beyond the item means its end.
+    fn split(self) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let Self { start, end } = self;
+        let at_start = (start.chunk > 0).then(|| {
+            let last = if end.item == start.item { end.chunk } else { usize::MAX };
+            (start.item, start.chunk..last)
+        });
+        let at_end = (end.chunk > 0 && (end.item > start.item || start.chunk == 0)).then_some((end.item, 0..end.chunk));
+        at_start
+            .into_iter()
+            .chain(at_end)
+            .filter(|(_, chunks)| !chunks.is_empty())
+    }
+}
+
+/// Shares of about the same number of positions, one per member, in order. They are cut between chunks.
+///
+/// lengths: positions of each item
+fn deal(lengths: impl Iterator<Item = u64> + Clone, members: usize) -> Vec<Share> {
+    const CHUNK: u64 = ATTENTION_CHUNK as u64;
+    let members = members as u64;
     let total: u64 = lengths.clone().sum();
-    let mut ranges = Vec::with_capacity(members);
-    let (mut start, mut sum, mut count) = (0, 0, 0);
+    let mut cuts = vec![Cut { item: 0, chunk: 0 }];
+    let (mut sum, mut count) = (0, 0);
     for length in lengths {
+        while (cuts.len() as u64) < members && (sum + length) * members >= total * cuts.len() as u64 {
+            let before = (total * cuts.len() as u64).div_ceil(members) - sum;
+            let start = before / CHUNK * CHUNK;
+            let end = length.min(start + CHUNK);
+            cuts.push(if before - start < end.saturating_sub(before) {
+                Cut {
+                    item: count,
+                    chunk: (start / CHUNK) as usize,
+                }
+            } else if end < length {
+                Cut {
+                    item: count,
+                    chunk: (end / CHUNK) as usize,
+                }
+            } else {
+                Cut {
+                    item: count + 1,
+                    chunk: 0,
+                }
+            });
+        }
         sum += length;
         count += 1;
-        while ranges.len() + 1 < members && sum * members as u64 >= total * (ranges.len() as u64 + 1) {
-            ranges.push(start..count);
-            start = count;
-        }
     }
-    ranges.push(start..count);
-    ranges.resize(members, count..count);
-    ranges
+    cuts.resize(members as usize + 1, Cut { item: count, chunk: 0 });
+    cuts.windows(2)
+        .map(|cuts| Share {
+            start: cuts[0],
+            end: cuts[1],
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Chunks of each item, as the shares have them: whole items have all of theirs.
+    fn dealt(shares: &[Share], chunks: &[usize]) -> Vec<(usize, Range<usize>)> {
+        let of_share = |share: &Share| {
+            let whole = share.whole().map(|item| (item, 0..chunks[item]));
+            let split = share
+                .split()
+                .map(|(item, range)| (item, range.start..range.end.min(chunks[item])));
+            let mut dealt: Vec<_> = whole.chain(split).collect();
+            dealt.sort_by_key(|(item, range)| (*item, range.start));
+            dealt
+        };
+        shares.iter().flat_map(of_share).collect()
+    }
+
     #[test]
-    fn dealing_covers_all_items_in_order() {
+    fn dealing_covers_all_chunks_in_order() {
         for members in 1..5 {
             for lengths in [
                 vec![],
@@ -235,12 +331,35 @@ mod tests {
                 vec![1, 1, 1, 1],
                 vec![100, 1, 1],
                 vec![1, 2, 3, 4, 5, 6],
+                vec![8000],
+                vec![256, 257],
+                vec![2000, 2000, 2000],
+                vec![10, 3000, 255, 700],
             ] {
-                let ranges = deal(lengths.iter().copied(), members);
-                assert_eq!(ranges.len(), members);
-                let items: Vec<usize> = ranges.into_iter().flatten().collect();
-                assert_eq!(items, (0..lengths.len()).collect::<Vec<_>>());
+                let shares = deal(lengths.iter().copied(), members);
+                assert_eq!(shares.len(), members);
+                let chunks: Vec<usize> = lengths.iter().map(|length| (*length as usize).div_ceil(256)).collect();
+                let mut wanted = (0, 0);
+                for (item, range) in dealt(&shares, &chunks) {
+                    assert_eq!((item, range.start), wanted, "{lengths:?} over {members}: {shares:?}");
+                    wanted = if range.end == chunks[item] {
+                        (item + 1, 0)
+                    } else {
+                        (item, range.end)
+                    };
+                }
+                assert_eq!(wanted, (lengths.len(), 0), "{lengths:?} over {members}: {shares:?}");
             }
         }
+    }
+
+    #[test]
+    fn three_long_heads_are_shared_by_two() {
+        let positions = |share: &Share| {
+            let split: usize = share.split().map(|(_, chunks)| chunks.end.min(16) - chunks.start).sum();
+            split + 16 * share.whole().len()
+        };
+        let shares = deal([4096; 3].into_iter(), 2);
+        assert_eq!(shares.iter().map(positions).collect::<Vec<_>>(), [24, 24]);
     }
 }

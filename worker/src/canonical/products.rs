@@ -6,10 +6,13 @@ use std::ops::Range;
 
 use super::Inputs;
 use crate::{
-    arith::{Kernels, LANES, PackedMatrix, UnitColumns},
+    arith::{Int8Rows, Kernels, LANES, PackedMatrix, UnitColumns},
     threads::ThreadTeam,
     weights::FfnLayer,
 };
+
+/// Fewer tokens are quantized sooner than another thread has begun.
+const TOKENS_TO_SHARE_MIN: usize = 8;
 
 /// Column-parallel: every matrix times the same input, outputs one after the other in `out`, which takes their size.
 ///
@@ -42,7 +45,38 @@ pub(super) fn columns(
     });
 }
 
-/// Row-parallel: the units' partials, rounded and added in `sums`.
+/// [`Kernels::quantize`], split over the team by columns.
+pub(super) fn quantize(
+    team: &mut ThreadTeam,
+    kernels: &Kernels,
+    panels: &[f32],
+    cols: usize,
+    out: &mut Int8Rows,
+    poison: &mut [bool],
+) {
+    if poison.len() < TOKENS_TO_SHARE_MIN || team.len() == 1 {
+        return kernels.quantize(panels, cols, poison.len(), out, poison);
+    }
+    assert_eq!(panels.len(), cols * poison.len());
+    out.resize(cols, poison.len());
+    let parts = out.parts(team.len()).into_iter();
+    let mut parts: Vec<_> = parts.map(|part| (part, vec![false; poison.len()])).collect();
+    team.run(&mut parts, |_, (part, poison)| {
+        kernels.quantize_part(panels, part, poison)
+    });
+    spread(parts.iter().map(|(_, found)| found), poison);
+}
+
+/// What any member found.
+fn spread<'a>(found: impl Iterator<Item = &'a Vec<bool>>, poison: &mut [bool]) {
+    for found in found {
+        for (poison, found) in poison.iter_mut().zip(found) {
+            *poison |= found;
+        }
+    }
+}
+
+/// Row-parallel: the units' partials, rounded and added up in `sums`, whatever was in there.
 ///
 /// units: `[hidden, columns of the unit]`, whose inputs lie one after the other; sums: `[hidden / 16][tokens]`[16]
 pub(super) fn partials(
@@ -53,7 +87,9 @@ pub(super) fn partials(
     sums: &mut [i64],
     poison: &mut [bool],
 ) {
-    let Some(first) = units.first() else { return };
+    let Some(first) = units.first() else {
+        return sums.fill(0);
+    };
     let mut first_col = 0;
     let columns = units.iter().map(|weights| {
         let unit = UnitColumns { weights, first_col };
@@ -68,13 +104,10 @@ pub(super) fn partials(
         .map(|(groups, sums)| (groups, sums, vec![false; poison.len()]))
         .collect();
     team.run(&mut parts, |_, (groups, sums, poison)| {
+        sums.fill(0);
         kernels.matmul_partials(&columns, groups.clone(), x, sums, poison);
     });
-    for (_, _, found) in parts {
-        for (poison, found) in poison.iter_mut().zip(found) {
-            *poison |= found;
-        }
-    }
+    spread(parts.iter().map(|(.., found)| found), poison);
 }
 
 /// Adds the biases of gate and up to `columns`, where a model has them.

@@ -1,6 +1,5 @@
 //! NVIDIA's compiler, from Python packages in the cache: no installed CUDA is needed, and none is used.
 
-use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -66,8 +65,5 @@ fn fetch(place: &Path) -> Result<()> {
     }
     // Linked statically, so that the GPU machine needs no CUDA runtime of this version.
     symlink("libcudart_static.a", home.join("lib/libcudart.a")).context("cannot link libcudart.a")?;
-    if place.exists() {
-        fs::remove_dir_all(place).with_context(|| format!("cannot clear {}", place.display()))?;
-    }
-    download.keep(&unpacked, place)
+    download.replace(&unpacked, place)
 }

@@ -4,7 +4,7 @@ use half::f16;
 use kvasir_kv::{CellLayout, KvDtype};
 
 use super::inputs::{Random, Style, all_kernels, assert_same_bits};
-use crate::arith::{AttendScratch, Kernels, KvView, reference};
+use crate::arith::{ATTENTION_CHUNK, AttendScratch, Kernels, KvView, reference};
 
 const NUM_LAYERS: u32 = 2;
 const LAYER: u32 = 1;
@@ -54,7 +54,21 @@ impl Case {
         let mut scratch = AttendScratch::new();
         let view = KvView::new(&slab, layout, LAYER);
         kernels.attend(&self.queries, &view, &blocks, self.keys.len(), &mut out, &mut scratch);
+        self.assert_any_share_of_chunks_gives(kernels, &view, &blocks, &out);
         out
+    }
+
+    fn assert_any_share_of_chunks_gives(&self, kernels: Kernels, view: &KvView<'_>, blocks: &[u32], whole: &[f32]) {
+        let mut scratch = AttendScratch::new();
+        let num_chunks = self.keys.len().div_ceil(ATTENTION_CHUNK);
+        for cut in 0..=num_chunks {
+            let shares = [0..cut, cut..num_chunks].map(|chunks| {
+                kernels.attend_chunks(&self.queries, view, blocks, self.keys.len(), chunks, &mut scratch)
+            });
+            let mut out = vec![0.0; whole.len()];
+            kernels.merge_chunks(&shares, self.head_dim, &mut out);
+            assert_same_bits(&out, whole, &format!("{} chunks cut at {cut}", num_chunks));
+        }
     }
 
     fn expected(&self, dtype: KvDtype) -> Vec<f32> {

@@ -34,6 +34,17 @@ fn quantization_gives_the_definitions_bits_and_poison() {
                     }
                 }
                 assert_eq!(poison, expected_poison);
+                for members in [2, 3] {
+                    let (mut shared, mut poison) = (Int8Rows::new(), vec![false; tokens]);
+                    shared.resize(cols, tokens);
+                    for mut part in shared.parts(members) {
+                        kernels.quantize_part(&panels::from_rows(&rows, tokens), &mut part, &mut poison);
+                    }
+                    let bits = |rows: &Int8Rows| rows.scaled_sums.iter().map(|sum| sum.to_bits()).collect::<Vec<_>>();
+                    assert_eq!((&shared.quants, bits(&shared)), (&out.quants, bits(&out)));
+                    assert_eq!((&shared.scales, &shared.sums), (&out.scales, &out.sums));
+                    assert_eq!((&shared.first_sums, poison), (&out.first_sums, expected_poison.clone()));
+                }
             }
         }
     }
