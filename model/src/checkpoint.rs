@@ -111,6 +111,11 @@ impl Checkpoint {
         &self.tensors
     }
 
+    /// Takes what was read so far out of this process's memory; it can be read again at any time, from the page cache.
+    pub fn let_go(&self) {
+        self.files.iter().for_each(MappedFile::let_go);
+    }
+
     /// Cannot fail for the names in `tensors`.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, CheckpointError> {
         let view = self.directory.view(&self.files, name);

@@ -4,7 +4,7 @@
 
 use std::{fs::File, io, ops::Deref, path::Path};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 pub(crate) struct MappedFile(Mmap);
 
@@ -24,6 +24,13 @@ impl MappedFile {
         let map = unsafe { Mmap::map(&file)? };
         Ok(Self(map))
     }
+
+    /// The process no longer counts as one that uses the pages read so far. Whoever reads on gets them from the page cache.
+    pub(crate) fn let_go(&self) {
+        // SAFETY: the mapping is read-only and of a file, so no contents can be lost: a page that is touched again is the
+        // file's. An error leaves all as it was.
+        let _ = unsafe { self.0.unchecked_advise(UncheckedAdvice::DontNeed) };
+    }
 }
 
 impl Deref for MappedFile {
@@ -31,5 +38,22 @@ impl Deref for MappedFile {
 
     fn deref(&self) -> &[u8] {
         &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_let_go_reads_as_before() {
+        let path = std::env::temp_dir().join(format!("kvasir-mapped-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..100_000_u32).map(|at| (at % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let file = MappedFile::open(&path).unwrap();
+        assert!(*file == bytes[..]);
+        file.let_go();
+        assert!(*file == bytes[..]);
+        std::fs::remove_file(&path).unwrap();
     }
 }

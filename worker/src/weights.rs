@@ -175,7 +175,8 @@ impl LoadedUnits {
 }
 
 impl MissingUnits {
-    /// Reads and repacks them; takes as long as it takes, and touches nothing that a step reads.
+    /// Reads and repacks them; takes as long as it takes, and touches nothing that a step reads but the checkpoint, which is
+    /// not kept in memory beside what was made of it.
     pub fn load(
         &self,
         checkpoint: &Checkpoint,
@@ -204,6 +205,7 @@ impl MissingUnits {
                 .vocab
                 .insert(unit, loader.rows(name, rows.start as usize..rows.end as usize)?);
         }
+        checkpoint.let_go();
         Ok(units)
     }
 }
