@@ -278,11 +278,12 @@ impl Cluster {
             .filter(|(block, written)| *written == block_size && !is_sent(block));
         let fresh: Vec<BlockCopy> = fresh.map(|(block, written)| copy(*block, *written)).collect();
         let few = 1 + scheduler.num_running() as usize / 4;
-        // Who has come from another group and is in no plan yet: its cells are not the ranks' own.
-        let waits = self.has_transfers(reshard.group) || scheduler.has_arrivals();
+        // Who has come from another group and is in no plan yet: its cells are not the ranks' own, who would refuse them.
+        let arrives = scheduler.has_arrivals();
+        let waits = self.has_transfers(reshard.group) || arrives;
         let freezes = !waits && (fresh.len() <= few || reshard.transfer.num_rounds >= ROUNDS_MAX);
         if !freezes {
-            if fresh.len() > few {
+            if fresh.len() > few && !arrives {
                 reshard
                     .sent
                     .extend(fresh.iter().map(|copy| (copy.source.id, copy.source.tag)));
