@@ -34,7 +34,6 @@ pub struct Server {
     /// Where the coordinator listens
     #[arg(
         long,
-        alias = "coordinator",
         env = "KVASIR_ENDPOINT",
         default_value = "http://127.0.0.1:50051",
         value_name = "URL"

@@ -205,7 +205,9 @@ impl MissingUnits {
                 .vocab
                 .insert(unit, loader.rows(name, rows.start as usize..rows.end as usize)?);
         }
-        checkpoint.let_go();
+        if units.num_units() > 0 {
+            checkpoint.let_go();
+        }
         Ok(units)
     }
 }

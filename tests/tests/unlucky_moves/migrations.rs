@@ -4,7 +4,8 @@ use kvasir_proto::v1;
 use kvasir_tests::{cluster_sandbox::ClusterSandbox, sim::dice::Dice, telling::Telling};
 
 use crate::scene::{
-    Fate, Scene, Seen, assert_books, assert_nothing_is_left, dice, end_of, epoch, grown, is_calm, pids, transport,
+    Fate, Scene, Seen, assert_books, assert_fails_by_a_deadline, assert_nothing_is_left, dice, end_of, epoch, grown,
+    is_calm, pids, transport,
 };
 
 /// A sequence with fewer tokens left may end before its move does.
@@ -165,9 +166,7 @@ async fn check_report(scene: &Scene<'_>, case: Case, plan: &Plan, report: &v1::M
     let outcome = report.outcome.as_str();
     let expected = case.outcomes().contains(&outcome) || case.came_too_late(outcome);
     assert!(expected, "{case:?}: {report:?}");
-    if (case.fate, outcome) == (Fate::Stopped, "failed") {
-        assert!(report.detail.contains("deadline"), "{case:?}: {report:?}");
-    }
+    assert_fails_by_a_deadline(case.fate, outcome, &report.detail);
     let after = scene.watch.status().await;
     assert_books(&after);
     let moved = u64::from(outcome == "moved");

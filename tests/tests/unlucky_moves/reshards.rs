@@ -5,7 +5,8 @@ use kvasir_proto::v1;
 use kvasir_tests::{cluster_sandbox::ClusterSandbox, cluster_watch::count, sim::dice::Dice, telling::Telling};
 
 use crate::scene::{
-    Fate, Scene, Seen, assert_books, assert_nothing_is_left, dice, end_of, epoch, grown, is_calm, pids, transport,
+    Fate, Scene, Seen, assert_books, assert_fails_by_a_deadline, assert_nothing_is_left, dice, end_of, epoch, grown,
+    is_calm, pids, transport,
 };
 
 /// So many talk before a reshard begins: else there is little to copy.
@@ -144,9 +145,7 @@ async fn check_report(scene: &Scene<'_>, case: Case, report: &v1::ReshardRespons
     let outcome = report.outcome.as_str();
     let expected = case.outcomes().contains(&outcome) || case.came_too_late(outcome);
     assert!(expected, "{case:?}: {report:?}");
-    if (case.fate, outcome) == (Fate::Stopped, "failed") {
-        assert!(report.detail.contains("deadline"), "{case:?}: {report:?}");
-    }
+    assert_fails_by_a_deadline(case.fate, outcome, &report.detail);
     let after = scene.watch.status().await;
     assert_books(&after);
     let switched = u64::from(outcome == "switched");

@@ -222,6 +222,13 @@ pub fn assert_books(status: &v1::StatusResponse) {
     }
 }
 
+/// Of a rank that only stands nobody says that it is gone.
+pub fn assert_fails_by_a_deadline(fate: Fate, outcome: &str, detail: &str) {
+    if (fate, outcome) == (Fate::Stopped, "failed") {
+        assert!(detail.contains("deadline"), "{detail}");
+    }
+}
+
 /// When nobody talks any more.
 pub async fn assert_nothing_is_left(watch: &ClusterWatch) {
     let is_empty = |group: &v1::Group| {

@@ -121,7 +121,12 @@ impl Kernels {
     /// What `attend` gives, from the shares of all chunks, in their order.
     ///
     /// out: `[queries][head_dim]`
-    pub fn merge_chunks(&self, shares: &[AttendedChunks], head_dim: usize, out: &mut [f32]) {
+    pub fn merge_chunks<'a>(
+        &self,
+        shares: impl Iterator<Item = &'a AttendedChunks> + Clone,
+        head_dim: usize,
+        out: &mut [f32],
+    ) {
         self.run(MergeChunks { shares, head_dim, out });
     }
 
@@ -205,13 +210,13 @@ impl<E: CellElement> Kernel for Attend<'_, E> {
     }
 }
 
-struct MergeChunks<'a> {
-    shares: &'a [AttendedChunks],
+struct MergeChunks<'o, I> {
+    shares: I,
     head_dim: usize,
-    out: &'a mut [f32],
+    out: &'o mut [f32],
 }
 
-impl Kernel for MergeChunks<'_> {
+impl<'a, I: Iterator<Item = &'a AttendedChunks> + Clone> Kernel for MergeChunks<'_, I> {
     type Output = ();
 
     #[inline(always)]
@@ -220,7 +225,7 @@ impl Kernel for MergeChunks<'_> {
         let queries = self.out.len() / self.head_dim;
         for (query, out) in vectors_mut(self.out).chunks_exact_mut(vectors).enumerate() {
             let mut merged = None;
-            for share in self.shares {
+            for share in self.shares.clone() {
                 let values = share.values.chunks_exact(vectors).skip(query).step_by(queries);
                 let softmaxes = share.softmaxes.iter().skip(query).step_by(queries);
                 for (values, softmax) in values.zip(softmaxes) {

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use kvasir_kv::HeadLayout;
 
-use super::StepBuffers;
+use super::{StepBuffers, products};
 use crate::{
     arith::{ATTENTION_CHUNK, AttendScratch, AttendedChunks, HugeBuffer, Kernels, KvView, LANES, RopeTable, panels},
     cells::Cells,
@@ -111,11 +111,7 @@ fn write_cells(
             }
         }
     });
-    for part in parts {
-        for (poison, found) in step.poison.iter_mut().zip(part.poison) {
-            *poison |= found;
-        }
-    }
+    products::spread(parts.iter().map(|part| &part.poison), &mut step.poison);
 }
 
 /// In place, where a model has such a norm. head: `[head_dim / 16][tokens]`[16]
@@ -176,38 +172,30 @@ fn attend_rows(
     team.run(&mut parts, |_, (share, out, split)| {
         let mut scratch = AttendScratch::new();
         let mut q = vec![0.0; group_columns];
-        let mut attend = |item: usize, chunks: Option<Range<usize>>, out: &mut [f32]| {
+        let gather = |item: usize, q: &mut [f32]| {
             let (head, row) = (item / tokens, item % tokens);
             let queries = &columns[head * head_len..][..group_columns * tokens];
-            panels::gather_token(queries, tokens, row, &mut q);
+            panels::gather_token(queries, tokens, row, q);
             let view: KvView<'_> = cells.view(head, rows.layer);
-            let (blocks, positions) = (&blocks[places[row].index], places[row].position as usize + 1);
-            match chunks {
-                None => kernels.attend(&q, &view, blocks, positions, out, &mut scratch),
-                Some(chunks) => {
-                    let chunks = chunks.start..chunks.end.min(positions.div_ceil(ATTENTION_CHUNK));
-                    split.push((
-                        item,
-                        kernels.attend_chunks(&q, &view, blocks, positions, chunks, &mut scratch),
-                    ));
-                }
-            }
+            (view, &blocks[places[row].index], places[row].position as usize + 1)
         };
         for (item, out) in share.whole().zip(out.chunks_exact_mut(group_columns)) {
-            attend(item, None, out);
+            let (view, blocks, positions) = gather(item, &mut q);
+            kernels.attend(&q, &view, blocks, positions, out, &mut scratch);
         }
         for (item, chunks) in share.split() {
-            attend(item, Some(chunks), &mut []);
+            let (view, blocks, positions) = gather(item, &mut q);
+            let chunks = chunks.start..chunks.end.min(positions.div_ceil(ATTENTION_CHUNK));
+            let attended = kernels.attend_chunks(&q, &view, blocks, positions, chunks, &mut scratch);
+            split.push((item, attended));
         }
     });
-    let mut split: Vec<(usize, AttendedChunks)> = parts.into_iter().flat_map(|(.., split)| split).collect();
     // Members come in the order of their chunks.
-    while let Some((item, _)) = split.first() {
-        let item = *item;
-        let of_item = split.iter().take_while(|(other, _)| *other == item).count();
-        let chunks: Vec<AttendedChunks> = split.drain(..of_item).map(|(_, chunks)| chunks).collect();
+    let split: Vec<(usize, AttendedChunks)> = parts.into_iter().flat_map(|(.., split)| split).collect();
+    for of_item in split.chunk_by(|(one, _), (other, _)| one == other) {
+        let (item, _) = of_item[0];
         let out = &mut step.attended[item * group_columns..][..group_columns];
-        kernels.merge_chunks(&chunks, dim, out);
+        kernels.merge_chunks(of_item.iter().map(|(_, chunks)| chunks), dim, out);
     }
 }
 
@@ -275,22 +263,13 @@ fn deal(lengths: impl Iterator<Item = u64> + Clone, members: usize) -> Vec<Share
             let before = (total * cuts.len() as u64).div_ceil(members) - sum;
             let start = before / CHUNK * CHUNK;
             let end = length.min(start + CHUNK);
-            cuts.push(if before - start < end.saturating_sub(before) {
-                Cut {
-                    item: count,
-                    chunk: (start / CHUNK) as usize,
-                }
-            } else if end < length {
-                Cut {
-                    item: count,
-                    chunk: (end / CHUNK) as usize,
-                }
+            let nearest = if before - start < end - before { start } else { end };
+            let (item, chunk) = if nearest < length {
+                (count, (nearest / CHUNK) as usize)
             } else {
-                Cut {
-                    item: count + 1,
-                    chunk: 0,
-                }
-            });
+                (count + 1, 0)
+            };
+            cuts.push(Cut { item, chunk });
         }
         sum += length;
         count += 1;

@@ -67,8 +67,8 @@ pub(super) fn quantize(
     spread(parts.iter().map(|(_, found)| found), poison);
 }
 
-/// What any member found.
-fn spread<'a>(found: impl Iterator<Item = &'a Vec<bool>>, poison: &mut [bool]) {
+/// Marks what any member of the team found.
+pub(super) fn spread<'a>(found: impl Iterator<Item = &'a Vec<bool>>, poison: &mut [bool]) {
     for found in found {
         for (poison, found) in poison.iter_mut().zip(found) {
             *poison |= found;

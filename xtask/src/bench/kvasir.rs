@@ -59,7 +59,7 @@ impl Kvasir {
     fn speed(&self, endpoint: &str, extent: &Extent) -> Command {
         let mut speed = Command::new(&self.binary);
         speed
-            .args(["bench", "speed", "--coordinator", endpoint])
+            .args(["bench", "speed", "--endpoint", endpoint])
             .args(["--prefill", &PREFILL_TOKENS.to_string()])
             .args(["--decode", &DECODE_TOKENS.to_string()])
             .args(["--depths", &joined(0, &extent.depths)])
@@ -154,7 +154,7 @@ mod tests {
             binary: "kvasir".into(),
         };
         let line = process::line(&kvasir.speed("http://127.0.0.1:1", &extent(&[8, 32])));
-        let expected = "kvasir bench speed --coordinator http://127.0.0.1:1 --prefill 512 --decode 128 --depths 0,4096 \
+        let expected = "kvasir bench speed --endpoint http://127.0.0.1:1 --prefill 512 --decode 128 --depths 0,4096 \
                         --streams 1,8,32 --runs 1 --json";
         assert_eq!(line, expected);
     }

@@ -66,7 +66,7 @@ impl Case {
                 kernels.attend_chunks(&self.queries, view, blocks, self.keys.len(), chunks, &mut scratch)
             });
             let mut out = vec![0.0; whole.len()];
-            kernels.merge_chunks(&shares, self.head_dim, &mut out);
+            kernels.merge_chunks(shares.iter(), self.head_dim, &mut out);
             assert_same_bits(&out, whole, &format!("{} chunks cut at {cut}", num_chunks));
         }
     }
