@@ -27,6 +27,10 @@ use crate::{
 pub const GENERATIONS: usize = 16;
 /// And to [`Questions::Knobs`].
 pub const KNOBS: usize = 12;
+/// Prompts of [`Questions::Long`]: none a multiple of the 256 positions of a chunk of attention, and most longer than one.
+const LONG_PROMPTS: [u32; 4] = [255, 257, 600, 900];
+/// Answers to [`Questions::Long`].
+pub const LONG: usize = LONG_PROMPTS.len();
 
 /// What a model is asked.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -35,6 +39,8 @@ pub enum Questions {
     Plain,
     /// With every knob of the sampling, and with the prompt's logprobs.
     Knobs,
+    /// After contexts whose attention several threads share.
+    Long,
 }
 
 impl Questions {
@@ -42,11 +48,16 @@ impl Questions {
         match self {
             Self::Plain => generations(vocab_size),
             Self::Knobs => knobs(vocab_size),
+            Self::Long => long(vocab_size),
         }
     }
 
     /// The models whose digests are checked in. What the sampler does depends on no weight type.
     pub fn model_names(self) -> Vec<String> {
+        if self == Self::Long {
+            let q8_0_cells = format!("{Q8_0_CELLS}Q4_1-9/3x32");
+            return vec!["Q4_1-9/3x32".to_owned(), "F16-8/1x32".to_owned(), q8_0_cells];
+        }
         let mut names = vec![REAL.to_owned()];
         for weight_type in [WeightType::F32, WeightType::F16, WeightType::Q8_0, WeightType::Q4_1] {
             for heads in ["9/3x32", "14/2x32", "8/8x32", "8/1x32", "6/2x128"] {
@@ -71,6 +82,7 @@ impl Questions {
         let name = match self {
             Self::Plain => "parity.json",
             Self::Knobs => "sampling.json",
+            Self::Long => "long_context.json",
         };
         crate::data_folder().join("digests").join(name)
     }
@@ -199,6 +211,22 @@ fn knobs(vocab_size: u32) -> Vec<Generation> {
             }
         })
         .collect()
+}
+
+fn long(vocab_size: u32) -> Vec<Generation> {
+    let mut random = ChaCha8Rng::seed_from_u64(44);
+    let mut prompt = |len: u32| {
+        (0..len)
+            .map(|_| TokenId(3 + random.next_u32() % (vocab_size - 3)))
+            .collect()
+    };
+    let generation = |len| Generation {
+        prompt: prompt(len),
+        max_tokens: 6,
+        sampling: Sampling::default(),
+        prompt_logprobs: None,
+    };
+    LONG_PROMPTS.map(generation).to_vec()
 }
 
 /// The knobs alone.

@@ -66,6 +66,12 @@ fn answers_with_every_knob_and_scored_prompts_equal_the_digests_in_every_drawn_c
     check_drawn(Questions::Knobs, 42);
 }
 
+/// Of two threads one has a part of a head's context here, which the other tests are too short for.
+#[test]
+fn answers_after_long_contexts_equal_the_digests_in_every_drawn_configuration() {
+    check_drawn(Questions::Long, 18);
+}
+
 /// Runs with `cargo xtask test --all` alone: 192 configurations of each model on the fastest kernels.
 #[test]
 fn the_whole_product_equals_the_digests() {
@@ -74,7 +80,7 @@ fn the_whole_product_equals_the_digests() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    for questions in [Questions::Plain, Questions::Knobs] {
+    for questions in [Questions::Plain, Questions::Knobs, Questions::Long] {
         for model in questions.model_names() {
             let product = parity::product(&model, &[Kernels::best().isa()]);
             run_all(questions, &product, folder.path());
@@ -111,6 +117,7 @@ fn the_digests_tell_answers_apart() {
     for (questions, count) in [
         (Questions::Plain, parity::GENERATIONS),
         (Questions::Knobs, parity::KNOBS),
+        (Questions::Long, parity::LONG),
     ] {
         for (model, digests) in questions.read_digests() {
             assert_eq!(digests.len(), count, "{model}");
