@@ -20,7 +20,7 @@ pub struct PlanReport {
     workers: u32,
     kv_dtype: String,
     ranks: Vec<RankReport>,
-    /// Most bytes read per token on a rank over the mean.
+    /// See [`ShardPlan::imbalance`].
     imbalance: f64,
     wire: WireReport,
     /// Given `--memory`; else all `null`.
@@ -33,7 +33,7 @@ struct RankReport {
     /// The heads themselves.
     kv_heads: Vec<u32>,
     units: UnitsReport,
-    /// Read per token; what balance is about.
+    /// Read per token.
     bytes_per_token: u64,
     /// Held: with what is replicated on every rank.
     weight_bytes: u64,
@@ -99,7 +99,10 @@ impl PlanReport {
         for rank in &self.ranks {
             rank.print();
         }
-        println!("imbalance   {:.1} % above the mean", (self.imbalance - 1.0) * 100.0);
+        println!(
+            "imbalance   {:.1} % that ranks wait for the largest share of each phase",
+            (self.imbalance - 1.0) * 100.0
+        );
         self.wire.print();
         self.fit.print();
     }

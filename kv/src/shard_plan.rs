@@ -1,7 +1,8 @@
 //! The shard plan: every unit on exactly one rank, in contiguous ranges, for any number of ranks.
 //!
-//! Balances the bytes that each rank reads per token against its capacity. It checks memory, too, and refuses with the
-//! numbers that refuse it. It never splits a unit.
+//! Each kind of unit is dealt by capacity alone, since ranks wait for each other after every phase; where memory is too
+//! small for that, FFN and vocab units make up for uneven KV heads. What does not fit either way is refused with the numbers.
+//! It never splits a unit.
 
 use std::ops::Range;
 
@@ -58,8 +59,12 @@ impl RankShare {
     pub fn bytes(&self, layout: &UnitLayout) -> u64 {
         UnitKind::ALL
             .into_iter()
-            .flat_map(|kind| self.units(kind).map(move |unit| layout.unit_bytes(kind, UnitId(unit))))
+            .map(|kind| self.bytes_of(kind, layout))
             .sum()
+    }
+
+    fn bytes_of(&self, kind: UnitKind, layout: &UnitLayout) -> u64 {
+        self.units(kind).map(|unit| layout.unit_bytes(kind, UnitId(unit))).sum()
     }
 
     /// Bytes of weights held: what is read per token, the replicated parts, and embedding rows of an untied head.
@@ -108,9 +113,9 @@ pub enum PlanError {
 }
 
 impl ShardPlan {
-    /// Balances the model over `capacities`, one rank each. KV heads are dealt by capacity, FFN and vocab units then
-    /// even out what uneven heads left. A rank may end up without heads. `cell_bytes_per_head` is what each KV head
-    /// must be able to hold on its rank.
+    /// Balances the model over `capacities`, one rank each: units of each kind by capacity or, if that is more than a
+    /// rank has memory for, so that the bytes of all kinds together are. A rank may end up without heads.
+    /// `cell_bytes_per_head` is what each KV head must be able to hold on its rank.
     pub fn balance(
         layout: &UnitLayout,
         capacities: &[RankCapacity],
@@ -134,29 +139,44 @@ impl ShardPlan {
                 });
             }
         }
-        let plan = Self::deal_all(layout, capacities);
-        plan.check_memory(layout, capacities, cell_bytes_per_head)?;
-        Ok(plan)
+        let by_phase = Self::deal_phases(layout, capacities);
+        if by_phase.check_memory(layout, capacities, cell_bytes_per_head).is_ok() {
+            return Ok(by_phase);
+        }
+        let by_bytes = Self::deal_bytes(layout, capacities);
+        by_bytes.check_memory(layout, capacities, cell_bytes_per_head)?;
+        Ok(by_bytes)
     }
 
-    fn deal_all(layout: &UnitLayout, capacities: &[RankCapacity]) -> Self {
+    /// Units of each kind by capacity: a phase, which all ranks end together, takes each rank as long as any other, but for
+    /// part of a unit.
+    fn deal_phases(layout: &UnitLayout, capacities: &[RankCapacity]) -> Self {
+        let weights: Vec<f64> = capacities.iter().map(|capacity| capacity.weight).collect();
+        Self::deal_each(capacities.len(), |kind, _| deal(layout.count(kind), &weights))
+    }
+
+    /// Bytes of all kinds by capacity: FFN and vocab units even out what uneven heads left.
+    fn deal_bytes(layout: &UnitLayout, capacities: &[RankCapacity]) -> Self {
         let total_weight: f64 = capacities.iter().map(|capacity| capacity.weight).sum();
         let total_bytes = (layout.total_bytes() - layout.bytes().replicated) as f64;
-        let goal: Vec<f64> = capacities
-            .iter()
-            .map(|capacity| total_bytes * capacity.weight / total_weight)
-            .collect();
-        let mut shares = vec![RankShare::default(); capacities.len()];
+        Self::deal_each(capacities.len(), |kind, shares| {
+            let goals = capacities
+                .iter()
+                .map(|capacity| total_bytes * capacity.weight / total_weight);
+            let left = shares
+                .iter()
+                .zip(goals)
+                .map(|(share, goal)| (goal - share.bytes(layout) as f64).max(0.0));
+            deal(layout.count(kind), &left.collect::<Vec<_>>())
+        })
+    }
+
+    /// Kind after kind; `deal` sees what was dealt before.
+    fn deal_each(ranks: usize, deal: impl Fn(UnitKind, &[RankShare]) -> Vec<Range<u32>>) -> Self {
+        let mut shares = vec![RankShare::default(); ranks];
         for kind in UnitKind::ALL {
-            let wanted: Vec<f64> = match kind {
-                UnitKind::Attention => goal.clone(),
-                _ => shares
-                    .iter()
-                    .zip(&goal)
-                    .map(|(share, goal)| (goal - share.bytes(layout) as f64).max(0.0))
-                    .collect(),
-            };
-            for (share, range) in shares.iter_mut().zip(deal(layout.count(kind), &wanted)) {
+            let ranges = deal(kind, &shares);
+            for (share, range) in shares.iter_mut().zip(ranges) {
                 *share.units_mut(kind) = range;
             }
         }
@@ -240,11 +260,13 @@ impl ShardPlan {
         Some(Rank(rank as u32))
     }
 
-    /// Most bytes on a rank over the mean, 1.0 when perfectly even.
+    /// What ranks wait for each other: the largest share of each kind, in bytes read per token, all kinds added up, over an
+    /// even share of everything. 1.0 when every phase is even.
     pub fn imbalance(&self, layout: &UnitLayout) -> f64 {
-        let bytes: Vec<u64> = self.shares.iter().map(|share| share.bytes(layout)).collect();
-        let mean = bytes.iter().sum::<u64>() as f64 / bytes.len() as f64;
-        bytes.iter().copied().max().unwrap_or(0) as f64 / mean
+        let largest = |kind| self.shares.iter().map(|share| share.bytes_of(kind, layout)).max();
+        let waited: u64 = UnitKind::ALL.into_iter().filter_map(largest).sum();
+        let total: u64 = self.shares.iter().map(|share| share.bytes(layout)).sum();
+        waited as f64 * self.shares.len() as f64 / total as f64
     }
 }
 
@@ -298,30 +320,59 @@ mod tests {
         UnitLayout::new(shape, bytes)
     }
 
+    fn units_of(plan: &ShardPlan, kind: UnitKind) -> Vec<usize> {
+        plan.shares().iter().map(|share| share.units(kind).len()).collect()
+    }
+
     #[test]
-    fn three_heads_on_two_ranks_are_two_and_one_and_the_bytes_are_even() {
+    fn three_heads_on_two_ranks_are_two_and_one_and_the_other_phases_are_even() {
         let layout = layout(3, 1536, 49152);
         let plan = ShardPlan::balance(&layout, &[RankCapacity::default(); 2], 0).unwrap();
-        assert_eq!(plan.shares()[0].attention, 0..2);
-        assert_eq!(plan.shares()[1].attention, 2..3);
+        assert_eq!(units_of(&plan, UnitKind::Attention), [2, 1]);
+        assert_eq!(units_of(&plan, UnitKind::Ffn), [12, 12]);
+        let vocab = layout.count(UnitKind::Vocab) as usize;
+        assert_eq!(units_of(&plan, UnitKind::Vocab), [vocab / 2; 2]);
+    }
+
+    #[test]
+    fn units_follow_capacity() {
+        let capacities = [1.0, 2.0].map(|weight| RankCapacity {
+            weight,
+            memory_bytes: None,
+        });
+        let plan = ShardPlan::balance(&layout(3, 1536, 49152), &capacities, 0).unwrap();
+        assert_eq!(units_of(&plan, UnitKind::Attention), [1, 2]);
+        assert_eq!(units_of(&plan, UnitKind::Ffn), [8, 16]);
+    }
+
+    #[test]
+    fn where_memory_is_short_the_bytes_are_even() {
+        let layout = layout(3, 1536, 49152);
+        let even = ShardPlan::balance(&layout, &[RankCapacity::default(); 2], 0).unwrap();
+        let needed = even.shares()[0].weight_bytes(&layout);
+        let capacities = |memory_bytes| {
+            [RankCapacity {
+                weight: 1.0,
+                memory_bytes: Some(memory_bytes),
+            }; 2]
+        };
+        assert_eq!(ShardPlan::balance(&layout, &capacities(needed), 0), Ok(even.clone()));
+        let plan = ShardPlan::balance(&layout, &capacities(needed - 1), 0).unwrap();
+        assert_eq!(units_of(&plan, UnitKind::Attention), [2, 1]);
         assert!(plan.shares()[1].ffn.len() > plan.shares()[0].ffn.len());
-        assert!(plan.imbalance(&layout) < 1.02, "{}", plan.imbalance(&layout));
+        let bytes = [0, 1].map(|rank| plan.shares()[rank].bytes(&layout) as f64);
+        assert!((0.98..1.02).contains(&(bytes[0] / bytes[1])), "{bytes:?}");
+        assert!(plan.imbalance(&layout) > even.imbalance(&layout));
     }
 
     #[test]
     fn ranks_beyond_the_heads_hold_ffn_and_vocab_units_only() {
         let layout = layout(3, 1536, 49152);
         let plan = ShardPlan::balance(&layout, &[RankCapacity::default(); 5], 0).unwrap();
-        assert_eq!(
-            plan.shares().iter().filter(|share| share.num_kv_heads() == 0).count(),
-            2
-        );
-        assert!(
-            plan.shares()
-                .iter()
-                .all(|share| !share.ffn.is_empty() || !share.vocab.is_empty())
-        );
-        assert!(plan.imbalance(&layout) < 1.05, "{}", plan.imbalance(&layout));
+        let heads = units_of(&plan, UnitKind::Attention);
+        assert_eq!(heads.iter().filter(|heads| **heads == 0).count(), 2);
+        let ffn = units_of(&plan, UnitKind::Ffn);
+        assert!(ffn.iter().all(|units| (4..=5).contains(units)), "{ffn:?}");
     }
 
     #[test]
