@@ -1,7 +1,7 @@
 //! A rank's weights, loaded and repacked by unit, so that a rank can take and drop units between epochs.
 //!
 //! A unit's matrices are kept as long as an epoch uses them and reused by the next one. What is read in a step lies in
-//! the order of reading: layers outside, units inside. The token embedding stays in the mapped file: a step reads one
+//! the order of reading: layers outside, then matrices, units inside. The token embedding stays in the mapped file: a step reads one
 //! row per token of it.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
@@ -186,15 +186,14 @@ impl MissingUnits {
         let mut arena = WeightArena::new();
         let mut loader = Loader::new(checkpoint, mode, &mut arena);
         let mut units = LoadedUnits::default();
-        // Layers outside, units inside: the order in which a step reads them is the order in the arena.
+        // The order in which a step reads them is the order in the arena: layers outside, then the phase's matrices, units inside.
         for layer in &checkpoint.tensors().layers {
-            for &head in &self.attention {
-                let loaded = loader.attention(layout, layer, head as usize)?;
+            let heads = loader.attention(layout, layer, &self.attention)?;
+            for (&head, loaded) in self.attention.iter().zip(heads) {
                 units.attention.entry(head).or_default().push(loaded);
             }
-            for &unit in &self.ffn {
-                let columns = layout.extent(UnitKind::Ffn, UnitId(unit));
-                let loaded = loader.ffn(layer, columns.start as usize..columns.end as usize)?;
+            let ffn = loader.ffn(layout, layer, &self.ffn)?;
+            for (&unit, loaded) in self.ffn.iter().zip(ffn) {
                 units.ffn.entry(unit).or_default().push(loaded);
             }
         }
@@ -244,40 +243,74 @@ impl<'a> Loader<'a> {
         })
     }
 
+    /// Of each head: q, k and v of all of them come before the outputs.
     fn attention(
         &mut self,
         layout: &UnitLayout,
         layer: &LayerTensors,
-        head: usize,
-    ) -> Result<AttentionLayer, BackendError> {
-        let heads = layout.shape().heads;
-        let (group, dim) = (heads.group_columns() as usize, heads.head_dim() as usize);
-        let queries = head * group..(head + 1) * group;
-        let keys = head * dim..(head + 1) * dim;
-        let biases = &layer.biases;
-        Ok(AttentionLayer {
-            biases: [
-                self.slice(&biases.q, self.rotated(queries.clone()))?,
-                self.slice(&biases.k, self.rotated(keys.clone()))?,
-                self.slice(&biases.v, keys.clone())?,
-            ],
-            wq: self.rows(&layer.wq, self.rotated(queries.clone()))?,
-            wk: self.rows(&layer.wk, self.rotated(keys.clone()))?,
-            wv: self.rows(&layer.wv, keys)?,
-            wo: self.columns(&layer.wo, queries)?,
-        })
+        heads: &[u32],
+    ) -> Result<Vec<AttentionLayer>, BackendError> {
+        let (group, dim) = (
+            layout.shape().heads.group_columns() as usize,
+            layout.shape().heads.head_dim() as usize,
+        );
+        let queries = |head: u32| head as usize * group..(head as usize + 1) * group;
+        let keys = |head: u32| head as usize * dim..(head as usize + 1) * dim;
+        let inputs = heads.iter().map(|&head| {
+            Ok([
+                self.rows(&layer.wq, self.rotated(queries(head)))?,
+                self.rows(&layer.wk, self.rotated(keys(head)))?,
+                self.rows(&layer.wv, keys(head))?,
+            ])
+        });
+        let inputs: Vec<_> = inputs.collect::<Result<_, BackendError>>()?;
+        let with_output = |(&head, [wq, wk, wv]): (&u32, [PackedMatrix; 3])| {
+            let biases = &layer.biases;
+            Ok(AttentionLayer {
+                biases: [
+                    self.slice(&biases.q, self.rotated(queries(head)))?,
+                    self.slice(&biases.k, self.rotated(keys(head)))?,
+                    self.slice(&biases.v, keys(head))?,
+                ],
+                wq,
+                wk,
+                wv,
+                wo: self.columns(&layer.wo, queries(head))?,
+            })
+        };
+        heads.iter().zip(inputs).map(with_output).collect()
     }
 
-    fn ffn(&mut self, layer: &LayerTensors, columns: Range<usize>) -> Result<FfnLayer, BackendError> {
-        Ok(FfnLayer {
-            biases: [
-                self.slice(&layer.biases.gate, columns.clone())?,
-                self.slice(&layer.biases.up, columns.clone())?,
-            ],
-            gate: self.rows(&layer.gate, columns.clone())?,
-            up: self.rows(&layer.up, columns.clone())?,
-            down: self.columns(&layer.down, columns)?,
-        })
+    /// Of each unit: gate and up of all of them come before the outputs.
+    fn ffn(
+        &mut self,
+        layout: &UnitLayout,
+        layer: &LayerTensors,
+        units: &[u32],
+    ) -> Result<Vec<FfnLayer>, BackendError> {
+        let columns = |unit: u32| {
+            let columns = layout.extent(UnitKind::Ffn, UnitId(unit));
+            columns.start as usize..columns.end as usize
+        };
+        let inputs = units.iter().map(|&unit| {
+            Ok([
+                self.rows(&layer.gate, columns(unit))?,
+                self.rows(&layer.up, columns(unit))?,
+            ])
+        });
+        let inputs: Vec<_> = inputs.collect::<Result<_, BackendError>>()?;
+        let with_output = |(&unit, [gate, up]): (&u32, [PackedMatrix; 2])| {
+            Ok(FfnLayer {
+                biases: [
+                    self.slice(&layer.biases.gate, columns(unit))?,
+                    self.slice(&layer.biases.up, columns(unit))?,
+                ],
+                gate,
+                up,
+                down: self.columns(&layer.down, columns(unit))?,
+            })
+        };
+        units.iter().zip(inputs).map(with_output).collect()
     }
 
     fn rotated(&self, rows: Range<usize>) -> impl ExactSizeIterator<Item = usize> + Clone + use<> {
