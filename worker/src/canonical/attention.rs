@@ -16,6 +16,11 @@ use crate::{
     weights::AttentionLayer,
 };
 
+/// Fewer rows of heads are written to cells sooner than another thread has begun.
+const ROWS_TO_SHARE_MIN: usize = 8;
+/// So is attended to fewer positions, of all rows and heads together.
+const POSITIONS_TO_SHARE_MIN: u64 = 512;
+
 /// Whose rows these are.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rows<'a> {
@@ -72,7 +77,9 @@ fn write_cells(
 ) {
     let layout = *cells.layout();
     let (tokens, dim) = (step.tokens, rows.heads.head_dim() as usize);
-    let mut parts: Vec<CellPart<'_>> = (0..team.len()).map(|_| CellPart::new(tokens)).collect();
+    let is_small = rows.weights.len() * tokens < ROWS_TO_SHARE_MIN;
+    let members = if is_small { 1 } else { team.len() };
+    let mut parts: Vec<CellPart<'_>> = (0..members).map(|_| CellPart::new(tokens)).collect();
     for (head, (columns, slab)) in step
         .columns
         .chunks_exact_mut(head_len)
@@ -159,10 +166,12 @@ fn attend_rows(
         .map(|work| work.blocks.iter().map(|block| block.0).collect())
         .collect();
     let lengths = (0..num_heads * tokens).map(|item| u64::from(places[item % tokens].position) + 1);
-    let mut parts = Vec::with_capacity(team.len());
+    let is_small = lengths.clone().sum::<u64>() < POSITIONS_TO_SHARE_MIN;
+    let members = if is_small { 1 } else { team.len() };
+    let mut parts = Vec::with_capacity(members);
     let mut rest = step.attended.as_mut_slice();
     let mut first = 0;
-    for share in deal(lengths, team.len()) {
+    for share in deal(lengths, members) {
         let whole = share.whole();
         let (out, after) = rest[(whole.start - first) * group_columns..].split_at_mut(whole.len() * group_columns);
         (rest, first) = (after, whole.end);

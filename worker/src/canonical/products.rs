@@ -13,6 +13,8 @@ use crate::{
 
 /// Fewer tokens are quantized sooner than another thread has begun.
 const TOKENS_TO_SHARE_MIN: usize = 8;
+/// So are fewer values gated: some microseconds of work.
+const VALUES_TO_SHARE_MIN: usize = 8 << 10;
 
 /// Column-parallel: every matrix times the same input, outputs one after the other in `out`, which takes their size.
 ///
@@ -135,7 +137,8 @@ pub(super) fn gate(
     columns: &[f32],
     inner: &mut Vec<f32>,
 ) {
-    inner.resize(columns.len() / 2, 0.0);
+    let inner_len = columns.len() / 2;
+    inner.resize(inner_len, 0.0);
     let mut pieces = Vec::with_capacity(units.len());
     let (mut columns, mut rest) = (columns, inner.as_mut_slice());
     for unit in units {
@@ -144,9 +147,10 @@ pub(super) fn gate(
         pieces.push((&columns[..len], &columns[len..2 * len], out));
         (columns, rest) = (&columns[2 * len..], after);
     }
-    let share = pieces.len().div_ceil(team.len()).max(1);
+    let members = if inner_len < VALUES_TO_SHARE_MIN { 1 } else { team.len() };
+    let share = pieces.len().div_ceil(members).max(1);
     let mut parts: Vec<_> = pieces.chunks_mut(share).map(Some).collect();
-    parts.resize_with(team.len(), || None);
+    parts.resize_with(members, || None);
     team.run(&mut parts, |_, pieces| {
         for (gate, up, out) in pieces.iter_mut().flat_map(|pieces| pieces.iter_mut()) {
             kernels.silu_mul(gate, up, out);
