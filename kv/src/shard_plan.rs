@@ -57,10 +57,7 @@ impl RankShare {
 
     /// Bytes read per token from the units of this share, replicated parts left out.
     pub fn bytes(&self, layout: &UnitLayout) -> u64 {
-        UnitKind::ALL
-            .into_iter()
-            .map(|kind| self.bytes_of(kind, layout))
-            .sum()
+        UnitKind::ALL.into_iter().map(|kind| self.bytes_of(kind, layout)).sum()
     }
 
     fn bytes_of(&self, kind: UnitKind, layout: &UnitLayout) -> u64 {

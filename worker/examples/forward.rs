@@ -11,8 +11,8 @@ use std::{
 };
 
 use kvasir_kv::{
-    BlockId, CellLayout, Epoch, EpochSpec, GroupId, KvDtype, Rank, RankCapacity, Sampling, SequenceId, ShardPlan, TokenId,
-    Transport,
+    BlockId, CellLayout, Epoch, EpochSpec, GroupId, KvDtype, Rank, RankCapacity, Sampling, SequenceId, ShardPlan,
+    TokenId, Transport,
 };
 use kvasir_model::{Checkpoint, WeightMode};
 use kvasir_worker::{
@@ -46,7 +46,9 @@ fn main() -> AnyResult<()> {
     let mut number = || arguments.next().map(|argument| argument.parse::<usize>()).transpose();
     let (ranks, threads) = (number()?.unwrap_or(1), number()?.unwrap_or(1));
     let cases = match number()? {
-        Some(case) => CASES.get(case..=case).ok_or("the last argument is the number of a case, from 0")?,
+        Some(case) => CASES
+            .get(case..=case)
+            .ok_or("the last argument is the number of a case, from 0")?,
         None => &CASES,
     };
     let checkpoint = Arc::new(Checkpoint::open(model)?);
@@ -80,14 +82,20 @@ struct Member {
 fn group(checkpoint: &Checkpoint, ranks: usize) -> AnyResult<Vec<Member>> {
     let layout = checkpoint.unit_layout(WeightMode::File)?;
     let plan = ShardPlan::balance(&layout, &vec![RankCapacity::default(); ranks], 0)?;
-    let transport = if ranks == 1 { Transport::Solo } else { Transport::SharedMemory };
+    let transport = if ranks == 1 {
+        Transport::Solo
+    } else {
+        Transport::SharedMemory
+    };
     let seat = |rank| Seat {
         nonce: EpochNonce(1),
         rank,
         world_size: ranks,
         listen_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
     };
-    let prepared: Result<Vec<_>, _> = (0..ranks).map(|rank| Listening::prepare(transport, seat(rank))).collect();
+    let prepared: Result<Vec<_>, _> = (0..ranks)
+        .map(|rank| Listening::prepare(transport, seat(rank)))
+        .collect();
     let (listening, endpoints): (Vec<Listening>, Vec<Endpoint>) = prepared?.into_iter().unzip();
     let member = |(rank, listening)| Member {
         spec: EpochSpec {
@@ -110,7 +118,7 @@ fn group(checkpoint: &Checkpoint, ranks: usize) -> AnyResult<Vec<Member>> {
 impl Member {
     /// How long each step of each case took.
     fn run(self, checkpoint: &Arc<Checkpoint>, threads: usize, cases: &[Case]) -> AnyResult<Vec<Vec<Duration>>> {
-        let shape = checkpoint.unit_layout(WeightMode::File)?.shape().clone();
+        let shape = *checkpoint.unit_layout(WeightMode::File)?.shape();
         let cell = CellLayout::new(shape.num_layers, shape.heads.head_dim(), BLOCK_SIZE, KvDtype::F16)?;
         let mut backend = Canonical::new(Arc::clone(checkpoint), WeightMode::File, cell, threads)?;
         backend.begin_epoch(&self.spec)?;
@@ -156,7 +164,9 @@ fn work(stream: u32, tokens: u32, context: u32) -> WorkInput {
         sequence: SequenceId(u64::from(stream)),
         tokens: (0..tokens).map(|token| TokenId(1000 + 7 * token)).collect(),
         start: context,
-        blocks: (0..num_blocks).map(|block| BlockId(stream * num_blocks + block)).collect(),
+        blocks: (0..num_blocks)
+            .map(|block| BlockId(stream * num_blocks + block))
+            .collect(),
         samples: true,
         sampling: Sampling::default(),
         prompt_len: end,

@@ -5,6 +5,8 @@
 //! travels as one more element per token at the end of each reduce.
 
 mod attention;
+mod by_units;
+mod phases;
 mod products;
 
 use std::{sync::Arc, time::Instant};
@@ -12,6 +14,7 @@ use std::{sync::Arc, time::Instant};
 use kvasir_kv::{BlockId, CellLayout, EpochSpec, KvHead, LoadReport, RankShare, UnitLayout};
 use kvasir_model::{Checkpoint, WeightMode};
 
+use self::phases::PhaseBuffers;
 use crate::{
     arith::{ActivationsRef, Int8Rows, Kernels, LANES, PackedMatrix, RopeTable, UnitSummary, panels, rope_frequencies},
     backend::{Backend, BackendError, ForwardOutput, HEAD_ROWS_MAX, HeadRow, Preload, Preloaded, head_rows},
@@ -60,15 +63,10 @@ struct StepBuffers {
     /// Like `x`.
     normed: Vec<f32>,
     normed_int8: Int8Rows,
-    /// Outputs of a column-parallel phase: `[rows / 16][tokens]`[16], unit after unit.
-    columns: Vec<f32>,
-    /// Input of a row-parallel phase: `[cols / 16][tokens]`[16], unit after unit.
-    inner: Vec<f32>,
-    inner_int8: Int8Rows,
-    /// [local KV heads]`[tokens][group_size * head_dim]`
-    attended: Vec<f32>,
-    /// `[hidden / 16][tokens]`[16], then one poison element per token.
-    sums: Vec<i64>,
+    /// Of all units of the rank.
+    whole: PhaseBuffers,
+    /// Of the units of each thread.
+    members: Vec<by_units::Member>,
     reduced: Vec<f32>,
     reduce_us: u32,
 }
@@ -148,7 +146,7 @@ impl Canonical {
         let (tokens, hidden) = (self.step.tokens, self.hidden());
         let mut row = vec![0.0; hidden];
         let mut sums = vec![0; hidden];
-        self.step.clear_sums();
+        self.step.whole.clear(hidden, tokens);
         let checkpoint = self.weights.checkpoint();
         let name = &checkpoint.tensors().token_embedding;
         let table = checkpoint.tensor(name).map_err(|error| BackendError::Load {
@@ -167,7 +165,7 @@ impl Canonical {
             sums.fill(0);
             self.step.poison[at] |= !self.kernels.accumulate_fixed(&row, &mut sums);
             for (panel, sums) in sums.chunks_exact(LANES).enumerate() {
-                self.step.sums[(panel * tokens + at) * LANES..][..LANES].copy_from_slice(sums);
+                self.step.whole.sums[(panel * tokens + at) * LANES..][..LANES].copy_from_slice(sums);
             }
         }
         Ok(())
@@ -176,17 +174,20 @@ impl Canonical {
     /// Sums over ranks, adds the result and the phase's bias to the residual, and spreads poison to every rank.
     fn reduce(&mut self, phase: Phase, collective: &mut dyn Collective) -> Result<(), BackendError> {
         let step = &mut self.step;
+        products::spread([&step.whole.poison].into_iter(), &mut step.poison);
         let bias = match phase {
             Phase::Embedding => &[][..],
             Phase::Attention(layer) => &self.weights.replicated[layer].attention_bias,
             Phase::Ffn(layer) => &self.weights.replicated[layer].ffn_bias,
         };
-        let poison_at = step.sums.len() - step.tokens;
-        for (sum, poison) in step.sums[poison_at..].iter_mut().zip(&step.poison) {
+        let sums = &mut step.whole.sums;
+        let poison_at = sums.len() - step.tokens;
+        for (sum, poison) in sums[poison_at..].iter_mut().zip(&step.poison) {
             *sum = if *poison { FIXED_ONE } else { 0 };
         }
+        step.reduced.resize(sums.len(), 0.0);
         let begun = Instant::now();
-        collective.all_reduce(&step.sums, &mut step.reduced)?;
+        collective.all_reduce(sums, &mut step.reduced)?;
         step.reduce_us = step.reduce_us.saturating_add(begun.elapsed().as_micros() as u32);
         let (reduced, poison) = step.reduced.split_at(poison_at);
         self.kernels.add_assign(&mut step.x, reduced);
@@ -204,61 +205,56 @@ impl Canonical {
         collective: &mut dyn Collective,
     ) -> Result<(), BackendError> {
         let heads: Vec<&AttentionLayer> = self.weights.attention.values().map(|layers| &layers[layer]).collect();
-        let matrices: Vec<&PackedMatrix> = heads.iter().flat_map(|head| [&head.wq, &head.wk, &head.wv]).collect();
-        normalize(
-            &self.kernels,
-            &mut self.step,
-            &self.weights.replicated[layer].attention_norm,
-            self.eps,
-            &matrices,
-            &mut self.team,
+        let inputs = heads.iter().flat_map(|head| [&head.wq, &head.wk, &head.wv]);
+        let norm = &self.weights.replicated[layer].attention_norm;
+        self.step
+            .normalize(&mut self.team, &self.kernels, norm, self.eps, inputs);
+        let rows = attention::Rows {
+            layer: layer as u32,
+            heads: self.layout.shape().heads,
+            cell: *self.cells.layout(),
+            weights: &heads,
+            qk_norms: &self.weights.replicated[layer].qk_norms,
+            eps: self.eps,
+            work,
+        };
+        let (kernels, rope, slabs) = (&self.kernels, &self.rope, self.cells.slabs_mut());
+        let (members, positions) = (
+            self.team.len(),
+            self.step.positions.iter().map(|at| u64::from(at + 1)).sum(),
         );
-        let step = &mut self.step;
-        step.multiply_normed(&mut self.team, &self.kernels, &matrices);
-        attention::attend(
-            &mut self.team,
-            &self.kernels,
-            &mut self.cells,
-            &self.rope,
-            attention::Rows {
-                layer: layer as u32,
-                heads: self.layout.shape().heads,
-                weights: &heads,
-                qk_norms: &self.weights.replicated[layer].qk_norms,
-                eps: self.eps,
-                work,
-            },
-            step,
-        );
-        let outputs: Vec<&PackedMatrix> = heads.iter().map(|head| &head.wo).collect();
-        project(&mut self.team, &self.kernels, &mut self.step, &outputs);
+        let (normed, whole, buffers) = self.step.phase();
+        if by_units::serves_attention(normed.tokens, heads.len(), positions, members) {
+            let own = by_units::deal(slabs, members).into_iter().enumerate();
+            let own = own.map(|(member, slabs)| (&heads[products::share(heads.len(), member, members)], slabs));
+            let phase = |(weights, slabs): (&[&AttentionLayer], &mut [_]), team: &mut _, buffers: &mut _| {
+                let rows = attention::Rows { weights, ..rows };
+                phases::attention(team, kernels, slabs, rope, rows, normed, buffers);
+            };
+            by_units::run(&mut self.team, buffers, own.collect(), whole, phase);
+        } else {
+            phases::attention(&mut self.team, kernels, slabs, rope, rows, normed, whole);
+        }
         self.reduce(Phase::Attention(layer), collective)
     }
 
     fn ffn(&mut self, layer: usize, collective: &mut dyn Collective) -> Result<(), BackendError> {
         let units: Vec<&FfnLayer> = self.weights.ffn.values().map(|layers| &layers[layer]).collect();
-        let matrices: Vec<&PackedMatrix> = units.iter().flat_map(|unit| [&unit.gate, &unit.up]).collect();
-        normalize(
-            &self.kernels,
-            &mut self.step,
-            &self.weights.replicated[layer].ffn_norm,
-            self.eps,
-            &matrices,
-            &mut self.team,
-        );
-        let step = &mut self.step;
-        step.multiply_normed(&mut self.team, &self.kernels, &matrices);
-        products::add_biases(&self.kernels, &units, step.tokens, &mut step.columns);
-        products::gate(
-            &mut self.team,
-            &self.kernels,
-            &units,
-            step.tokens,
-            &step.columns,
-            &mut step.inner,
-        );
-        let outputs: Vec<&PackedMatrix> = units.iter().map(|unit| &unit.down).collect();
-        project(&mut self.team, &self.kernels, &mut self.step, &outputs);
+        let inputs = units.iter().flat_map(|unit| [&unit.gate, &unit.up]);
+        let norm = &self.weights.replicated[layer].ffn_norm;
+        self.step
+            .normalize(&mut self.team, &self.kernels, norm, self.eps, inputs);
+        let (kernels, members) = (&self.kernels, self.team.len());
+        let (normed, whole, buffers) = self.step.phase();
+        if by_units::serves_ffn(normed.tokens, units.len(), members) {
+            let own = (0..members).map(|member| &units[products::share(units.len(), member, members)]);
+            let phase = |units: &[&FfnLayer], team: &mut _, buffers: &mut _| {
+                phases::ffn(team, kernels, units, normed, buffers);
+            };
+            by_units::run(&mut self.team, buffers, own.collect(), whole, phase);
+        } else {
+            phases::ffn(&mut self.team, kernels, &units, normed, whole);
+        }
         self.reduce(Phase::Ffn(layer), collective)
     }
 
@@ -274,10 +270,11 @@ impl Canonical {
         for rows in head_rows(work).chunks(HEAD_ROWS_MAX) {
             self.step.take_rows(rows, &residual);
             let matrices: Vec<&PackedMatrix> = self.weights.vocab.values().collect();
-            let step = &mut self.step;
-            let (norm, team) = (&self.weights.output_norm, &mut self.team);
-            normalize(&self.kernels, step, norm, self.eps, &matrices, team);
-            step.multiply_normed(&mut self.team, &self.kernels, &matrices);
+            let (kernels, team, norm) = (&self.kernels, &mut self.team, &self.weights.output_norm);
+            self.step
+                .normalize(team, kernels, norm, self.eps, matrices.iter().copied());
+            let (normed, whole, _) = self.step.phase();
+            products::columns(team, kernels, &matrices, normed, &mut whole.columns);
             for (at, row) in rows.iter().enumerate() {
                 output.poisoned[row.work] |= self.step.poison[at];
                 let summaries = self.summarize(at);
@@ -306,7 +303,7 @@ impl Canonical {
 
     /// The head's output by local vocab unit, each with its number of rows.
     fn vocab_panels(&self) -> impl Iterator<Item = (&[f32], usize)> {
-        let mut rest = self.step.columns.as_slice();
+        let mut rest = self.step.whole.columns.as_slice();
         self.vocab_units.iter().map(move |unit| {
             let rows = unit.rows as usize;
             let (panels, after) = rest.split_at(rows.next_multiple_of(LANES) * self.step.tokens);
@@ -322,48 +319,6 @@ struct Residual {
     x: Vec<f32>,
     poison: Vec<bool>,
     tokens: usize,
-}
-
-/// `normed = norm(x)`, also in int8 if one of the matrices that read it wants that.
-fn normalize(
-    kernels: &Kernels,
-    step: &mut StepBuffers,
-    weight: &[f32],
-    eps: f32,
-    readers: &[&PackedMatrix],
-    team: &mut ThreadTeam,
-) {
-    step.normed.resize(step.x.len(), 0.0);
-    kernels.rms_norm(&step.x, weight, eps, step.tokens, &mut step.normed);
-    if readers.iter().any(|matrix| matrix.wants_int8()) {
-        let (int8, poison) = (&mut step.normed_int8, &mut step.poison);
-        products::quantize(team, kernels, &step.normed, weight.len(), int8, poison);
-    }
-}
-
-/// The row-parallel end of a phase: `inner` times each unit's columns, rounded and added in `sums`.
-fn project(team: &mut ThreadTeam, kernels: &Kernels, step: &mut StepBuffers, units: &[&PackedMatrix]) {
-    step.resize_sums();
-    let cols = units.iter().map(|unit| unit.cols()).sum();
-    if units.iter().any(|unit| unit.wants_int8()) {
-        let (int8, poison) = (&mut step.inner_int8, &mut step.poison);
-        products::quantize(team, kernels, &step.inner, cols, int8, poison);
-    }
-    let inner = Inputs {
-        panels: &step.inner,
-        int8: &step.inner_int8,
-        cols,
-        tokens: step.tokens,
-    };
-    let poison_at = step.sums.len() - step.tokens;
-    products::partials(
-        team,
-        kernels,
-        units,
-        inner,
-        &mut step.sums[..poison_at],
-        &mut step.poison,
-    );
 }
 
 impl Backend for Canonical {
@@ -471,27 +426,32 @@ impl Backend for Canonical {
 }
 
 impl StepBuffers {
-    /// The column-parallel start of a phase: `columns` = each matrix times `normed`.
-    fn multiply_normed(&mut self, team: &mut ThreadTeam, kernels: &Kernels, matrices: &[&PackedMatrix]) {
-        let cols = self.normed.len().checked_div(self.tokens).unwrap_or(0);
-        let inputs = Inputs {
+    /// `normed = norm(x)`, also in int8 if one of the matrices that read it wants that.
+    fn normalize<'a>(
+        &mut self,
+        team: &mut ThreadTeam,
+        kernels: &Kernels,
+        weight: &[f32],
+        eps: f32,
+        mut readers: impl Iterator<Item = &'a PackedMatrix>,
+    ) {
+        self.normed.resize(self.x.len(), 0.0);
+        kernels.rms_norm(&self.x, weight, eps, self.tokens, &mut self.normed);
+        if readers.any(PackedMatrix::wants_int8) {
+            let (int8, poison) = (&mut self.normed_int8, &mut self.poison);
+            products::quantize(team, kernels, &self.normed, weight.len(), int8, poison);
+        }
+    }
+
+    /// What a phase begins with, and what it is computed in.
+    fn phase(&mut self) -> (Inputs<'_>, &mut PhaseBuffers, &mut Vec<by_units::Member>) {
+        let normed = Inputs {
             panels: &self.normed,
             int8: &self.normed_int8,
-            cols,
+            cols: self.normed.len().checked_div(self.tokens).unwrap_or(0),
             tokens: self.tokens,
         };
-        products::columns(team, kernels, matrices, inputs, &mut self.columns);
-    }
-
-    fn clear_sums(&mut self) {
-        self.resize_sums();
-        self.sums.fill(0);
-    }
-
-    /// To the size of this step; their contents are whatever they were.
-    fn resize_sums(&mut self) {
-        self.sums.resize(self.x.len() + self.tokens, 0);
-        self.reduced.resize(self.sums.len(), 0.0);
+        (normed, &mut self.whole, &mut self.members)
     }
 
     /// The step goes on with these rows.

@@ -97,6 +97,17 @@ impl std::fmt::Debug for ThreadTeam {
 impl ThreadTeam {
     /// A team of `threads` members, at least 1; `threads - 1` are started. Errors if the system gives no thread.
     pub fn new(threads: usize) -> std::io::Result<Self> {
+        let mut team = Self::alone();
+        for index in 1..threads.max(1) {
+            let shared = Arc::clone(&team.shared);
+            let builder = std::thread::Builder::new().name(format!("kvasir-rank-{index}"));
+            team.members.push(builder.spawn(move || shared.serve(index))?);
+        }
+        Ok(team)
+    }
+
+    /// The caller without members.
+    pub fn alone() -> Self {
         let shared = Arc::new(Shared {
             phase: Signal::default(),
             pending: Signal::default(),
@@ -104,16 +115,10 @@ impl ThreadTeam {
             panicked: AtomicBool::new(false),
             job: UnsafeCell::new(None),
         });
-        let mut team = Self {
+        Self {
             shared,
             members: Vec::new(),
-        };
-        for index in 1..threads.max(1) {
-            let shared = Arc::clone(&team.shared);
-            let builder = std::thread::Builder::new().name(format!("kvasir-rank-{index}"));
-            team.members.push(builder.spawn(move || shared.serve(index))?);
         }
-        Ok(team)
     }
 
     pub fn len(&self) -> usize {

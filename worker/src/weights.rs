@@ -282,12 +282,7 @@ impl<'a> Loader<'a> {
     }
 
     /// Of each unit: gate and up of all of them come before the outputs.
-    fn ffn(
-        &mut self,
-        layout: &UnitLayout,
-        layer: &LayerTensors,
-        units: &[u32],
-    ) -> Result<Vec<FfnLayer>, BackendError> {
+    fn ffn(&mut self, layout: &UnitLayout, layer: &LayerTensors, units: &[u32]) -> Result<Vec<FfnLayer>, BackendError> {
         let columns = |unit: u32| {
             let columns = layout.extent(UnitKind::Ffn, UnitId(unit));
             columns.start as usize..columns.end as usize

@@ -84,10 +84,10 @@ impl Kernels {
         );
     }
 
-    /// Row-parallel outputs: adds the partial of each unit, rounded at 2^-30, for the given row groups.
+    /// Row-parallel outputs: the sums of the units' partials, each rounded at 2^-30, for the given row groups.
     ///
-    /// sums: `[groups.len()][tokens][16]`. Sets `poison[token]` where a partial is not finite or at least 2^20 in size (it
-    /// then adds 0); never clears one. Any split of the units over calls gives the same sums.
+    /// sums: `[groups.len()][tokens][16]`, whatever was in there. Sets `poison[token]` where a partial is not finite or at
+    /// least 2^20 in size (it then adds 0); never clears one. The sums of several calls add up to that of one with all units.
     pub fn matmul_partials(
         &self,
         units: &[UnitColumns<'_>],
@@ -98,22 +98,10 @@ impl Kernels {
     ) {
         assert_eq!(sums.len(), groups.len() * x.tokens() * LANES);
         assert_eq!(poison.len(), x.tokens());
-        if !units.is_empty() {
-            self.multiply(units, groups, x, Sink::AddFixed(sums.as_chunks_mut().0, poison));
+        if units.is_empty() {
+            return sums.fill(0);
         }
-    }
-
-    /// [`Kernels::matmul_partials`] of one unit, whose columns start at `first_col` of x.
-    pub fn matmul_partial(
-        &self,
-        weights: &PackedMatrix,
-        groups: Range<usize>,
-        x: ActivationsRef<'_>,
-        first_col: usize,
-        sums: &mut [i64],
-        poison: &mut [bool],
-    ) {
-        self.matmul_partials(&[UnitColumns { weights, first_col }], groups, x, sums, poison);
+        self.multiply(units, groups, x, Sink::SumFixed(sums.as_chunks_mut().0, poison));
     }
 
     fn multiply(&self, units: &[UnitColumns<'_>], groups: Range<usize>, x: ActivationsRef<'_>, sink: Sink<'_>) {
@@ -167,7 +155,8 @@ struct Work<'a> {
 /// Where results go; both are `[groups][tokens][16]`.
 enum Sink<'a> {
     Store(&'a mut [[f32; LANES]]),
-    AddFixed(&'a mut [[i64; LANES]], &'a mut [bool]),
+    /// Over units: the first one replaces what was there.
+    SumFixed(&'a mut [[i64; LANES]], &'a mut [bool]),
 }
 
 /// The columns of a tile.
@@ -285,7 +274,12 @@ impl<T: TileFormat> Multiply<'_, T> {
             for n in 0..N {
                 match &mut self.work.sink {
                     Sink::Store(out) => s.store(sums[g][n], &mut out[at + n]),
-                    Sink::AddFixed(out, poison) => poison[token + n] |= !s.add_fixed(sums[g][n], &mut out[at + n]),
+                    Sink::SumFixed(out, poison) => {
+                        if unit == 0 {
+                            out[at + n] = [0; LANES];
+                        }
+                        poison[token + n] |= !s.add_fixed(sums[g][n], &mut out[at + n]);
+                    }
                 }
             }
         }

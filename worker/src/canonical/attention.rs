@@ -5,9 +5,9 @@
 
 use std::ops::Range;
 
-use kvasir_kv::HeadLayout;
+use kvasir_kv::{CellLayout, HeadLayout};
 
-use super::{StepBuffers, products};
+use super::{phases::PhaseBuffers, products};
 use crate::{
     arith::{ATTENTION_CHUNK, AttendScratch, AttendedChunks, HugeBuffer, Kernels, KvView, LANES, RopeTable, panels},
     cells::Cells,
@@ -26,7 +26,8 @@ const POSITIONS_TO_SHARE_MIN: u64 = 512;
 pub(super) struct Rows<'a> {
     pub layer: u32,
     pub heads: HeadLayout,
-    /// Of each local KV head.
+    pub cell: CellLayout,
+    /// Of each of these KV heads.
     pub weights: &'a [&'a AttentionLayer],
     /// Of each head of q and of k; empty without.
     pub qk_norms: &'a [Vec<f32>; 2],
@@ -34,30 +35,30 @@ pub(super) struct Rows<'a> {
     pub work: &'a [WorkInput],
 }
 
-/// From `step.columns` (q, k and v of each local KV head) to `step.inner`, the input of the output projection.
+/// From `columns` (q, k and v of each of these KV heads) to `inner`, the input of the output projection.
 ///
-/// columns: [local KV heads][(group_size + 2) * head_dim / 16]`[tokens]`[16]
-/// inner: [local KV heads * group_size * head_dim / 16]`[tokens]`[16]
+/// columns: [KV heads][(group_size + 2) * head_dim / 16]`[tokens]`[16]
+/// inner: [KV heads * group_size * head_dim / 16]`[tokens]`[16]
 pub(super) fn attend(
     team: &mut ThreadTeam,
     kernels: &Kernels,
-    cells: &mut Cells,
+    slabs: &mut [HugeBuffer],
     rope: &RopeTable,
     rows: Rows<'_>,
-    step: &mut StepBuffers,
+    tokens: usize,
+    buffers: &mut PhaseBuffers,
 ) {
-    let tokens = step.tokens;
     let group_columns = rows.heads.group_columns() as usize;
     let head_len = (group_columns + 2 * rows.heads.head_dim() as usize) * tokens;
-    let num_heads = step.columns.len().checked_div(head_len).unwrap_or(0);
-    write_cells(team, kernels, cells, rope, rows, head_len, step);
-    step.attended.resize(num_heads * tokens * group_columns, 0.0);
-    attend_rows(team, kernels, cells, rows, head_len, step);
-    step.inner.resize(step.attended.len(), 0.0);
-    for (attended, inner) in step
+    write_cells(team, kernels, slabs, rope, rows, head_len, buffers);
+    let len = rows.weights.len() * tokens * group_columns;
+    buffers.attended.resize(len, 0.0);
+    attend_rows(team, kernels, slabs, rows, head_len, buffers);
+    buffers.inner.resize(len, 0.0);
+    for (attended, inner) in buffers
         .attended
         .chunks_exact(tokens * group_columns)
-        .zip(step.inner.chunks_exact_mut(tokens * group_columns))
+        .zip(buffers.inner.chunks_exact_mut(tokens * group_columns))
     {
         for (token, row) in attended.chunks_exact(group_columns).enumerate() {
             panels::scatter_token(row, inner, tokens, token);
@@ -69,25 +70,21 @@ pub(super) fn attend(
 fn write_cells(
     team: &mut ThreadTeam,
     kernels: &Kernels,
-    cells: &mut Cells,
+    slabs: &mut [HugeBuffer],
     rope: &RopeTable,
     rows: Rows<'_>,
     head_len: usize,
-    step: &mut StepBuffers,
+    buffers: &mut PhaseBuffers,
 ) {
-    let layout = *cells.layout();
-    let (tokens, dim) = (step.tokens, rows.heads.head_dim() as usize);
+    let layout = rows.cell;
+    let (tokens, dim) = (buffers.poison.len(), rows.heads.head_dim() as usize);
     let is_small = rows.weights.len() * tokens < ROWS_TO_SHARE_MIN;
     let members = if is_small { 1 } else { team.len() };
     let mut parts: Vec<CellPart<'_>> = (0..members).map(|_| CellPart::new(tokens)).collect();
-    for (head, (columns, slab)) in step
-        .columns
-        .chunks_exact_mut(head_len)
-        .zip(cells.slabs_mut())
-        .enumerate()
-    {
-        let member = head % parts.len();
-        parts[member].heads.push((rows.weights[head], columns, slab));
+    let heads = rows.weights.iter().zip(buffers.columns.chunks_exact_mut(head_len));
+    for (head, ((weights, columns), slab)) in heads.zip(slabs).enumerate() {
+        let member = head % members;
+        parts[member].heads.push((weights, columns, slab));
     }
     team.run(&mut parts, |_, part| {
         let (mut k, mut v) = (vec![0.0; dim], vec![0.0; dim]);
@@ -118,7 +115,7 @@ fn write_cells(
             }
         }
     });
-    products::spread(parts.iter().map(|part| &part.poison), &mut step.poison);
+    products::spread(parts.iter().map(|part| &part.poison), &mut buffers.poison);
 }
 
 /// In place, where a model has such a norm. head: `[head_dim / 16][tokens]`[16]
@@ -150,15 +147,15 @@ impl CellPart<'_> {
 fn attend_rows(
     team: &mut ThreadTeam,
     kernels: &Kernels,
-    cells: &Cells,
+    slabs: &[HugeBuffer],
     rows: Rows<'_>,
     head_len: usize,
-    step: &mut StepBuffers,
+    buffers: &mut PhaseBuffers,
 ) {
-    let (tokens, group_columns) = (step.tokens, rows.heads.group_columns() as usize);
+    let (tokens, group_columns) = (buffers.poison.len(), rows.heads.group_columns() as usize);
     let dim = rows.heads.head_dim() as usize;
     debug_assert!(group_columns.is_multiple_of(LANES.min(dim)));
-    let num_heads = step.attended.len() / (tokens * group_columns).max(1);
+    let num_heads = rows.weights.len();
     let places: Vec<Place<'_>> = each_row(rows.work).collect();
     let blocks: Vec<Vec<u32>> = rows
         .work
@@ -169,7 +166,7 @@ fn attend_rows(
     let is_small = lengths.clone().sum::<u64>() < POSITIONS_TO_SHARE_MIN;
     let members = if is_small { 1 } else { team.len() };
     let mut parts = Vec::with_capacity(members);
-    let mut rest = step.attended.as_mut_slice();
+    let mut rest = buffers.attended.as_mut_slice();
     let mut first = 0;
     for share in deal(lengths, members) {
         let whole = share.whole();
@@ -177,7 +174,7 @@ fn attend_rows(
         (rest, first) = (after, whole.end);
         parts.push((share, out, Vec::new()));
     }
-    let columns = &step.columns;
+    let columns = &buffers.columns;
     team.run(&mut parts, |_, (share, out, split)| {
         let mut scratch = AttendScratch::new();
         let mut q = vec![0.0; group_columns];
@@ -185,7 +182,7 @@ fn attend_rows(
             let (head, row) = (item / tokens, item % tokens);
             let queries = &columns[head * head_len..][..group_columns * tokens];
             panels::gather_token(queries, tokens, row, q);
-            let view: KvView<'_> = cells.view(head, rows.layer);
+            let view: KvView<'_> = KvView::new(&slabs[head], rows.cell, rows.layer);
             (view, &blocks[places[row].index], places[row].position as usize + 1)
         };
         for (item, out) in share.whole().zip(out.chunks_exact_mut(group_columns)) {
@@ -203,7 +200,7 @@ fn attend_rows(
     let split: Vec<(usize, AttendedChunks)> = parts.into_iter().flat_map(|(.., split)| split).collect();
     for of_item in split.chunk_by(|(one, _), (other, _)| one == other) {
         let (item, _) = of_item[0];
-        let out = &mut step.attended[item * group_columns..][..group_columns];
+        let out = &mut buffers.attended[item * group_columns..][..group_columns];
         kernels.merge_chunks(of_item.iter().map(|(_, chunks)| chunks), dim, out);
     }
 }

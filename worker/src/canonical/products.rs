@@ -106,7 +106,6 @@ pub(super) fn partials(
         .map(|(groups, sums)| (groups, sums, vec![false; poison.len()]))
         .collect();
     team.run(&mut parts, |_, (groups, sums, poison)| {
-        sums.fill(0);
         kernels.matmul_partials(&columns, groups.clone(), x, sums, poison);
     });
     spread(parts.iter().map(|(.., found)| found), poison);
@@ -162,12 +161,17 @@ pub(super) fn gate(
 fn split<T>(num_groups: usize, members: usize, group_len: usize, mut out: &mut [T]) -> Vec<(Range<usize>, &mut [T])> {
     let mut parts = Vec::with_capacity(members);
     for member in 0..members {
-        let groups = num_groups * member / members..num_groups * (member + 1) / members;
+        let groups = share(num_groups, member, members);
         let (part, rest) = out.split_at_mut(groups.len() * group_len);
         parts.push((groups, part));
         out = rest;
     }
     parts
+}
+
+/// What a member gets of `count` things that are dealt evenly.
+pub(super) fn share(count: usize, member: usize, members: usize) -> Range<usize> {
+    count * member / members..count * (member + 1) / members
 }
 
 fn overlap(a: &Range<usize>, b: Range<usize>) -> Range<usize> {

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::arith::{Kernels, LANES};
+
 /// The grid on which unit partials were rounded.
 const GRID: f64 = 1.0 / (1_u64 << 30) as f64;
 
@@ -20,7 +22,9 @@ pub(super) fn round_sum(sum: i64) -> f32 {
 /// If the lengths differ.
 pub fn round_sums(sums: &[i64], out: &mut [f32]) {
     assert_eq!(sums.len(), out.len(), "one float for each sum");
-    for (target, &sum) in out.iter_mut().zip(sums) {
+    let whole = sums.len() / LANES * LANES;
+    Kernels::best().finish_reduce(&sums[..whole], &mut out[..whole]);
+    for (target, &sum) in out[whole..].iter_mut().zip(&sums[whole..]) {
         *target = round_sum(sum);
     }
 }
@@ -43,6 +47,12 @@ mod tests {
                 round_sum(sum).to_bits(),
                 (((sum as f64) * 2f64.powi(-30)) as f32).to_bits()
             );
+        }
+        for len in [0, 1, 16, 35] {
+            let sums: Vec<i64> = (0..len).map(|i| (i * i - 300) << 24).collect();
+            let mut out = vec![0.0; sums.len()];
+            round_sums(&sums, &mut out);
+            assert_eq!(out, sums.into_iter().map(round_sum).collect::<Vec<_>>());
         }
     }
 

@@ -1,9 +1,8 @@
 //! Memory that several processes map, seen as atomics.
 //!
 //! The bytes live in a memory file: it has no name, so nothing is left behind when its processes die, and its size
-//! is sealed, so no peer can pull the pages away from under the others. Peers are not trusted with more than that:
-//! every view is one of atomics, in which any bits are valid and any write by anybody is a value, never undefined
-//! behaviour.
+//! is sealed, so no peer can pull the pages away from under the others. Every view is one of atomics, in which any bits are
+//! valid; what peers hand each other between two meetings is copied whole, in and out, and never referred to in place.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -46,6 +45,31 @@ pub(super) struct SharedMemory {
 
 // SAFETY: the mapping is owned by this value alone, is valid in every thread, and is reached through atomics only.
 unsafe impl Send for SharedMemory {}
+
+/// Copies plain values into words, which only their owner writes and only between two meetings: as fast as memory goes,
+/// where a loop over atomics takes a word at a time. A peer that breaks the rule gets wrong bits, and so do those that it
+/// meets.
+///
+/// # Panics
+/// If the words are too few.
+pub(super) fn copy_in<T: bytemuck::Pod>(from: &[T], words: &[AtomicU64]) {
+    let bytes = bytemuck::cast_slice::<T, u8>(from);
+    assert!(bytes.len() <= size_of_val(words));
+    // SAFETY: the words have room for the bytes, checked above, may be written through a shared reference, and are not part
+    // of any memory that safe code can refer to otherwise.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), words.as_ptr().cast::<u8>().cast_mut(), bytes.len()) }
+}
+
+/// Copies plain values out of words that nobody writes before the next meeting; see [`copy_in`].
+///
+/// # Panics
+/// If the words are too few.
+pub(super) fn copy_out<T: bytemuck::Pod>(words: &[AtomicU64], to: &mut [T]) {
+    let bytes = bytemuck::cast_slice_mut::<T, u8>(to);
+    assert!(bytes.len() <= size_of_val(words));
+    // SAFETY: the words hold the bytes, checked above; any bits are a value of plain old data.
+    unsafe { std::ptr::copy_nonoverlapping(words.as_ptr().cast::<u8>(), bytes.as_mut_ptr(), bytes.len()) }
+}
 
 impl SharedMemory {
     /// Makes a memory file of zeros and maps it. The others can map it while the descriptor is open.

@@ -10,13 +10,14 @@ use super::member::Wire;
 use super::patience::Patience;
 use super::rounding::{round_sums, slice_of};
 use super::segment::{PIECE_WORDS, Segment};
+use super::shared_memory::{copy_in, copy_out};
 use super::{CollectiveError, GATHER_BYTES_MAX, Seat, Transport};
 
 /// Up to here every rank sums everything, with one meeting; beyond, each sums its slice, with two.
 const SMALL_WORDS: usize = 2048;
 
 /// Sums that are formed together, on the stack.
-const STRIP_WORDS: usize = 64;
+const STRIP_WORDS: usize = 256;
 
 const PIECE_BYTES: usize = PIECE_WORDS * size_of::<u64>();
 
@@ -118,7 +119,7 @@ impl Wire for SharedMemoryWire {
             let rest = &mine[sent_bytes.min(mine.len())..];
             // The tag says how much is left, so that all know how many rounds there are.
             self.send(Content::Bytes, rest.len(), |words| {
-                store_bytes(words, &rest[..rest.len().min(PIECE_BYTES)])
+                copy_in(&rest[..rest.len().min(PIECE_BYTES)], words)
             });
             self.arrivals.meet(patience)?;
             let mut longest = rest.len();
@@ -141,7 +142,7 @@ impl SharedMemoryWire {
         out: &mut [f32],
         patience: &mut Patience<'_>,
     ) -> Result<(), CollectiveError> {
-        self.send(Content::Sums, sums.len(), |words| store_sums(words, sums));
+        self.send(Content::Sums, sums.len(), |words| copy_in(sums, words));
         self.arrivals.meet(patience)?;
         self.sum_strips(Content::Sums, sums, 0, sums.len(), |start, strip| {
             round_sums(strip, &mut out[start..start + strip.len()]);
@@ -158,20 +159,20 @@ impl SharedMemoryWire {
         let (rank, world_size, len) = (self.arrivals.rank(), self.arrivals.world_size(), sums.len());
         let mine = slice_of(rank, world_size, len);
         self.send(Content::Scattered, len, |words| {
-            store_sums(words, &sums[..mine.start]);
-            store_sums(&words[mine.end..], &sums[mine.end..]);
+            copy_in(&sums[..mine.start], words);
+            copy_in(&sums[mine.end..], &words[mine.end..]);
         });
         self.arrivals.meet(patience)?;
 
         self.sum_strips(Content::Scattered, sums, mine.start, mine.end, |start, strip| {
             round_sums(strip, &mut out[start..start + strip.len()]);
         })?;
-        self.send(Content::Rounded, len, |words| store_floats(words, &out[mine.clone()]));
+        self.send(Content::Rounded, len, |words| copy_in(&out[mine.clone()], words));
         self.arrivals.meet(patience)?;
 
         for peer in self.arrivals.peers() {
             let words = self.receive(peer, Content::Rounded, len)?;
-            load_floats(words, &mut out[slice_of(peer, world_size, len)]);
+            copy_out(words, &mut out[slice_of(peer, world_size, len)]);
         }
         Ok(())
     }
@@ -188,14 +189,18 @@ impl SharedMemoryWire {
         for peer in self.arrivals.peers() {
             self.receive(peer, content, sums.len())?;
         }
-        let mut strip = [0_i64; STRIP_WORDS];
+        let (mut strip, mut theirs) = ([0_i64; STRIP_WORDS], [0_i64; STRIP_WORDS]);
         for strip_start in (start..end).step_by(STRIP_WORDS) {
             let range = strip_start..(strip_start + STRIP_WORDS).min(end);
             let strip = &mut strip[..range.len()];
             strip.copy_from_slice(&sums[range.clone()]);
             for peer in self.arrivals.peers() {
                 let (_, words) = self.arrivals.segment().buffer(peer, self.arrivals.parity());
-                add_sums(&words[range.clone()], strip);
+                let theirs = &mut theirs[..range.len()];
+                copy_out(&words[range.clone()], theirs);
+                for (sum, theirs) in strip.iter_mut().zip(theirs) {
+                    *sum = sum.wrapping_add(*theirs);
+                }
             }
             consume(strip_start, strip);
         }
@@ -245,7 +250,9 @@ impl SharedMemoryWire {
             });
         }
         let left = left as usize;
-        load_bytes(words, left.min(PIECE_BYTES), target);
+        let start = target.len();
+        target.resize(start + left.min(PIECE_BYTES), 0);
+        copy_out(words, &mut target[start..]);
         Ok(left)
     }
 }
@@ -261,55 +268,5 @@ fn out_of_step(rank: usize, content: Content, len: usize, found: u64) -> Collect
         rank,
         expected: format!("{content:?} of {len}"),
         found: format!("content {} of {}", found >> 56, found & TAG_LEN_MAX),
-    }
-}
-
-/// The buffers are published and read under the phase counters, whose order makes relaxed accesses enough.
-fn store_sums(words: &[AtomicU64], sums: &[i64]) {
-    for (word, &sum) in words.iter().zip(sums) {
-        word.store(sum as u64, Ordering::Relaxed);
-    }
-}
-
-fn add_sums(words: &[AtomicU64], sums: &mut [i64]) {
-    for (sum, word) in sums.iter_mut().zip(words) {
-        *sum = sum.wrapping_add(word.load(Ordering::Relaxed) as i64);
-    }
-}
-
-/// Two floats to a word, the first in the low half.
-fn store_floats(words: &[AtomicU64], floats: &[f32]) {
-    for (word, pair) in words.iter().zip(floats.chunks(2)) {
-        let high = pair.get(1).map_or(0, |float| float.to_bits());
-        word.store(u64::from(high) << 32 | u64::from(pair[0].to_bits()), Ordering::Relaxed);
-    }
-}
-
-fn load_floats(words: &[AtomicU64], floats: &mut [f32]) {
-    for (pair, word) in floats.chunks_mut(2).zip(words) {
-        let bits = word.load(Ordering::Relaxed);
-        pair[0] = f32::from_bits(bits as u32);
-        if let Some(second) = pair.get_mut(1) {
-            *second = f32::from_bits((bits >> 32) as u32);
-        }
-    }
-}
-
-fn store_bytes(words: &[AtomicU64], bytes: &[u8]) {
-    for (word, chunk) in words.iter().zip(bytes.chunks(8)) {
-        let mut padded = [0; 8];
-        padded[..chunk.len()].copy_from_slice(chunk);
-        word.store(u64::from_le_bytes(padded), Ordering::Relaxed);
-    }
-}
-
-/// Appends `len_bytes` bytes, at most as many as the words hold.
-fn load_bytes(words: &[AtomicU64], len_bytes: usize, target: &mut Vec<u8>) {
-    let whole_words = len_bytes / 8;
-    for word in &words[..whole_words] {
-        target.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
-    }
-    if let Some(word) = words.get(whole_words) {
-        target.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes()[..len_bytes % 8]);
     }
 }

@@ -110,9 +110,14 @@ impl Case {
                     first_col: cols.start,
                 })
                 .collect();
+            // Whatever is there is replaced.
+            let mut of_call = vec![-1; sums.len()];
             self.with_activations(kernels, |x| {
-                kernels.matmul_partials(&units, 0..self.groups(), x, &mut sums, &mut poison);
+                kernels.matmul_partials(&units, 0..self.groups(), x, &mut of_call, &mut poison);
             });
+            for (sum, of_call) in sums.iter_mut().zip(of_call) {
+                *sum += of_call;
+            }
         }
         (sums, poison)
     }

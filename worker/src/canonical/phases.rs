@@ -1,0 +1,126 @@
+//! What a phase does with units: all of a rank's together, or those of one thread. It begins with the normed rows, which
+//! all units share, and ends with the sums of the units' partials.
+
+use super::{Inputs, attention, products};
+use crate::{
+    arith::{HugeBuffer, Int8Rows, Kernels, PackedMatrix, RopeTable},
+    threads::ThreadTeam,
+    weights::FfnLayer,
+};
+
+/// What units are computed in; kept from step to step.
+#[derive(Debug, Default)]
+pub(super) struct PhaseBuffers {
+    /// Outputs of the column-parallel products: `[rows / 16][tokens]`[16], unit after unit.
+    pub columns: Vec<f32>,
+    /// Input of the row-parallel ones: `[cols / 16][tokens]`[16], unit after unit.
+    pub inner: Vec<f32>,
+    inner_int8: Int8Rows,
+    /// [KV heads]`[tokens][group_size * head_dim]`
+    pub attended: Vec<f32>,
+    /// `[hidden / 16][tokens]`[16], then one element per token for its poison.
+    pub sums: Vec<i64>,
+    /// Per token: what the phase found out of range.
+    pub poison: Vec<bool>,
+}
+
+impl PhaseBuffers {
+    /// For a phase that begins with these rows.
+    fn begin(&mut self, normed: Inputs<'_>) {
+        self.resize(normed.cols, normed.tokens);
+        self.poison.fill(false);
+    }
+
+    /// Of no units: the sums are zeros, and nothing is poisoned.
+    pub fn clear(&mut self, hidden: usize, tokens: usize) {
+        self.resize(hidden, tokens);
+        self.sums.fill(0);
+        self.poison.fill(false);
+    }
+
+    /// The contents are whatever they were.
+    fn resize(&mut self, hidden: usize, tokens: usize) {
+        self.sums.resize((hidden + 1) * tokens, 0);
+        self.poison.resize(tokens, false);
+    }
+
+    /// The sums without the elements for poison.
+    fn partials(&mut self) -> (&mut [i64], &mut [bool]) {
+        let poison_at = self.sums.len() - self.poison.len();
+        (&mut self.sums[..poison_at], &mut self.poison)
+    }
+
+    /// What some threads have computed, together.
+    pub fn add_up<'a>(&mut self, members: impl Iterator<Item = &'a Self>) {
+        for (number, member) in members.enumerate() {
+            if number == 0 {
+                self.sums.clone_from(&member.sums);
+                self.poison.clone_from(&member.poison);
+                continue;
+            }
+            for (sum, more) in self.sums.iter_mut().zip(&member.sums) {
+                *sum = sum.wrapping_add(*more);
+            }
+            products::spread([&member.poison].into_iter(), &mut self.poison);
+        }
+    }
+}
+
+/// The attention of some KV heads.
+///
+/// slabs: of each head
+pub(super) fn attention(
+    team: &mut ThreadTeam,
+    kernels: &Kernels,
+    slabs: &mut [HugeBuffer],
+    rope: &RopeTable,
+    rows: attention::Rows<'_>,
+    normed: Inputs<'_>,
+    buffers: &mut PhaseBuffers,
+) {
+    buffers.begin(normed);
+    let inputs = rows.weights.iter().flat_map(|head| [&head.wq, &head.wk, &head.wv]);
+    let inputs: Vec<&PackedMatrix> = inputs.collect();
+    products::columns(team, kernels, &inputs, normed, &mut buffers.columns);
+    attention::attend(team, kernels, slabs, rope, rows, normed.tokens, buffers);
+    let outputs: Vec<&PackedMatrix> = rows.weights.iter().map(|head| &head.wo).collect();
+    project(team, kernels, &outputs, buffers);
+}
+
+/// The gated products of some FFN units.
+pub(super) fn ffn(
+    team: &mut ThreadTeam,
+    kernels: &Kernels,
+    units: &[&FfnLayer],
+    normed: Inputs<'_>,
+    buffers: &mut PhaseBuffers,
+) {
+    buffers.begin(normed);
+    let tokens = normed.tokens;
+    let inputs: Vec<&PackedMatrix> = units.iter().flat_map(|unit| [&unit.gate, &unit.up]).collect();
+    products::columns(team, kernels, &inputs, normed, &mut buffers.columns);
+    products::add_biases(kernels, units, tokens, &mut buffers.columns);
+    products::gate(team, kernels, units, tokens, &buffers.columns, &mut buffers.inner);
+    let outputs: Vec<&PackedMatrix> = units.iter().map(|unit| &unit.down).collect();
+    project(team, kernels, &outputs, buffers);
+}
+
+/// The row-parallel end of a phase: `inner` times each unit's columns, rounded and added in `sums`.
+fn project(team: &mut ThreadTeam, kernels: &Kernels, units: &[&PackedMatrix], buffers: &mut PhaseBuffers) {
+    let cols = units.iter().map(|unit| unit.cols()).sum();
+    let inner = std::mem::take(&mut buffers.inner);
+    let mut int8 = std::mem::take(&mut buffers.inner_int8);
+    let tokens = buffers.poison.len();
+    let (sums, poison) = buffers.partials();
+    if units.iter().any(|unit| unit.wants_int8()) {
+        products::quantize(team, kernels, &inner, cols, &mut int8, poison);
+    }
+    let inputs = Inputs {
+        panels: &inner,
+        int8: &int8,
+        cols,
+        tokens,
+    };
+    products::partials(team, kernels, units, inputs, sums, poison);
+    (buffers.inner, buffers.inner_int8) = (inner, int8);
+}
