@@ -496,6 +496,6 @@ fn first_lane<S: Simd>(s: S, x: S::F) -> f32 {
 #[inline(always)]
 fn prefetch_lines<S: Simd>(s: S, start: *const u8, bytes: usize) {
     for line in (0..bytes).step_by(64) {
-        s.prefetch_far(start.wrapping_add(line));
+        s.prefetch(start.wrapping_add(line));
     }
 }

@@ -4,11 +4,8 @@ use super::{
     LANES, SUB_BLOCK,
     element::Element,
     matmul::{TileFormat, TileOfUnit, slices},
-    simd::Simd,
+    simd::{Simd, in_order},
 };
-
-/// How far ahead of its use a line of weights is asked for.
-const PREFETCH_BYTES: usize = 4096;
 
 /// Tiles of weights of type E.
 pub(super) struct FloatTile<E>(std::marker::PhantomData<E>);
@@ -103,9 +100,8 @@ fn add_float_pair<S: Simd, E: Element, const G: usize, const N: usize>(
         let (x0, x1) = (&x[at + half * tokens], &x[at + (2 + half) * tokens]);
         for k in 0..LANES {
             let at = 2 * (half * LANES + k) * LANES * E::BYTES;
+            in_order();
             for g in 0..G {
-                // The compiler would load a record backwards, which defeats the hardware's prefetching.
-                s.prefetch(records[g].as_ptr().wrapping_add(at + PREFETCH_BYTES));
                 let weights = E::load_pair(s, records[g], at);
                 inner[g][0] = s.fma(weights[0], s.splat(x0[k]), inner[g][0]);
                 inner[g][1] = s.fma(weights[1], s.splat(x1[k]), inner[g][1]);

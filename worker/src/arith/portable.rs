@@ -77,9 +77,6 @@ impl Simd for Portable {
     fn prefetch(self, _address: *const u8) {}
 
     #[inline(always)]
-    fn prefetch_far(self, _address: *const u8) {}
-
-    #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         map(|i| a[i] + b[i])
     }

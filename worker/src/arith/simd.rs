@@ -31,10 +31,8 @@ pub(super) trait Simd: Copy {
     fn load_bf16(self, x: &[u8; 2 * LANES]) -> Self::F;
     /// 16 i8.
     fn load_i8(self, x: &[u8; LANES]) -> Self::F;
-    /// Hints that memory will be read soon; any address will do.
+    /// Hints that memory will be read soon, into the second cache; any address will do.
     fn prefetch(self, address: *const u8);
-    /// As `prefetch`, for later: into the second cache.
-    fn prefetch_far(self, address: *const u8);
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
@@ -101,6 +99,13 @@ pub(super) trait Simd: Copy {
         }
         lanes[0]
     }
+}
+
+/// Keeps the compiler from moving loads from one side to the other. Where it unrolls a loop over a record of weights, it
+/// would read the record backwards, and the hardware fetches ahead in the order of the reads.
+#[inline(always)]
+pub(super) fn in_order() {
+    std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
 }
 
 /// Work that can run on any instruction set. `run` and all it calls must be `#[inline(always)]`: that is how the code comes

@@ -134,11 +134,6 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
-        intrinsics!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
-    }
-
-    #[inline(always)]
-    fn prefetch_far(self, address: *const u8) {
         intrinsics!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
     }
 
