@@ -27,9 +27,9 @@ use super::segment::Segment;
 /// there are more ranks than cores, because the one that is waited for does not run.
 const SPINS: u32 = 50;
 
-/// Times the core is offered to others before sleeping, which takes 150 microseconds if nobody wants it: a sleeper costs a
-/// wake-up of ten microseconds and more.
-const YIELDS: u32 = 500;
+/// Times the core is offered to others before sleeping: a sleeper costs a wake-up of ten microseconds and more. Where there are
+/// more ranks than cores each offer may take milliseconds, and so does an abort until it is seen.
+const YIELDS: u32 = 100;
 
 /// A rank's way through the phases of one segment.
 #[derive(Debug)]
