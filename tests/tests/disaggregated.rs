@@ -1,5 +1,5 @@
-//! Some groups compute prompts and others answers: not a bit changes, nothing is computed again, and each sequence goes
-//! over once, with cells that leave while its prompt is computed.
+//! Some groups compute prompts and others answers: not a bit changes, nothing is computed again, and each sequence that does
+//! not end first goes over once, with cells that leave while its prompt is computed.
 
 #![allow(clippy::unwrap_used)]
 
@@ -25,7 +25,14 @@ async fn prompts_computed_in_one_group_and_answers_in_another_change_no_bit() {
         let status = sandbox.status();
         let count = |name: &str| status["counters"][name].as_u64().unwrap();
         assert_eq!(status["groups"][0]["role"], "prefill", "{status:#}");
-        assert_eq!(count("handoffs"), generations.len() as u64, "{status:#}");
+        // On a busy machine the shortest answers end in the group of the prompts before they could go over.
+        let (moved, ended) = (count("handoffs"), count("migrations_ended"));
+        assert_eq!(
+            (moved + ended, count("migrations_begun")),
+            (generations.len() as u64, generations.len() as u64),
+            "{status:#}"
+        );
+        assert!(moved > 0, "{status:#}");
         assert_eq!(
             (count("tokens_recomputed"), count("migrations_failed")),
             (0, 0),
