@@ -6,10 +6,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use kvasir_kv::{BlockId, CellLayout, KvHead};
 
-use crate::{
-    arith::{HugeBuffer, KvView},
-    backend::BackendError,
-};
+use crate::{arith::HugeBuffer, backend::BackendError};
 
 /// Of one slab.
 const RESERVE_BYTES_MAX: u64 = 1 << 36;
@@ -125,11 +122,6 @@ impl Cells {
 
     pub fn slabs_mut(&mut self) -> &mut [HugeBuffer] {
         &mut self.slabs
-    }
-
-    /// One layer of all cells of the local head `index`.
-    pub fn view(&self, index: usize, layer: u32) -> KvView<'_> {
-        KvView::new(&self.slabs[index], self.layout, layer)
     }
 
     /// The bytes of a cell, of this epoch or prepared for the next; `None` if it is neither.

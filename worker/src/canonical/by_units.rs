@@ -28,7 +28,7 @@ impl Member {
 
 /// Whether FFN units can be dealt so that no thread has much more than another.
 pub(super) fn serves_ffn(tokens: usize, units: usize, members: usize) -> bool {
-    let most = units.div_ceil(members) * members;
+    let most = units.next_multiple_of(members);
     members > 1 && tokens <= TOKENS_MAX && units >= members && 8 * most <= 9 * units
 }
 

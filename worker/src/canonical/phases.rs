@@ -25,29 +25,17 @@ pub(super) struct PhaseBuffers {
 }
 
 impl PhaseBuffers {
-    /// For a phase that begins with these rows.
-    fn begin(&mut self, normed: Inputs<'_>) {
-        self.resize(normed.cols, normed.tokens);
-        self.poison.fill(false);
-    }
-
-    /// Of no units: the sums are zeros, and nothing is poisoned.
-    pub fn clear(&mut self, hidden: usize, tokens: usize) {
-        self.resize(hidden, tokens);
-        self.sums.fill(0);
-        self.poison.fill(false);
-    }
-
-    /// The contents are whatever they were.
-    fn resize(&mut self, hidden: usize, tokens: usize) {
+    /// For a phase of so many rows: nothing is poisoned, and the sums are whatever they were.
+    fn begin(&mut self, hidden: usize, tokens: usize) {
         self.sums.resize((hidden + 1) * tokens, 0);
+        self.poison.clear();
         self.poison.resize(tokens, false);
     }
 
-    /// The sums without the elements for poison.
-    fn partials(&mut self) -> (&mut [i64], &mut [bool]) {
-        let poison_at = self.sums.len() - self.poison.len();
-        (&mut self.sums[..poison_at], &mut self.poison)
+    /// Of no units: the sums are zeros.
+    pub fn clear(&mut self, hidden: usize, tokens: usize) {
+        self.begin(hidden, tokens);
+        self.sums.fill(0);
     }
 
     /// What some threads have computed, together.
@@ -78,7 +66,7 @@ pub(super) fn attention(
     normed: Inputs<'_>,
     buffers: &mut PhaseBuffers,
 ) {
-    buffers.begin(normed);
+    buffers.begin(normed.cols, normed.tokens);
     let inputs = rows.weights.iter().flat_map(|head| [&head.wq, &head.wk, &head.wv]);
     let inputs: Vec<&PackedMatrix> = inputs.collect();
     products::columns(team, kernels, &inputs, normed, &mut buffers.columns);
@@ -95,7 +83,7 @@ pub(super) fn ffn(
     normed: Inputs<'_>,
     buffers: &mut PhaseBuffers,
 ) {
-    buffers.begin(normed);
+    buffers.begin(normed.cols, normed.tokens);
     let tokens = normed.tokens;
     let inputs: Vec<&PackedMatrix> = units.iter().flat_map(|unit| [&unit.gate, &unit.up]).collect();
     products::columns(team, kernels, &inputs, normed, &mut buffers.columns);
@@ -108,19 +96,22 @@ pub(super) fn ffn(
 /// The row-parallel end of a phase: `inner` times each unit's columns, rounded and added in `sums`.
 fn project(team: &mut ThreadTeam, kernels: &Kernels, units: &[&PackedMatrix], buffers: &mut PhaseBuffers) {
     let cols = units.iter().map(|unit| unit.cols()).sum();
-    let inner = std::mem::take(&mut buffers.inner);
-    let mut int8 = std::mem::take(&mut buffers.inner_int8);
-    let tokens = buffers.poison.len();
-    let (sums, poison) = buffers.partials();
+    let PhaseBuffers {
+        inner,
+        inner_int8: int8,
+        sums,
+        poison,
+        ..
+    } = buffers;
     if units.iter().any(|unit| unit.wants_int8()) {
-        products::quantize(team, kernels, &inner, cols, &mut int8, poison);
+        products::quantize(team, kernels, inner, cols, int8, poison);
     }
     let inputs = Inputs {
-        panels: &inner,
-        int8: &int8,
+        panels: inner,
+        int8,
         cols,
-        tokens,
+        tokens: poison.len(),
     };
-    products::partials(team, kernels, units, inputs, sums, poison);
-    (buffers.inner, buffers.inner_int8) = (inner, int8);
+    let poison_at = sums.len() - poison.len();
+    products::partials(team, kernels, units, inputs, &mut sums[..poison_at], poison);
 }
