@@ -158,7 +158,7 @@ impl Coordinator {
         let tasks = TaskTracker::new();
         let driving = tasks.spawn(drive(driver, shutdown.clone()));
         info!(%address, model = model.name, numerics_id = %model.numerics_id, groups = ?config.group_sizes, "coordinator listens");
-        let routes = routes(&config, model, &cluster, &tasks, &shutdown);
+        let routes = routes(&config, model, &cluster, &tasks, &shutdown).await;
         let served = serve(listener, routes, &shutdown).await;
         shutdown.cancel();
         tasks.close();
@@ -269,7 +269,7 @@ async fn drive(driver: Driver, shutdown: CancellationToken) {
     driver.run(shutdown).await;
 }
 
-fn routes(
+async fn routes(
     config: &CoordinatorConfig,
     model: ServedModel,
     cluster: &ClusterHandle,
@@ -277,7 +277,11 @@ fn routes(
     shutdown: &CancellationToken,
 ) -> Routes {
     let (reporter, health) = tonic_health::server::health_reporter();
-    tasks.spawn(report_health(reporter, cluster.ready(), shutdown.clone()));
+    // Before the first connection, or an early client would hear that there is no such service.
+    let mut ready = cluster.ready();
+    let is_ready = *ready.borrow_and_update();
+    report_health(&reporter, is_ready).await;
+    tasks.spawn(keep_health(reporter, ready, shutdown.clone()));
     let facts = ModelFacts {
         name: model.name,
         numerics_id: model.numerics_id,
@@ -303,19 +307,24 @@ fn routes(
 }
 
 /// `""` is the whole server. The admin service answers always; answers come only while a group serves.
-async fn report_health(reporter: HealthReporter, mut ready: watch::Receiver<bool>, shutdown: CancellationToken) {
+async fn report_health(reporter: &HealthReporter, ready: bool) {
+    let status = match ready {
+        true => ServingStatus::Serving,
+        false => ServingStatus::NotServing,
+    };
+    for service in ["", INFERENCE] {
+        reporter.set_service_status(service, status).await;
+    }
+}
+
+async fn keep_health(reporter: HealthReporter, mut ready: watch::Receiver<bool>, shutdown: CancellationToken) {
     loop {
-        let status = match *ready.borrow_and_update() {
-            true => ServingStatus::Serving,
-            false => ServingStatus::NotServing,
-        };
-        for service in ["", INFERENCE] {
-            reporter.set_service_status(service, status).await;
-        }
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = ready.changed() => if changed.is_err() { return },
         }
+        let is_ready = *ready.borrow_and_update();
+        report_health(&reporter, is_ready).await;
     }
 }
 
