@@ -25,10 +25,11 @@ mod status;
 mod up;
 mod worker;
 
-use std::process::ExitCode;
+use std::{num::NonZero, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use kvasir_runtime::{LogFormat, logging};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::engine_options::EngineOptions;
 
@@ -124,7 +125,7 @@ fn run(mut command: Command) -> anyhow::Result<ExitCode> {
         return plan::run(&args).map(|()| ExitCode::SUCCESS);
     }
     // Runs on the main thread: worker processes die with the thread that started them.
-    tokio::runtime::Runtime::new()?.block_on(async {
+    runtime(&command)?.block_on(async {
         match command {
             Command::Up(args) => up::run(args).await,
             Command::Coordinator(args) => coordinator::run(args).await,
@@ -141,6 +142,21 @@ fn run(mut command: Command) -> anyhow::Result<ExitCode> {
         }
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A worker and a client speak to one peer and take turns with it: on one thread, a message wakes nobody but whom it is
+/// for. That counts where a worker's rank computes on all cores there are; and a coordinator beside its workers on one
+/// machine leaves most cores to them.
+fn runtime(command: &Command) -> std::io::Result<Runtime> {
+    let mut builder = match command {
+        Command::Up(_) | Command::Coordinator(_) | Command::Perplexity(_) => Builder::new_multi_thread(),
+        _ => Builder::new_current_thread(),
+    };
+    if !matches!(command, Command::Coordinator(_)) {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        builder.worker_threads((cores / 4).max(1));
+    }
+    builder.enable_all().build()
 }
 
 /// What happened and why. Messages that quote their cause already are not followed by it again.

@@ -475,3 +475,27 @@ fn a_rank_whose_scores_are_not_those_asked_for_is_lost() {
         assert_eq!(lost(&effects), [("w1", LossCause::Failed)], "{effects:?}");
     }
 }
+
+/// Rank 0 brings each output; the others may tell of several steps at once, and of none twice.
+#[test]
+fn a_rank_without_output_acknowledges_all_steps_up_to_the_one_it_names() {
+    let mut bench = Bench::running(2);
+    let sent = plans(&bench.submit(5, 20, 9));
+    let second = &sent[1];
+    assert_eq!((sent[0].step, second.step), (StepId(0), StepId(1)));
+    let third = plans(&bench.done_by(&sent[0], &[1])).remove(0);
+    bench.done_by(second, &[1]);
+    let acknowledge = |step| FromWorker::StepDone {
+        epoch: second.epoch,
+        step,
+        output: None,
+    };
+    bench.say(2, acknowledge(second.step));
+    bench.submit(6, 20, 9);
+    let next = plans(&bench.done_by(&third, &[1]));
+    let mut work = next.iter().flat_map(|plan| &plan.work);
+    let found = work.find(|work| work.sequence == SequenceId(6)).map(|work| work.start);
+    assert_eq!(found, Some(16), "the block that the first step filled");
+    let effects = bench.say(2, acknowledge(second.step));
+    assert_eq!(lost(&effects), [("w2", LossCause::Failed)], "{effects:?}");
+}

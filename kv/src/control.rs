@@ -151,7 +151,7 @@ pub enum FromWorker {
         epoch: Epoch,
         load: LoadReport,
     },
-    /// Rank 0 brings the output; every rank acknowledges.
+    /// A step and all before it. Rank 0 tells of each and brings its output; others may tell of several at once.
     StepDone {
         epoch: Epoch,
         step: StepId,

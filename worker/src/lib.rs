@@ -7,6 +7,7 @@ pub const HAS_CUDA: bool = cfg!(feature = "cuda");
 /// Whether its GPUs can add among themselves.
 pub const HAS_NCCL: bool = cfg!(feature = "nccl");
 
+mod acknowledgements;
 pub mod arith;
 pub mod backend;
 pub mod canonical;

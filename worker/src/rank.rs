@@ -21,6 +21,7 @@ use kvasir_kv::{
 
 pub use crate::rank_control::RankControl;
 use crate::{
+    acknowledgements::Acknowledgements,
     backend::{Backend, BackendError, ForwardOutput},
     collective::{Collective, CollectiveError, Endpoint, EpochNonce, Listening, Seat, Terms},
     prepared_epoch::{Notify, PrepareError, PreparedEpoch, PreparedOutcome},
@@ -172,6 +173,7 @@ pub struct RankWorker<F> {
     sampler: Sampler,
     forward: ForwardOutput,
     transfers: RankTransfers,
+    acknowledgements: Acknowledgements,
 }
 
 impl<F: FnMut(FromWorker)> RankWorker<F> {
@@ -189,6 +191,7 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             sampler,
             forward,
             transfers: RankTransfers::default(),
+            acknowledgements: Acknowledgements::default(),
         }
     }
 
@@ -211,6 +214,13 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
                 true => inbox.recv().map_err(|_| TryRecvError::Disconnected),
                 false => inbox.try_recv(),
             };
+            let may_wait = match &input {
+                Ok(RankInput::FromCoordinator(ToWorker::Step(plan))) => self.acknowledgements.may_wait_for(plan),
+                _ => false,
+            };
+            if !may_wait {
+                self.acknowledge();
+            }
             match input {
                 Ok(RankInput::FromCoordinator(message)) => {
                     let is_step = matches!(message, ToWorker::Step(_));
@@ -282,7 +292,12 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
         }
     }
 
+    fn acknowledge(&mut self) {
+        self.acknowledgements.take().into_iter().for_each(&mut self.send);
+    }
+
     fn fail(&mut self, epoch: Epoch, error: &EpochError) {
+        self.acknowledge();
         if !error.is_abort() {
             tracing::warn!(%epoch, %error, "epoch failed");
             let (reason, missing) = (error.to_string(), error.missing());
@@ -520,13 +535,14 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             .collect();
         running.books.commit(&tokens);
         self.control.note_step();
-        let first = running.spec.rank == Rank(0);
-        let output = first.then(|| step_output(plan, &input.work, scores, picked, &self.forward, begun));
-        (self.send)(FromWorker::StepDone {
-            epoch: plan.epoch,
-            step: plan.step,
-            output,
-        });
+        let (epoch, step) = (plan.epoch, plan.step);
+        if running.spec.rank == Rank(0) {
+            let output = step_output(plan, &input.work, scores, picked, &self.forward, begun);
+            let output = Some(output);
+            (self.send)(FromWorker::StepDone { epoch, step, output });
+        } else {
+            self.acknowledgements.note_done(epoch, step);
+        }
         Ok(())
     }
 }

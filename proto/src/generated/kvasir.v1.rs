@@ -1871,6 +1871,7 @@ pub struct SequenceWork {
     #[prost(uint32, tag = "7")]
     pub scored_end: u32,
 }
+/// A step and all before it. Rank 0 tells of each step; other ranks may tell of several at once.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StepDone {
     #[prost(message, optional, tag = "1")]

@@ -657,7 +657,10 @@ impl World {
         let is_first = part.spec.rank == Rank(0);
         let life = (epoch, part.spec.nonce);
         self.lives.see(part.spec.rank, life, part.progress.steps_done);
-        if is_first || self.plant != Some(Plant::EarlyAcknowledge) {
+        // Others may tell of several steps at once.
+        let next_is_step = matches!(self.workers[w].queue.front(), Some(ToWorker::Step(_)));
+        let waits = !is_first && next_is_step && self.dice.chance(50);
+        if is_first || (!waits && self.plant != Some(Plant::EarlyAcknowledge)) {
             let output = is_first.then_some(output);
             self.report(session, FromWorker::StepDone { epoch, step, output });
         }

@@ -118,17 +118,7 @@ fn serving() -> (Rank0, Receiver<FromWorker>, Arc<AtomicU64>) {
     let hub = Arc::new(TransferHub::new(NumericsId([0; 16]), 96, || ()));
     let mut rank = RankWorker::new(config, Box::new(backend), Arc::default(), send).with_transfers(hub, |_| ());
     let epoch = EPOCH;
-    rank.on(ToWorker::FormEpoch(EpochSpec {
-        group: GroupId(0),
-        epoch,
-        rank: Rank(0),
-        transport: Transport::Solo,
-        nonce: 1,
-        shares: plan.shares().to_vec(),
-        num_blocks: 8,
-        block_size: 16,
-        step_tokens_max: 64,
-    }));
+    rank.on(ToWorker::FormEpoch(alone(&plan)));
     let Ok(FromWorker::EndpointReady { endpoint, .. }) = answers.recv() else {
         panic!("no endpoint");
     };
@@ -137,6 +127,20 @@ fn serving() -> (Rank0, Receiver<FromWorker>, Arc<AtomicU64>) {
     assert!(matches!(answers.recv(), Ok(FromWorker::EpochReady { .. })));
 
     (rank, answers, content)
+}
+
+fn alone(plan: &ShardPlan) -> EpochSpec {
+    EpochSpec {
+        group: GroupId(0),
+        epoch: EPOCH,
+        rank: Rank(0),
+        transport: Transport::Solo,
+        nonce: 1,
+        shares: plan.shares().to_vec(),
+        num_blocks: 8,
+        block_size: 16,
+        step_tokens_max: 64,
+    }
 }
 
 fn block(id: u64) -> TaggedBlock {
@@ -247,5 +251,72 @@ fn receive(starts_after: TaggedBlock) -> ToWorker {
             blocks: Vec::new(),
         },
         starts_after: vec![starts_after],
+    })
+}
+
+/// Two ranks take many short steps one behind the other: rank 0 tells of each, rank 1 of several at once and of the last.
+#[test]
+fn a_rank_without_output_tells_of_several_steps_at_once_and_holds_nothing_back_at_the_end() {
+    const STEPS: u64 = 64;
+    let capacities = [kvasir_kv::RankCapacity::default(); 2];
+    let plan = ShardPlan::balance(&layout(), &capacities, 0).unwrap();
+    let ranks: Vec<_> = (0..2)
+        .map(|rank| {
+            let (to_rank, inbox) = channel();
+            let (send, answers) = channel();
+            let backend = Box::new(OneCell::holding(&Arc::new(AtomicU64::new(1))));
+            let config = RankConfig::new(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            let spec = EpochSpec {
+                rank: Rank(rank),
+                transport: Transport::SharedMemory,
+                shares: plan.shares().to_vec(),
+                ..alone(&plan)
+            };
+            let worker = move || {
+                let send = move |message| drop(send.send(message));
+                RankWorker::new(config, backend, Arc::default(), send).run(&inbox);
+            };
+            let thread = std::thread::spawn(worker);
+            let tell = move |message| to_rank.send(RankInput::FromCoordinator(message)).unwrap();
+            tell(ToWorker::FormEpoch(spec));
+            (tell, answers, thread)
+        })
+        .collect();
+    let endpoint = |answers: &Receiver<FromWorker>| match answers.recv() {
+        Ok(FromWorker::EndpointReady { endpoint, .. }) => endpoint,
+        other => panic!("no endpoint: {other:?}"),
+    };
+    let endpoints: Vec<String> = ranks.iter().map(|(_, answers, _)| endpoint(answers)).collect();
+    for (tell, ..) in &ranks {
+        let (epoch, endpoints) = (EPOCH, endpoints.clone());
+        tell(ToWorker::ConnectEpoch { epoch, endpoints });
+        (0..STEPS).for_each(|step| tell(empty_step(step)));
+    }
+    let told = ranks.into_iter().map(|(tell, answers, thread)| {
+        assert!(matches!(answers.recv(), Ok(FromWorker::EpochReady { .. })));
+        let mut told = Vec::new();
+        while told.last() != Some(&(STEPS - 1)) {
+            match answers.recv() {
+                Ok(FromWorker::StepDone { step, .. }) => told.push(step.0),
+                other => panic!("no step: {other:?}"),
+            }
+        }
+        drop(tell);
+        thread.join().unwrap();
+        told
+    });
+    let told: Vec<Vec<u64>> = told.collect();
+    assert_eq!(told[0], (0..STEPS).collect::<Vec<_>>());
+    assert!(told[1].len() < STEPS as usize && told[1].is_sorted(), "{:?}", told[1]);
+}
+
+fn empty_step(step: u64) -> ToWorker {
+    ToWorker::Step(StepPlan {
+        epoch: EPOCH,
+        step: StepId(step),
+        admitted: Vec::new(),
+        work: Vec::new(),
+        retired: Vec::new(),
+        adopted: Vec::new(),
     })
 }
