@@ -92,7 +92,8 @@ struct RankThread {
     inbox: Sender<RankInput>,
     control: Arc<RankControl>,
     thread: JoinHandle<()>,
-    unacknowledged: u32,
+    steps_sent: u64,
+    steps_acknowledged: u64,
 }
 
 impl EngineCluster {
@@ -186,7 +187,7 @@ impl EngineCluster {
 
     /// Waits until every rank has done every step.
     pub fn settle(&mut self) {
-        while self.ranks.iter().any(|rank| rank.unacknowledged > 0) {
+        while self.ranks.iter().any(|rank| rank.steps_acknowledged < rank.steps_sent) {
             self.wait();
         }
     }
@@ -234,7 +235,8 @@ impl EngineCluster {
             let rank = Rank(session as u32);
             watch.hear(rank, message);
             watch.see(rank, step.0 + 1);
-            self.ranks[session].unacknowledged -= 1;
+            // And all before it.
+            self.ranks[session].steps_acknowledged = step.0 + 1;
         }
     }
 
@@ -274,7 +276,7 @@ impl EngineCluster {
         match &message {
             ToWorker::FormEpoch(spec) => self.watch = Some(PlanWatch::new(spec)),
             ToWorker::Step(plan) => {
-                self.ranks[session].unacknowledged += 1;
+                self.ranks[session].steps_sent += 1;
                 // All ranks get the same.
                 if session == 0 {
                     self.note_plan(plan);
@@ -383,7 +385,8 @@ impl RankThread {
             inbox,
             control,
             thread: std::thread::spawn(run),
-            unacknowledged: 0,
+            steps_sent: 0,
+            steps_acknowledged: 0,
         }
     }
 }
