@@ -8,7 +8,8 @@ use std::{hint::black_box, time::Instant};
 use kvasir_kv::{CellLayout, KvDtype};
 use kvasir_model::WeightType;
 use kvasir_worker::arith::{
-    ActivationsRef, AttendScratch, HugeBuffer, Int8Rows, Isa, Kernels, KvView, PackedMatrix, UnitColumns, WeightArena,
+    ActivationsRef, AttendScratch, Gated, GatedPanel, HugeBuffer, Int8Rows, Isa, Kernels, KvView, LANES, PackedMatrix,
+    Plain, UnitColumns, WeightArena,
 };
 
 const HIDDEN: usize = 576;
@@ -142,7 +143,7 @@ impl Activations {
     fn new(kernels: Kernels, cols: usize, tokens: usize) -> Self {
         let panels: Vec<f32> = (0..cols * tokens).map(|i| (i % 97) as f32 * 0.01 - 0.4).collect();
         let mut int8 = Int8Rows::new();
-        kernels.quantize(&panels, cols, tokens, &mut int8, &mut vec![false; tokens]);
+        kernels.quantize(Plain::new(&panels, cols, tokens), &mut int8, &mut vec![false; tokens]);
         Self {
             panels,
             int8,
@@ -295,10 +296,16 @@ fn small_parts(kernels: Kernels) {
                 &mut out[..HIDDEN * tokens],
             )
         });
-        let silu = time(&mut || kernels.silu_mul(&x, &x, &mut out));
-        let quantize = time(&mut || kernels.quantize(&x, FFN, tokens, &mut int8, &mut vec![false; tokens]));
+        let columns = [x.as_slice(), &x].concat();
+        let places = GatedPanel::of_units([FFN / LANES].into_iter());
+        let gated = Gated::new(&columns, &places, tokens);
+        let gate = time(&mut || kernels.store_panels(gated, 0, &mut out));
+        let mut poison = vec![false; tokens];
+        let quantize = time(&mut || kernels.quantize(Plain::new(&x, FFN, tokens), &mut int8, &mut poison));
+        let both = time(&mut || kernels.quantize(gated, &mut int8, &mut poison));
         println!(
-            "{tokens} tokens, us each: norm of {HIDDEN} {norm:.3}, gate of {FFN} {silu:.3}, quantize {FFN} {quantize:.3}"
+            "{tokens} tokens, us each: norm of {HIDDEN} {norm:.3}, gate of {FFN} {gate:.3}, quantize {FFN} {quantize:.3}, \
+             both at once {both:.3}"
         );
     }
     let logits = vec![0.5; VOCAB];

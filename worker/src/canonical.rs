@@ -6,6 +6,7 @@
 
 mod attention;
 mod by_units;
+mod inputs;
 mod phases;
 mod products;
 
@@ -14,9 +15,12 @@ use std::{sync::Arc, time::Instant};
 use kvasir_kv::{BlockId, CellLayout, EpochSpec, KvHead, LoadReport, RankShare, UnitLayout};
 use kvasir_model::{Checkpoint, WeightMode};
 
-use self::phases::PhaseBuffers;
+use self::{
+    inputs::{InputBuffers, Inputs},
+    phases::PhaseBuffers,
+};
 use crate::{
-    arith::{ActivationsRef, Int8Rows, Kernels, LANES, PackedMatrix, RopeTable, UnitSummary, panels, rope_frequencies},
+    arith::{Kernels, LANES, Normed, PackedMatrix, RopeTable, UnitSummary, panels, rope_frequencies},
     backend::{Backend, BackendError, ForwardOutput, HEAD_ROWS_MAX, HeadRow, Preload, Preloaded, head_rows},
     cells::Cells,
     collective::Collective,
@@ -60,9 +64,9 @@ struct StepBuffers {
     poison: Vec<bool>,
     /// The residual, `[hidden / 16][tokens]`[16].
     x: Vec<f32>,
-    /// Like `x`.
-    normed: Vec<f32>,
-    normed_int8: Int8Rows,
+    /// Of each row, from its norm.
+    scales: Vec<f32>,
+    normed: InputBuffers,
     /// Of all units of the rank.
     whole: PhaseBuffers,
     /// Of the units of each thread.
@@ -185,13 +189,25 @@ impl Canonical {
         for (sum, poison) in sums[poison_at..].iter_mut().zip(&step.poison) {
             *sum = if *poison { FIXED_ONE } else { 0 };
         }
-        step.reduced.resize(sums.len(), 0.0);
+        let (values, poison) = sums.split_at(poison_at);
+        let (team, kernels, tokens) = (&mut self.team, &self.kernels, step.tokens);
         let begun = Instant::now();
-        collective.all_reduce(sums, &mut step.reduced)?;
-        step.reduce_us = step.reduce_us.saturating_add(begun.elapsed().as_micros() as u32);
-        let (reduced, poison) = step.reduced.split_at(poison_at);
-        self.kernels.add_assign(&mut step.x, reduced);
-        self.kernels.add_bias(&mut step.x, bias, step.tokens);
+        let poison = if collective.world_size() == 1 {
+            let reduced = products::room(&mut step.reduced, poison.len());
+            collective.all_reduce(poison, reduced)?;
+            step.reduce_us = step.reduce_us.saturating_add(begun.elapsed().as_micros() as u32);
+            // Its own sums are all there are.
+            products::add_sums(team, kernels, &mut step.x, values, tokens);
+            &*reduced
+        } else {
+            let reduced = products::room(&mut step.reduced, sums.len());
+            collective.all_reduce(sums, reduced)?;
+            step.reduce_us = step.reduce_us.saturating_add(begun.elapsed().as_micros() as u32);
+            let (reduced, poison) = reduced.split_at(poison_at);
+            products::add(team, kernels, &mut step.x, reduced, tokens);
+            poison
+        };
+        kernels.add_bias(&mut step.x, bias, tokens);
         for (poisoned, count) in step.poison.iter_mut().zip(poison) {
             *poisoned = *count != 0.0;
         }
@@ -426,31 +442,24 @@ impl Backend for Canonical {
 }
 
 impl StepBuffers {
-    /// `normed = norm(x)`, also in int8 if one of the matrices that read it wants that.
+    /// `normed = norm(x)`, in the forms that its readers want.
     fn normalize<'a>(
         &mut self,
         team: &mut ThreadTeam,
         kernels: &Kernels,
         weight: &[f32],
         eps: f32,
-        mut readers: impl Iterator<Item = &'a PackedMatrix>,
+        readers: impl Iterator<Item = &'a PackedMatrix>,
     ) {
-        self.normed.resize(self.x.len(), 0.0);
-        kernels.rms_norm(&self.x, weight, eps, self.tokens, &mut self.normed);
-        if readers.any(PackedMatrix::wants_int8) {
-            let (int8, poison) = (&mut self.normed_int8, &mut self.poison);
-            products::quantize(team, kernels, &self.normed, weight.len(), int8, poison);
-        }
+        let scales = products::room(&mut self.scales, self.tokens);
+        products::rms_scales(team, kernels, &self.x, weight.len(), eps, scales);
+        let source = Normed::new(&self.x, scales, weight);
+        self.normed.make(team, kernels, source, readers, &mut self.poison);
     }
 
     /// What a phase begins with, and what it is computed in.
     fn phase(&mut self) -> (Inputs<'_>, &mut PhaseBuffers, &mut Vec<by_units::Member>) {
-        let normed = Inputs {
-            panels: &self.normed,
-            int8: &self.normed_int8,
-            cols: self.normed.len().checked_div(self.tokens).unwrap_or(0),
-            tokens: self.tokens,
-        };
+        let normed = self.normed.get();
         (normed, &mut self.whole, &mut self.members)
     }
 
@@ -467,28 +476,5 @@ impl StepBuffers {
         self.poison.clear();
         self.poison.extend(rows.iter().map(|head| residual.poison[head.row]));
         self.tokens = rows.len();
-    }
-}
-
-/// Activations in both forms; a matrix takes the one it wants.
-#[derive(Clone, Copy, Debug)]
-struct Inputs<'a> {
-    panels: &'a [f32],
-    int8: &'a Int8Rows,
-    cols: usize,
-    tokens: usize,
-}
-
-impl<'a> Inputs<'a> {
-    fn for_matrix(&self, matrix: &PackedMatrix) -> ActivationsRef<'a> {
-        if matrix.wants_int8() {
-            ActivationsRef::Int8(self.int8)
-        } else {
-            ActivationsRef::F32 {
-                panels: self.panels,
-                cols: self.cols,
-                tokens: self.tokens,
-            }
-        }
     }
 }

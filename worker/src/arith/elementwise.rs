@@ -1,4 +1,4 @@
-//! Operations on each element alone: the residual addition, biases, and the gate of the FFN.
+//! Operations on each element alone: additions to the residual, biases, and the gate of the FFN.
 
 use super::{
     Kernels, LANES,
@@ -23,12 +23,20 @@ impl Kernels {
         self.run(AddBias { x, bias, tokens });
     }
 
-    /// `out = (gate / (1 + exp(-gate))) * up`, over panels of the same shape.
-    pub fn silu_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
-        assert_eq!(gate.len(), up.len());
-        assert_eq!(gate.len(), out.len());
-        self.run(SiluMul { gate, up, out });
+    /// `x += round(sums)`, over panels of the same shape: exact sums to the residual.
+    pub fn add_sums(&self, x: &mut [f32], sums: &[i64]) {
+        assert_eq!(x.len(), sums.len());
+        self.run(AddSums { x, sums });
     }
+}
+
+/// `(gate / (1 + exp(-gate))) * up`
+#[inline(always)]
+pub(super) fn silu_mul<S: Simd>(s: S, gate: S::F, up: S::F) -> S::F {
+    // A difference from +0 would turn -0 into +0, which exp takes for the same; NaN stays NaN.
+    let minus_gate = s.sub(s.splat(0.0), gate);
+    let sigmoid_denominator = s.add(s.splat(1.0), exp(s, minus_gate));
+    s.mul(s.div(gate, sigmoid_denominator), up)
 }
 
 struct AddAssign<'a> {
@@ -70,24 +78,19 @@ impl Kernel for AddBias<'_> {
     }
 }
 
-struct SiluMul<'a> {
-    gate: &'a [f32],
-    up: &'a [f32],
-    out: &'a mut [f32],
+struct AddSums<'a> {
+    x: &'a mut [f32],
+    sums: &'a [i64],
 }
 
-impl Kernel for SiluMul<'_> {
+impl Kernel for AddSums<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (gates, ups, outs) = (vectors(self.gate), vectors(self.up), vectors_mut(self.out));
-        for ((gate, up), out) in gates.iter().zip(ups).zip(outs) {
-            let gate = s.load(gate);
-            // A difference from +0 would turn -0 into +0, which exp takes for the same; NaN stays NaN.
-            let minus_gate = s.sub(s.splat(0.0), gate);
-            let sigmoid_denominator = s.add(s.splat(1.0), exp(s, minus_gate));
-            s.store(s.mul(s.div(gate, sigmoid_denominator), s.load(up)), out);
+        let sums = self.sums.as_chunks::<LANES>().0;
+        for (x, sums) in vectors_mut(self.x).iter_mut().zip(sums) {
+            s.store(s.add(s.load(x), s.fixed_to_f32(sums)), x);
         }
     }
 }

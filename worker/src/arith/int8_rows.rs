@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     Kernels, LANES, SUB_BLOCK,
-    panels::vectors,
+    panel_source::PanelSource,
     reference::QUANTIZE_AMAX_MIN,
     simd::{Kernel, Simd},
 };
@@ -58,14 +58,20 @@ impl Int8Rows {
     }
 
     fn whole(&mut self) -> Int8Part<'_> {
+        let len = self.len();
         Int8Part {
             sub_blocks: 0..self.cols / SUB_BLOCK,
-            quants: &mut self.quants,
-            scales: &mut self.scales,
-            sums: &mut self.sums,
-            first_sums: &mut self.first_sums,
-            scaled_sums: &mut self.scaled_sums,
+            quants: &mut self.quants[..len],
+            scales: &mut self.scales[..len],
+            sums: &mut self.sums[..len],
+            first_sums: &mut self.first_sums[..len],
+            scaled_sums: &mut self.scaled_sums[..len],
         }
+    }
+
+    /// Sub-blocks of all tokens; the vectors may be longer.
+    fn len(&self) -> usize {
+        self.cols / SUB_BLOCK * self.tokens
     }
 
     pub fn cols(&self) -> usize {
@@ -78,17 +84,17 @@ impl Int8Rows {
 
     /// `[cols / 32][tokens][32]`
     pub fn quants(&self) -> &[i8] {
-        self.quants.as_flattened()
+        self.quants[..self.len()].as_flattened()
     }
 
     /// `[cols / 32][tokens]`
     pub fn scales(&self) -> &[f32] {
-        &self.scales
+        &self.scales[..self.len()]
     }
 
     /// `[cols / 32][tokens]`
     pub fn sums(&self) -> &[i32] {
-        &self.sums
+        &self.sums[..self.len()]
     }
 
     /// Sets the shape; the contents are whatever they were until `Kernels::quantize` fills them.
@@ -98,12 +104,14 @@ impl Int8Rows {
             "{cols} columns are not whole sub-blocks"
         );
         (self.cols, self.tokens) = (cols, tokens);
-        let len = cols / SUB_BLOCK * tokens;
-        self.quants.resize(len, [0; SUB_BLOCK]);
-        self.scales.resize(len, 0.0);
-        self.sums.resize(len, 0);
-        self.first_sums.resize(len, 0);
-        self.scaled_sums.resize(len, 0.0);
+        let len = self.len();
+        if self.quants.len() < len {
+            self.quants.resize(len, [0; SUB_BLOCK]);
+            self.scales.resize(len, 0.0);
+            self.sums.resize(len, 0);
+            self.first_sums.resize(len, 0);
+            self.scaled_sums.resize(len, 0.0);
+        }
     }
 }
 
@@ -138,46 +146,41 @@ impl<'a> Int8Part<'a> {
 }
 
 impl Kernels {
-    /// Quantizes panels of `cols` columns into `out`, which takes their shape.
+    /// Quantizes a source's panels into `out`, which takes their shape.
     ///
-    /// panels: `[cols / 16][tokens][16]`, cols a multiple of 32. Sets `poison[token]` where a column is not finite; never
-    /// clears one. Such a sub-block counts as zeros.
-    pub fn quantize(&self, panels: &[f32], cols: usize, tokens: usize, out: &mut Int8Rows, poison: &mut [bool]) {
-        assert_eq!(panels.len(), cols * tokens);
-        assert_eq!(poison.len(), tokens);
-        out.resize(cols, tokens);
-        self.quantize_part(panels, &mut out.whole(), poison);
+    /// source: an even number of panels. Sets `poison[token]` where a column is not finite; never clears one. Such a
+    /// sub-block counts as zeros.
+    pub fn quantize(&self, source: impl PanelSource, out: &mut Int8Rows, poison: &mut [bool]) {
+        out.resize(source.num_panels() * LANES, source.tokens());
+        self.quantize_part(source, &mut out.whole(), poison);
     }
 
     /// [`Kernels::quantize`] of some sub-blocks, into rows that have their shape already.
     ///
-    /// panels: of all sub-blocks
-    pub fn quantize_part(&self, panels: &[f32], out: &mut Int8Part<'_>, poison: &mut [bool]) {
-        let len = SUB_BLOCK * poison.len();
-        let panels = &panels[out.sub_blocks.start * len..out.sub_blocks.end * len];
-        self.run(Quantize { panels, out, poison });
+    /// source: of all sub-blocks
+    pub fn quantize_part(&self, source: impl PanelSource, out: &mut Int8Part<'_>, poison: &mut [bool]) {
+        assert_eq!(poison.len(), source.tokens());
+        self.run(Quantize { source, out, poison });
     }
 }
 
-struct Quantize<'a, 'p> {
-    /// Of the part.
-    panels: &'a [f32],
+struct Quantize<'a, 'p, P> {
+    source: P,
     out: &'a mut Int8Part<'p>,
     poison: &'a mut [bool],
 }
 
-impl Kernel for Quantize<'_, '_> {
+impl<P: PanelSource> Kernel for Quantize<'_, '_, P> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (x, out, tokens) = (vectors(self.panels), self.out, self.poison.len());
-        for sub_block in 0..out.sub_blocks.len() {
-            let low = &x[2 * sub_block * tokens..][..tokens];
-            let high = &x[(2 * sub_block + 1) * tokens..][..tokens];
+        let (source, out, tokens) = (self.source, self.out, self.poison.len());
+        for (index, sub_block) in out.sub_blocks.clone().enumerate() {
             for token in 0..tokens {
-                let (low, high) = (s.load(&low[token]), s.load(&high[token]));
-                let at = sub_block * tokens + token;
+                let low = source.load(s, 2 * sub_block, token);
+                let high = source.load(s, 2 * sub_block + 1, token);
+                let at = index * tokens + token;
                 let finite = s.all_finite(low) & s.all_finite(high);
                 self.poison[token] |= !finite;
                 let amax = if finite {

@@ -35,10 +35,10 @@ pub(super) struct Rows<'a> {
     pub work: &'a [WorkInput],
 }
 
-/// From `columns` (q, k and v of each of these KV heads) to `inner`, the input of the output projection.
+/// From `columns` (q, k and v of each of these KV heads) to `attended`.
 ///
 /// columns: [KV heads][(group_size + 2) * head_dim / 16]`[tokens]`[16]
-/// inner: [KV heads * group_size * head_dim / 16]`[tokens]`[16]
+/// attended: [KV heads]`[tokens][group_size * head_dim]`
 pub(super) fn attend(
     team: &mut ThreadTeam,
     kernels: &Kernels,
@@ -51,19 +51,8 @@ pub(super) fn attend(
     let group_columns = rows.heads.group_columns() as usize;
     let head_len = (group_columns + 2 * rows.heads.head_dim() as usize) * tokens;
     write_cells(team, kernels, slabs, rope, rows, head_len, buffers);
-    let len = rows.weights.len() * tokens * group_columns;
-    buffers.attended.resize(len, 0.0);
+    products::room(&mut buffers.attended, rows.weights.len() * tokens * group_columns);
     attend_rows(team, kernels, slabs, rows, head_len, buffers);
-    buffers.inner.resize(len, 0.0);
-    for (attended, inner) in buffers
-        .attended
-        .chunks_exact(tokens * group_columns)
-        .zip(buffers.inner.chunks_exact_mut(tokens * group_columns))
-    {
-        for (token, row) in attended.chunks_exact(group_columns).enumerate() {
-            panels::scatter_token(row, inner, tokens, token);
-        }
-    }
 }
 
 /// Finishes q, k and v in place, and writes k and v of every token; heads are dealt over the team.

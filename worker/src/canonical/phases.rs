@@ -1,9 +1,13 @@
 //! What a phase does with units: all of a rank's together, or those of one thread. It begins with the normed rows, which
 //! all units share, and ends with the sums of the units' partials.
 
-use super::{Inputs, attention, products};
+use super::{
+    attention,
+    inputs::{InputBuffers, Inputs},
+    products,
+};
 use crate::{
-    arith::{HugeBuffer, Int8Rows, Kernels, PackedMatrix, RopeTable},
+    arith::{Attended, Gated, GatedPanel, HugeBuffer, Kernels, PackedMatrix, RopeTable},
     threads::ThreadTeam,
     weights::FfnLayer,
 };
@@ -11,12 +15,11 @@ use crate::{
 /// What units are computed in; kept from step to step.
 #[derive(Debug, Default)]
 pub(super) struct PhaseBuffers {
-    /// Outputs of the column-parallel products: `[rows / 16][tokens]`[16], unit after unit.
+    /// Outputs of the column-parallel products: `[rows / 16][tokens]`[16], unit after unit; grows, never shrinks.
     pub columns: Vec<f32>,
-    /// Input of the row-parallel ones: `[cols / 16][tokens]`[16], unit after unit.
-    pub inner: Vec<f32>,
-    inner_int8: Int8Rows,
-    /// [KV heads]`[tokens][group_size * head_dim]`
+    /// Input of the row-parallel ones, unit after unit.
+    inner: InputBuffers,
+    /// [KV heads]`[tokens][group_size * head_dim]`; grows, never shrinks.
     pub attended: Vec<f32>,
     /// `[hidden / 16][tokens]`[16], then one element per token for its poison.
     pub sums: Vec<i64>,
@@ -72,6 +75,12 @@ pub(super) fn attention(
     products::columns(team, kernels, &inputs, normed, &mut buffers.columns);
     attention::attend(team, kernels, slabs, rope, rows, normed.tokens, buffers);
     let outputs: Vec<&PackedMatrix> = rows.weights.iter().map(|head| &head.wo).collect();
+    let (cols, tokens) = (rows.heads.group_columns() as usize, normed.tokens);
+    let attended = Attended::new(&buffers.attended[..outputs.len() * cols * tokens], cols, tokens);
+    let readers = outputs.iter().copied();
+    buffers
+        .inner
+        .make(team, kernels, attended, readers, &mut buffers.poison);
     project(team, kernels, &outputs, buffers);
 }
 
@@ -88,30 +97,19 @@ pub(super) fn ffn(
     let inputs: Vec<&PackedMatrix> = units.iter().flat_map(|unit| [&unit.gate, &unit.up]).collect();
     products::columns(team, kernels, &inputs, normed, &mut buffers.columns);
     products::add_biases(kernels, units, tokens, &mut buffers.columns);
-    products::gate(team, kernels, units, tokens, &buffers.columns, &mut buffers.inner);
     let outputs: Vec<&PackedMatrix> = units.iter().map(|unit| &unit.down).collect();
+    let places = GatedPanel::of_units(units.iter().map(|unit| unit.gate.num_groups()));
+    let gated = Gated::new(&buffers.columns, &places, tokens);
+    let readers = outputs.iter().copied();
+    buffers.inner.make(team, kernels, gated, readers, &mut buffers.poison);
     project(team, kernels, &outputs, buffers);
 }
 
 /// The row-parallel end of a phase: `inner` times each unit's columns, rounded and added in `sums`.
 fn project(team: &mut ThreadTeam, kernels: &Kernels, units: &[&PackedMatrix], buffers: &mut PhaseBuffers) {
-    let cols = units.iter().map(|unit| unit.cols()).sum();
     let PhaseBuffers {
-        inner,
-        inner_int8: int8,
-        sums,
-        poison,
-        ..
+        inner, sums, poison, ..
     } = buffers;
-    if units.iter().any(|unit| unit.wants_int8()) {
-        products::quantize(team, kernels, inner, cols, int8, poison);
-    }
-    let inputs = Inputs {
-        panels: inner,
-        int8,
-        cols,
-        tokens: poison.len(),
-    };
     let poison_at = sums.len() - poison.len();
-    products::partials(team, kernels, units, inputs, &mut sums[..poison_at], poison);
+    products::partials(team, kernels, units, inner.get(), &mut sums[..poison_at], poison);
 }

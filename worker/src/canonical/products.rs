@@ -1,22 +1,20 @@
-//! A phase's matrix products, split over the team by row groups.
+//! A phase's matrix products, split over the team by row groups, and what is done between them, split by panels or tokens.
 //!
-//! Each row group is computed whole by one member, so the split changes no bit.
+//! Each element is computed whole by one member, so the split changes no bit.
 
 use std::ops::Range;
 
-use super::Inputs;
+use super::inputs::Inputs;
 use crate::{
-    arith::{Int8Rows, Kernels, LANES, PackedMatrix, UnitColumns},
+    arith::{Int8Rows, Kernels, LANES, PackedMatrix, PanelSource, UnitColumns},
     threads::ThreadTeam,
     weights::FfnLayer,
 };
 
-/// Fewer tokens are quantized sooner than another thread has begun.
+/// What is done to fewer tokens between products is done sooner than another thread has begun.
 const TOKENS_TO_SHARE_MIN: usize = 8;
-/// So are fewer values gated: some microseconds of work.
-const VALUES_TO_SHARE_MIN: usize = 8 << 10;
 
-/// Column-parallel: every matrix times the same input, outputs one after the other in `out`, which takes their size.
+/// Column-parallel: every matrix times the same input, outputs one after the other in `out`, which grows to their size.
 ///
 /// matrices: [rows, inputs.cols] each; out: `[row groups of all matrices][tokens]`[16]
 pub(super) fn columns(
@@ -28,7 +26,7 @@ pub(super) fn columns(
 ) {
     let group_len = inputs.tokens * LANES;
     let num_groups: usize = matrices.iter().map(|matrix| matrix.num_groups()).sum();
-    out.resize(num_groups * group_len, 0.0);
+    let out = room(out, num_groups * group_len);
     if inputs.tokens == 0 {
         return;
     }
@@ -47,26 +45,84 @@ pub(super) fn columns(
     });
 }
 
+/// The first `len` elements, whatever they hold. A buffer never shrinks: phases of different sizes take turns in it.
+pub(super) fn room<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
+    if buffer.len() < len {
+        buffer.resize(len, T::default());
+    }
+    &mut buffer[..len]
+}
+
+/// Members that share what is done to so many tokens between products.
+fn sharers(team: &ThreadTeam, tokens: usize) -> usize {
+    if tokens < TOKENS_TO_SHARE_MIN { 1 } else { team.len() }
+}
+
 /// [`Kernels::quantize`], split over the team by columns.
 pub(super) fn quantize(
     team: &mut ThreadTeam,
     kernels: &Kernels,
-    panels: &[f32],
-    cols: usize,
+    source: impl PanelSource,
     out: &mut Int8Rows,
     poison: &mut [bool],
 ) {
-    if poison.len() < TOKENS_TO_SHARE_MIN || team.len() == 1 {
-        return kernels.quantize(panels, cols, poison.len(), out, poison);
+    let members = sharers(team, source.tokens());
+    if members == 1 {
+        return kernels.quantize(source, out, poison);
     }
-    assert_eq!(panels.len(), cols * poison.len());
-    out.resize(cols, poison.len());
-    let parts = out.parts(team.len()).into_iter();
+    out.resize(source.num_panels() * LANES, source.tokens());
+    let parts = out.parts(members).into_iter();
     let mut parts: Vec<_> = parts.map(|part| (part, vec![false; poison.len()])).collect();
     team.run(&mut parts, |_, (part, poison)| {
-        kernels.quantize_part(panels, part, poison)
+        kernels.quantize_part(source, part, poison);
     });
     spread(parts.iter().map(|(_, found)| found), poison);
+}
+
+/// [`Kernels::store_panels`] of all panels, split over the team.
+///
+/// out: `[panels][tokens]`[16]
+pub(super) fn store(team: &mut ThreadTeam, kernels: &Kernels, source: impl PanelSource, out: &mut [f32]) {
+    let members = sharers(team, source.tokens());
+    let panel_len = source.tokens() * LANES;
+    let mut parts = split(source.num_panels(), members, panel_len, out);
+    team.run(&mut parts, |_, (panels, out)| {
+        kernels.store_panels(source, panels.start, out);
+    });
+}
+
+/// [`Kernels::rms_scales`] of all tokens, split over the team.
+pub(super) fn rms_scales(
+    team: &mut ThreadTeam,
+    kernels: &Kernels,
+    x: &[f32],
+    cols: usize,
+    eps: f32,
+    scales: &mut [f32],
+) {
+    let tokens = scales.len();
+    let mut parts = split(tokens, sharers(team, tokens), 1, scales);
+    team.run(&mut parts, |_, (which, scales)| {
+        kernels.rms_scales(x, cols, eps, tokens, which.clone(), scales);
+    });
+}
+
+/// `x += y`, split over the team. Panels, of so many tokens.
+pub(super) fn add(team: &mut ThreadTeam, kernels: &Kernels, x: &mut [f32], y: &[f32], tokens: usize) {
+    let len = tokens * LANES;
+    let mut parts = split(x.len().checked_div(len).unwrap_or(0), sharers(team, tokens), len, x);
+    team.run(&mut parts, |_, (panels, x)| {
+        kernels.add_assign(x, &y[panels.start * len..panels.end * len]);
+    });
+}
+
+/// `x += round(sums)`, split over the team. Panels, of so many tokens.
+pub(super) fn add_sums(team: &mut ThreadTeam, kernels: &Kernels, x: &mut [f32], sums: &[i64], tokens: usize) {
+    let len = tokens * LANES;
+    let mut parts = split(x.len().checked_div(len).unwrap_or(0), sharers(team, tokens), len, x);
+    team.run(&mut parts, |_, (panels, x)| {
+        kernels.add_sums(x, &sums[panels.start * len..panels.end * len]);
+    });
 }
 
 /// Marks what any member of the team found.
@@ -123,38 +179,6 @@ pub(super) fn add_biases(kernels: &Kernels, units: &[&FfnLayer], tokens: usize, 
             rest = after;
         }
     }
-}
-
-/// `inner = silu(gate) * up` for each unit.
-///
-/// columns: gate then up of each unit, `[rows / 16][tokens]`[16]; inner: `[columns / 16][tokens]`[16], takes its size.
-pub(super) fn gate(
-    team: &mut ThreadTeam,
-    kernels: &Kernels,
-    units: &[&FfnLayer],
-    tokens: usize,
-    columns: &[f32],
-    inner: &mut Vec<f32>,
-) {
-    let inner_len = columns.len() / 2;
-    inner.resize(inner_len, 0.0);
-    let mut pieces = Vec::with_capacity(units.len());
-    let (mut columns, mut rest) = (columns, inner.as_mut_slice());
-    for unit in units {
-        let len = unit.gate.num_groups() * LANES * tokens;
-        let (out, after) = rest.split_at_mut(len);
-        pieces.push((&columns[..len], &columns[len..2 * len], out));
-        (columns, rest) = (&columns[2 * len..], after);
-    }
-    let members = if inner_len < VALUES_TO_SHARE_MIN { 1 } else { team.len() };
-    let share = pieces.len().div_ceil(members).max(1);
-    let mut parts: Vec<_> = pieces.chunks_mut(share).map(Some).collect();
-    parts.resize_with(members, || None);
-    team.run(&mut parts, |_, pieces| {
-        for (gate, up, out) in pieces.iter_mut().flat_map(|pieces| pieces.iter_mut()) {
-            kernels.silu_mul(gate, up, out);
-        }
-    });
 }
 
 /// Row groups dealt evenly, each member with its own part of the output.

@@ -1,7 +1,7 @@
 //! Norm, rotation, gate, residual and the summary of logits.
 
 use super::inputs::{Random, Style, all_kernels, assert_same_bits};
-use crate::arith::{LANES, RopeTable, panels, reference, rope_frequencies};
+use crate::arith::{Attended, Gated, GatedPanel, LANES, RopeTable, panels, reference, rope_frequencies};
 
 #[test]
 fn rms_norm_gives_the_definitions_bits_for_any_number_of_tokens() {
@@ -24,20 +24,65 @@ fn rms_norm_gives_the_definitions_bits_for_any_number_of_tokens() {
     }
 }
 
+/// Two units, of 2 and of 3 panels, each with its gate before its up; what is behind them is not looked at.
 #[test]
-fn gate_and_residual_give_the_definitions_bits() {
+fn gated_panels_give_the_definitions_bits_from_any_panel_on() {
+    let mut random = Random(4);
+    let (tokens, groups) = (5, [2, 3]);
+    let places = GatedPanel::of_units(groups.into_iter());
+    for kernels in all_kernels() {
+        for style in Style::ALL {
+            let columns = random.floats(style, 11 * tokens * LANES);
+            let mut expected = Vec::new();
+            let mut rest = columns.as_slice();
+            for groups in groups {
+                let (gate, after) = rest.split_at(groups * tokens * LANES);
+                let (up, after) = after.split_at(groups * tokens * LANES);
+                expected.extend(gate.iter().zip(up).map(|(gate, up)| reference::silu_mul(*gate, *up)));
+                rest = after;
+            }
+            let source = Gated::new(&columns, &places, tokens);
+            for first in 0..places.len() {
+                let expected = &expected[first * tokens * LANES..];
+                let mut out = vec![0.0; expected.len()];
+                kernels.store_panels(source, first, &mut out);
+                assert_same_bits(&out, expected, &format!("{} {style:?} from {first}", kernels.isa()));
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_heads_become_panels_head_by_head() {
+    let (heads, tokens, cols) = (2, 3, 32);
+    let rows: Vec<f32> = (0..heads * tokens * cols).map(|i| i as f32).collect();
+    let expected: Vec<f32> = rows
+        .chunks_exact(tokens * cols)
+        .flat_map(|head| panels::from_rows(head, tokens))
+        .collect();
+    for kernels in all_kernels() {
+        let mut out = vec![0.0; rows.len()];
+        kernels.store_panels(Attended::new(&rows, cols, tokens), 0, &mut out);
+        assert_eq!(out, expected);
+    }
+}
+
+#[test]
+fn additions_to_the_residual_give_the_definitions_bits() {
     let mut random = Random(2);
     for kernels in all_kernels() {
         for style in Style::ALL {
             let (a, b) = (random.floats(style, 4096), random.floats(style, 4096));
-            let mut out = vec![0.0; a.len()];
-            kernels.silu_mul(&a, &b, &mut out);
-            let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| reference::silu_mul(*a, *b)).collect();
-            assert_same_bits(&out, &expected, &format!("silu {} {style:?}", kernels.isa()));
-            out.copy_from_slice(&a);
+            let mut out = a.clone();
             kernels.add_assign(&mut out, &b);
             let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
             assert_same_bits(&out, &expected, &format!("add {} {style:?}", kernels.isa()));
+            let sums: Vec<i64> = (0..4096).map(|_| random.next() as i64).collect();
+            out.copy_from_slice(&a);
+            kernels.add_sums(&mut out, &sums);
+            let sums = sums.iter().map(|sum| reference::from_fixed(*sum));
+            let expected: Vec<f32> = a.iter().zip(sums).map(|(a, sum)| a + sum).collect();
+            assert_same_bits(&out, &expected, &format!("add sums {} {style:?}", kernels.isa()));
         }
     }
 }

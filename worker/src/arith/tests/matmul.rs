@@ -4,7 +4,8 @@ use kvasir_model::WeightType;
 
 use super::inputs::{Random, Style, all_kernels, assert_same_bits};
 use crate::arith::{
-    ActivationsRef, Int8Rows, Kernels, LANES, PackedMatrix, SUB_BLOCK, UnitColumns, WeightArena, panels, reference,
+    ActivationsRef, Int8Rows, Kernels, LANES, PackedMatrix, Plain, SUB_BLOCK, UnitColumns, WeightArena, panels,
+    reference,
 };
 
 const TYPES: [WeightType; 11] = WeightType::ALL;
@@ -70,13 +71,8 @@ impl Case {
             });
         }
         let mut rows = Int8Rows::new();
-        kernels.quantize(
-            &panels,
-            self.cols,
-            self.tokens,
-            &mut rows,
-            &mut vec![false; self.tokens],
-        );
+        let source = Plain::new(&panels, self.cols, self.tokens);
+        kernels.quantize(source, &mut rows, &mut vec![false; self.tokens]);
         f(ActivationsRef::Int8(&rows))
     }
 
