@@ -9,6 +9,7 @@ mod decode_plans;
 mod dice;
 mod group_shape;
 mod load;
+mod memory;
 mod moves;
 mod outcome;
 mod percentiles;
@@ -46,6 +47,7 @@ pub struct BenchArgs {
 
 #[derive(Subcommand, Debug)]
 enum BenchCommand {
+    Memory(memory::MemoryArgs),
     Moves(moves::MovesArgs),
     Serve(serve::ServeArgs),
     Speed(speed::SpeedArgs),
@@ -57,7 +59,7 @@ impl BenchArgs {
     /// Of a measurement that opens a model.
     pub fn engine(&mut self) -> Option<&mut EngineOptions> {
         match &mut self.command {
-            BenchCommand::Moves(_) | BenchCommand::Serve(_) | BenchCommand::Speed(_) => None,
+            BenchCommand::Memory(_) | BenchCommand::Moves(_) | BenchCommand::Serve(_) | BenchCommand::Speed(_) => None,
             BenchCommand::Steps(args) => Some(&mut args.engine),
             BenchCommand::Transfer(args) => Some(&mut args.engine),
         }
@@ -66,11 +68,13 @@ impl BenchArgs {
 
 pub async fn run(args: BenchArgs) -> Result<()> {
     match args.command {
+        // Blocks this thread: it measures, and nothing else runs here.
+        BenchCommand::Memory(args) => memory::run(&args),
         BenchCommand::Moves(args) => moves::run(args).await,
         BenchCommand::Serve(args) => serve::run(args).await,
         BenchCommand::Speed(args) => speed::run(args).await,
         BenchCommand::Steps(args) => steps::run(args).await,
-        // Blocks this thread: it measures, and nothing else runs here.
+        // So does this one.
         BenchCommand::Transfer(args) => transfer::run(&args),
     }
 }

@@ -11,6 +11,7 @@ mod measured;
 mod options;
 mod programs;
 mod report;
+mod roofline;
 mod rpc_servers;
 mod samples;
 mod side;
@@ -31,6 +32,7 @@ use kvasir::Kvasir;
 use llama_cpp::LlamaCpp;
 use measured::Measured;
 use report::{Conditions, Report};
+use roofline::Roofline;
 use samples::Samples;
 use side::Side;
 
@@ -98,7 +100,8 @@ struct Contest<'a> {
 
 impl Contest<'_> {
     fn run(&self, model: &Path) -> Result<Report> {
-        let context_len = self.kvasir.context_len(model)?;
+        let plan = self.kvasir.plan(model)?;
+        let context_len = plan.context_len;
         let (extent, too_deep) = self.comparison.extent.within(context_len);
         let left_out = |depth| format!("depth {depth} left out: the model's context ends at {context_len}");
         let mut notes: Vec<String> = too_deep.into_iter().map(left_out).collect();
@@ -118,6 +121,11 @@ impl Contest<'_> {
             rounds: self.comparison.runs,
             kvasir,
             peer,
+            roofline: Roofline {
+                threads: self.cores,
+                gb_per_s: rounds.memory.clone(),
+                bytes_per_token: plan.bytes_per_token,
+            },
             notes,
             commands: rounds.commands_of(&sides),
         };
@@ -133,6 +141,7 @@ impl Contest<'_> {
     fn rounds(&self, model: &Path, extent: &Extent, sides: &[Side]) -> Result<Rounds> {
         let mut rounds = Rounds::default();
         for round in 1..=self.comparison.runs {
+            rounds.memory.push(self.kvasir.read_memory(self.cores)?);
             for side in side::by_turns(sides) {
                 eprintln!("{}: round {round} of {}, {side}", model.display(), self.comparison.runs);
                 let measured = self.measure(side, model, extent);
@@ -167,6 +176,8 @@ impl Contest<'_> {
 #[derive(Default)]
 struct Rounds {
     samples: Samples,
+    /// How fast all cores read memory before each round, in GB/s.
+    memory: Vec<f64>,
     notes: Vec<String>,
     /// Of the last round.
     commands: BTreeMap<Side, Vec<String>>,

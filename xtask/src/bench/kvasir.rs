@@ -33,15 +33,20 @@ impl Kvasir {
         Ok(printed.trim().to_owned())
     }
 
-    /// The model's context in tokens. Errors with the reason if Kvasir cannot serve it.
-    pub fn context_len(&self, model: &Path) -> Result<u32> {
+    /// What a model asks of whoever serves it. Errors with the reason if Kvasir cannot.
+    pub fn plan(&self, model: &Path) -> Result<ModelPlan> {
         let mut plan = Command::new(&self.binary);
-        plan.args(["plan", "--json", "--model"]).arg(model);
-        let plan: Value = serde_json::from_str(&process::output_within(&mut plan, PLAN_LIMIT)?)?;
-        let context_len = plan["fit"]["context"]
-            .as_u64()
-            .context("kvasir plan tells no context")?;
-        Ok(u32::try_from(context_len)?)
+        plan.args(["plan", "--json", "--workers", "1", "--model"]).arg(model);
+        ModelPlan::parse(&process::output_within(&mut plan, PLAN_LIMIT)?)
+    }
+
+    /// How fast so many threads read this machine's memory now, in GB/s.
+    pub fn read_memory(&self, threads: usize) -> Result<f64> {
+        let mut memory = Command::new(&self.binary);
+        memory.args(["bench", "memory", "--json", "--threads", &threads.to_string()]);
+        let report: Value = serde_json::from_str(&process::output_within(&mut memory, SPEED_LIMIT)?)?;
+        let rate = report["gb_per_s"]["median"].as_f64();
+        rate.context("kvasir bench memory tells no rate")
     }
 
     /// Starts a cluster, measures it, and ends it.
@@ -66,6 +71,28 @@ impl Kvasir {
             .args(["--streams", &joined(1, &extent.streams)])
             .args(["--runs", "1", "--json"]);
         speed
+    }
+}
+
+/// What `kvasir plan` tells of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelPlan {
+    /// Tokens.
+    pub context_len: u32,
+    /// Of weights, that one worker reads for each token.
+    pub bytes_per_token: u64,
+}
+
+impl ModelPlan {
+    fn parse(printed: &str) -> Result<Self> {
+        let plan: Value = serde_json::from_str(printed).context("kvasir plan printed no JSON")?;
+        let context_len = plan["fit"]["context"].as_u64();
+        let context_len = u32::try_from(context_len.context("kvasir plan tells no context")?)?;
+        let bytes_per_token = plan["ranks"][0]["bytes_per_token"].as_u64();
+        Ok(Self {
+            context_len,
+            bytes_per_token: bytes_per_token.context("kvasir plan tells no bytes per token")?,
+        })
     }
 }
 
@@ -135,6 +162,18 @@ mod tests {
             measured.notes,
             ["decode 128, 8 streams: 3 streams had to wait for others"]
         );
+    }
+
+    #[test]
+    fn a_plan_tells_the_context_and_what_a_token_reads() {
+        let printed = r#"{"ranks": [{"rank": 0, "bytes_per_token": 143025408}], "fit": {"context": 8192}}"#;
+        let expected = ModelPlan {
+            context_len: 8192,
+            bytes_per_token: 143_025_408,
+        };
+        assert_eq!(ModelPlan::parse(printed).unwrap(), expected);
+        let without = printed.replace("bytes_per_token", "bytes");
+        assert!(ModelPlan::parse(&without).is_err());
     }
 
     #[test]

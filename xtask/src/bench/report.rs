@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use super::case::Case;
+use super::roofline::Roofline;
 use super::samples::Samples;
 use super::side::Side;
 
@@ -31,6 +32,7 @@ pub struct Conditions {
     pub rounds: u32,
     pub kvasir: String,
     pub peer: String,
+    pub roofline: Roofline,
     pub notes: Vec<String>,
     /// Of the last round, side by side.
     pub commands: Vec<(Side, String)>,
@@ -42,6 +44,7 @@ impl Report {
         let mut lines = vec![format!("## {name}"), String::new()];
         lines.extend(table(&self.rows()));
         lines.extend([String::new(), LEGEND.to_owned()]);
+        lines.extend(self.conditions.roofline.line(&self.samples, &self.sides));
         lines.extend(self.conditions.lines());
         lines.join("\n") + "\n"
     }
@@ -128,7 +131,7 @@ impl Conditions {
         json!({
             "date": self.date, "cpu": self.cpu, "cores": self.cores, "rounds": self.rounds,
             "load_before": self.load_before, "load_after": self.load_after,
-            "kvasir": self.kvasir, "peer": self.peer, "notes": self.notes,
+            "kvasir": self.kvasir, "peer": self.peer, "memory": self.roofline.json(), "notes": self.notes,
             "commands": commands.collect::<Vec<_>>(),
         })
     }
@@ -198,6 +201,11 @@ mod tests {
             rounds: 3,
             kvasir: "kvasir 0.1.0".to_owned(),
             peer: "llama.cpp 0c1e570".to_owned(),
+            roofline: Roofline {
+                threads: 2,
+                gb_per_s: vec![40.0],
+                bytes_per_token: 100_000_000,
+            },
             notes: vec!["depth 8192 left out".to_owned()],
             commands: vec![(Side::Peer { threads: 1 }, "llama-bench -t 1".to_owned())],
         }
@@ -232,6 +240,8 @@ mod tests {
         for line in [
             "2026-11-27 18:00 UTC, EPYC, cores: 2, rounds: 3",
             "load average: 0.1 0.2 0.3 before, 2.0 1.0 0.5 after",
+            "memory: 2 threads read 40.0 (40.0-40.0) GB/s; decode 128 reads 100 MB of weights a token, of what memory gives: \
+             Kvasir 2x1 72 %, Kvasir 1x2 64 %, llama.cpp 1 thread 19 %, llama.cpp 2 threads 28 %, llama.cpp RPC 2x1 15 %",
             "depth 8192 left out",
             "llama.cpp 1 thread: llama-bench -t 1",
         ] {
@@ -248,5 +258,6 @@ mod tests {
         assert_eq!(decode["ratios"]["Kvasir 1x2"]["max"], 2.5);
         assert_eq!(json["rows"][0]["best_peer"], Value::Null);
         assert_eq!(json["conditions"]["commands"][0]["line"], "llama-bench -t 1");
+        assert_eq!(json["conditions"]["memory"]["gb_per_s"], json!([40.0]));
     }
 }
