@@ -11,8 +11,8 @@ use std::{
 };
 
 use kvasir_kv::{
-    BlockId, CellLayout, Epoch, EpochSpec, GroupId, KvDtype, Rank, RankCapacity, Sampling, SequenceId, ShardPlan,
-    TokenId, Transport,
+    BlockId, CellLayout, Epoch, EpochSpec, GroupId, KvDtype, KvHead, Rank, RankCapacity, Sampling, SequenceId,
+    ShardPlan, TokenId, Transport,
 };
 use kvasir_model::{Checkpoint, WeightMode};
 use kvasir_worker::{
@@ -26,6 +26,8 @@ type AnyResult<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const BLOCK_SIZE: u32 = 64;
 const NUM_BLOCKS: u32 = 160;
+/// Twice, it is 0.065 as f16.
+const SOME_BYTE: u8 = 0x2c;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Streams, tokens of each in a step, context before them, and how many steps.
@@ -122,6 +124,14 @@ impl Member {
         let cell = CellLayout::new(shape.num_layers, shape.heads.head_dim(), BLOCK_SIZE, KvDtype::F16)?;
         let mut backend = Canonical::new(Arc::clone(checkpoint), WeightMode::File, cell, threads)?;
         backend.begin_epoch(&self.spec)?;
+        let heads = self.spec.shares[self.spec.rank.0 as usize].attention.clone();
+        for (head, block) in heads.flat_map(|head| (0..NUM_BLOCKS).map(move |block| (head, block))) {
+            // Memory that nobody has written is one page of zeros, which caches hold.
+            backend.fill_cell(KvHead(head), BlockId(block), cell.cell_bytes(), &mut |cell| {
+                cell.fill(SOME_BYTE);
+                true
+            })?;
+        }
         let terms = Terms {
             connect_deadline: DEADLINE,
             call_deadline: DEADLINE,
