@@ -291,42 +291,53 @@ impl Canonical {
                 .normalize(team, kernels, norm, self.eps, matrices.iter().copied());
             let (normed, whole, _) = self.step.phase();
             products::columns(team, kernels, &matrices, normed, &mut whole.columns);
+            let summaries = self.summarize(rows.len());
+            let units = self.vocab_units.len();
             for (at, row) in rows.iter().enumerate() {
                 output.poisoned[row.work] |= self.step.poison[at];
-                let summaries = self.summarize(at);
                 let logits = |logits: &mut Vec<f32>| self.gather_logits(at, logits);
-                output.take_head_row(row, &work[row.work], &self.vocab_units, &summaries, logits);
+                let summaries = &summaries[at * units..][..units];
+                output.take_head_row(row, &work[row.work], &self.vocab_units, summaries, logits);
             }
         }
         self.step.x = residual.x;
     }
 
-    /// Of the head's row `at`, for each local vocab unit.
-    fn summarize(&self, at: usize) -> Vec<UnitSummary> {
-        let tokens = self.step.tokens;
-        let summary = |(panels, rows)| self.kernels.vocab_unit_summary(panels, tokens, at, rows);
-        self.vocab_panels().map(summary).collect()
+    /// Of each of the head's rows, for each local vocab unit; shared by the team.
+    fn summarize(&mut self, rows: usize) -> Vec<UnitSummary> {
+        let (kernels, tokens) = (self.kernels, self.step.tokens);
+        let units: Vec<(&[f32], usize)> = vocab_panels(&self.vocab_units, &self.step.whole.columns, tokens).collect();
+        let mut summaries = vec![UnitSummary::default(); rows * units.len()];
+        products::each(&mut self.team, &mut summaries, |at, summary| {
+            let (panels, rows) = units[at % units.len()];
+            *summary = kernels.vocab_unit_summary(panels, tokens, at / units.len(), rows);
+        });
+        summaries
     }
 
     fn gather_logits(&self, at: usize, logits: &mut Vec<f32>) {
-        for (panels, rows) in self.vocab_panels() {
+        for (panels, rows) in vocab_panels(&self.vocab_units, &self.step.whole.columns, self.step.tokens) {
             let values = panels
                 .chunks_exact(self.step.tokens * LANES)
                 .flat_map(|panel| &panel[at * LANES..][..LANES]);
             logits.extend(values.take(rows));
         }
     }
+}
 
-    /// The head's output by local vocab unit, each with its number of rows.
-    fn vocab_panels(&self) -> impl Iterator<Item = (&[f32], usize)> {
-        let mut rest = self.step.whole.columns.as_slice();
-        self.vocab_units.iter().map(move |unit| {
-            let rows = unit.rows as usize;
-            let (panels, after) = rest.split_at(rows.next_multiple_of(LANES) * self.step.tokens);
-            rest = after;
-            (panels, rows)
-        })
-    }
+/// The head's output by vocab unit, each with its number of rows.
+fn vocab_panels<'a>(
+    units: &'a [UnitRows],
+    columns: &'a [f32],
+    tokens: usize,
+) -> impl Iterator<Item = (&'a [f32], usize)> {
+    let mut rest = columns;
+    units.iter().map(move |unit| {
+        let rows = unit.rows as usize;
+        let (panels, after) = rest.split_at(rows.next_multiple_of(LANES) * tokens);
+        rest = after;
+        (panels, rows)
+    })
 }
 
 /// What the layers have left of a step's rows.

@@ -130,29 +130,28 @@ impl RanksAlone {
     /// When the tokens came.
     async fn run(&mut self, plans: &[StepPlan]) -> Result<Receipts> {
         let (begun, mut receipts) = (Instant::now(), Receipts::default());
+        // Of each rank: rank 0 tells of each step, others may tell of several at once.
         let mut done = vec![0; self.outboxes.len()];
         let mut sent = 0;
-        loop {
-            // All ranks have done these.
-            let over = done.iter().copied().min().unwrap_or(plans.len());
-            if over == plans.len() {
-                return Ok(receipts);
-            }
-            while sent < plans.len() && sent <= over + LOOK_AHEAD {
+        while done.iter().any(|done| *done < plans.len()) {
+            while sent < plans.len() && sent <= done[0] + LOOK_AHEAD {
                 self.send_step(&plans[sent])?;
                 sent += 1;
             }
             match self.word().await? {
-                (rank, FromWorker::StepDone { output, .. }) => {
+                (rank, FromWorker::StepDone { step, output, .. }) => {
                     if let Some(output) = output {
                         check(&output, &plans[done[rank]])?;
                         receipts.add(begun.elapsed(), output.sampled.len());
                     }
-                    done[rank] += 1;
+                    let place = plans[..sent].iter().position(|plan| plan.step == step);
+                    done[rank] =
+                        place.with_context(|| format!("rank {rank} did step {step}, which is none of these"))? + 1;
                 }
                 (rank, other) => return Err(unexpected(rank, &other)),
             }
         }
+        Ok(receipts)
     }
 
     fn send_step(&self, plan: &StepPlan) -> Result<()> {

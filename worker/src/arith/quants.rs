@@ -6,7 +6,7 @@
 use super::{
     SUB_BLOCK,
     packed_format::{NIBBLES_BYTES, PLANE_BYTES},
-    simd::Simd,
+    simd::{Simd, in_order},
 };
 
 /// Unsigned weights of 16 rows and 32 columns.
@@ -45,6 +45,9 @@ impl Quants for Bytes {
         sums: &mut [[[S::I; N]; G]; HALVES],
     ) {
         for quad in 0..8 {
+            if G == 1 {
+                in_order();
+            }
             let weights = load_each(s, quants, 64 * quad);
             let sums = &mut sums[quad / 4 * (HALVES - 1)];
             for n in 0..N {
@@ -108,6 +111,9 @@ fn dots_of_nibbles<S: Simd, const HALVES: usize, const G: usize, const N: usize>
     sums: &mut [[[S::I; N]; G]; HALVES],
 ) {
     for quad in 0..4 {
+        if G == 1 {
+            in_order();
+        }
         let mut low = load_each(s, quants, 64 * quad);
         let mut high = low;
         for g in 0..G {

@@ -7,8 +7,8 @@ use super::{
     simd::{Kernel, Simd},
 };
 
-/// Merged over units, in unit order, by whoever samples.
-#[derive(Clone, Copy, PartialEq, Debug)]
+/// Merged over units, in unit order, by whoever samples. The default says nothing.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct UnitSummary {
     pub max: f32,
     /// Index in the unit of the largest logit, ties to the lowest; any valid index if `finite` is false.

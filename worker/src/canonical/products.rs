@@ -13,6 +13,8 @@ use crate::{
 
 /// What is done to fewer tokens between products is done sooner than another thread has begun.
 const TOKENS_TO_SHARE_MIN: usize = 8;
+/// So are fewer summaries of vocab units, of some microseconds each.
+const PLACES_TO_SHARE_MIN: usize = 8;
 
 /// Column-parallel: every matrix times the same input, outputs one after the other in `out`, which grows to their size.
 ///
@@ -179,6 +181,17 @@ pub(super) fn add_biases(kernels: &Kernels, units: &[&FfnLayer], tokens: usize, 
             rest = after;
         }
     }
+}
+
+/// Fills each place, with its number; shared by the team where that takes more than some microseconds.
+pub(super) fn each<T: Send>(team: &mut ThreadTeam, out: &mut [T], fill: impl Fn(usize, &mut T) + Sync) {
+    let members = if out.len() < PLACES_TO_SHARE_MIN { 1 } else { team.len() };
+    let mut parts = split(out.len(), members, 1, out);
+    team.run(&mut parts, |_, (which, out)| {
+        for (at, place) in which.clone().zip(out.iter_mut()) {
+            fill(at, place);
+        }
+    });
 }
 
 /// Row groups dealt evenly, each member with its own part of the output.
