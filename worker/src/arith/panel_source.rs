@@ -8,7 +8,7 @@ use super::{
     simd::{Kernel, Simd},
 };
 
-/// Panels, `[cols / 16][tokens]`[16], as a kernel takes them: one vector after the other, panel by panel.
+/// Panels, `[cols / 16][tokens][16]`, as a kernel takes them: one vector after the other, panel by panel.
 #[allow(private_bounds, private_interfaces)] // instruction sets are this module's own
 pub trait PanelSource: Copy + Send + Sync {
     /// How many panels there are.
@@ -191,7 +191,7 @@ fn num_panels(vectors: usize, tokens: usize) -> usize {
 impl Kernels {
     /// Makes some of a source's panels, from `first_panel` on.
     ///
-    /// out: `[panels][tokens]`[16]
+    /// out: `[panels][tokens][16]`
     pub fn store_panels(&self, source: impl PanelSource, first_panel: usize, out: &mut [f32]) {
         self.run(StorePanels {
             source,
