@@ -8,8 +8,8 @@ use std::{hint::black_box, time::Instant};
 use kvasir_kv::{CellLayout, KvDtype};
 use kvasir_model::WeightType;
 use kvasir_worker::arith::{
-    ActivationsRef, AttendScratch, Gated, GatedPanel, HugeBuffer, Int8Rows, Isa, Kernels, KvView, LANES, PackedMatrix,
-    Plain, UnitColumns, WeightArena,
+    ActivationsRef, AttendScratch, Gated, GatedPanel, HeadRows, HugeBuffer, Int8Rows, Isa, Kernels, KvView, LANES,
+    PackedMatrix, UnitColumns, WeightArena,
 };
 
 const HIDDEN: usize = 576;
@@ -63,13 +63,7 @@ fn read_bandwidth() -> f64 {
     let mut buffer = HugeBuffer::new(256 << 20).expect("memory");
     buffer.fill(1);
     let s = best_s(7, || {
-        let mut sums = [0u64; 32];
-        for chunk in buffer.as_chunks::<256>().0 {
-            for (sum, bytes) in sums.iter_mut().zip(chunk.as_chunks::<8>().0) {
-                *sum ^= u64::from_le_bytes(*bytes);
-            }
-        }
-        black_box(sums);
+        black_box(buffer.read_through());
     });
     buffer.len() as f64 / s / 1e9
 }
@@ -143,7 +137,11 @@ impl Activations {
     fn new(kernels: Kernels, cols: usize, tokens: usize) -> Self {
         let panels: Vec<f32> = (0..cols * tokens).map(|i| (i % 97) as f32 * 0.01 - 0.4).collect();
         let mut int8 = Int8Rows::new();
-        kernels.quantize(Plain::new(&panels, cols, tokens), &mut int8, &mut vec![false; tokens]);
+        kernels.quantize(
+            HeadRows::new(&panels, LANES, tokens),
+            &mut int8,
+            &mut vec![false; tokens],
+        );
         Self {
             panels,
             int8,
@@ -301,7 +299,7 @@ fn small_parts(kernels: Kernels) {
         let gated = Gated::new(&columns, &places, tokens);
         let gate = time(&mut || kernels.store_panels(gated, 0, &mut out));
         let mut poison = vec![false; tokens];
-        let quantize = time(&mut || kernels.quantize(Plain::new(&x, FFN, tokens), &mut int8, &mut poison));
+        let quantize = time(&mut || kernels.quantize(HeadRows::new(&x, LANES, tokens), &mut int8, &mut poison));
         let both = time(&mut || kernels.quantize(gated, &mut int8, &mut poison));
         println!(
             "{tokens} tokens, us each: norm of {HIDDEN} {norm:.3}, gate of {FFN} {gate:.3}, quantize {FFN} {quantize:.3}, \

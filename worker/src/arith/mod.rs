@@ -51,7 +51,7 @@ pub use isa::{Isa, Kernels};
 pub use kv_view::KvView;
 pub use matmul::{ActivationsRef, UnitColumns};
 pub use packed_matrix::PackedMatrix;
-pub use panel_source::{Attended, Gated, GatedPanel, Normed, PanelSource, Plain};
+pub use panel_source::{Gated, GatedPanel, HeadRows, Normed, PanelSource};
 pub use reference::ATTENTION_CHUNK;
 pub use rope::{RopeTable, rope_frequencies};
 pub use vocab::UnitSummary;

@@ -21,38 +21,6 @@ pub trait PanelSource: Copy + Send + Sync {
     fn load<S: Simd>(&self, s: S, panel: usize, token: usize) -> S::F;
 }
 
-/// Panels that are there.
-#[derive(Clone, Copy, Debug)]
-pub struct Plain<'a> {
-    x: &'a [[f32; LANES]],
-    tokens: usize,
-}
-
-impl<'a> Plain<'a> {
-    /// panels: of `cols` columns
-    pub fn new(panels: &'a [f32], cols: usize, tokens: usize) -> Self {
-        assert_eq!(panels.len(), cols * tokens);
-        let x = vectors(panels);
-        Self { x, tokens }
-    }
-}
-
-#[allow(private_bounds, private_interfaces)]
-impl PanelSource for Plain<'_> {
-    fn num_panels(&self) -> usize {
-        num_panels(self.x.len(), self.tokens)
-    }
-
-    fn tokens(&self) -> usize {
-        self.tokens
-    }
-
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S, panel: usize, token: usize) -> S::F {
-        s.load(&self.x[panel * self.tokens + token])
-    }
-}
-
 /// Rows that are normalized: `x * scale * weight`, with the scales of [`Kernels::rms_scales`].
 #[derive(Clone, Copy, Debug)]
 pub struct Normed<'a> {
@@ -148,16 +116,16 @@ impl PanelSource for Gated<'_> {
     }
 }
 
-/// What heads have attended to, whose rows lie one after the other.
+/// Rows of heads, which lie head by head and row by row. Panels are such heads, of 16 columns.
 #[derive(Clone, Copy, Debug)]
-pub struct Attended<'a> {
+pub struct HeadRows<'a> {
     x: &'a [[f32; LANES]],
     /// Vectors of a row.
     width: usize,
     tokens: usize,
 }
 
-impl<'a> Attended<'a> {
+impl<'a> HeadRows<'a> {
     /// rows: `[heads][tokens][cols]`, cols a multiple of 16
     pub fn new(rows: &'a [f32], cols: usize, tokens: usize) -> Self {
         assert!(cols.is_multiple_of(LANES), "{cols} columns are not whole panels");
@@ -168,9 +136,9 @@ impl<'a> Attended<'a> {
 }
 
 #[allow(private_bounds, private_interfaces)]
-impl PanelSource for Attended<'_> {
+impl PanelSource for HeadRows<'_> {
     fn num_panels(&self) -> usize {
-        num_panels(self.x.len(), self.tokens)
+        self.x.len().checked_div(self.tokens).unwrap_or(0)
     }
 
     fn tokens(&self) -> usize {
@@ -182,10 +150,6 @@ impl PanelSource for Attended<'_> {
         let (head, at) = (panel / self.width, panel % self.width);
         s.load(&self.x[(head * self.tokens + token) * self.width + at])
     }
-}
-
-fn num_panels(vectors: usize, tokens: usize) -> usize {
-    vectors.checked_div(tokens).unwrap_or(0)
 }
 
 impl Kernels {

@@ -7,7 +7,7 @@ use super::{
     products,
 };
 use crate::{
-    arith::{Attended, Gated, GatedPanel, HugeBuffer, Kernels, PackedMatrix, RopeTable},
+    arith::{Gated, GatedPanel, HeadRows, HugeBuffer, Kernels, PackedMatrix, RopeTable},
     threads::ThreadTeam,
     weights::FfnLayer,
 };
@@ -76,7 +76,7 @@ pub(super) fn attention(
     attention::attend(team, kernels, slabs, rope, rows, normed.tokens, buffers);
     let outputs: Vec<&PackedMatrix> = rows.weights.iter().map(|head| &head.wo).collect();
     let (cols, tokens) = (rows.heads.group_columns() as usize, normed.tokens);
-    let attended = Attended::new(&buffers.attended[..outputs.len() * cols * tokens], cols, tokens);
+    let attended = HeadRows::new(&buffers.attended[..outputs.len() * cols * tokens], cols, tokens);
     let readers = outputs.iter().copied();
     buffers
         .inner

@@ -85,10 +85,8 @@ pub(super) fn quantize(
 ///
 /// out: `[panels][tokens]`[16]
 pub(super) fn store(team: &mut ThreadTeam, kernels: &Kernels, source: impl PanelSource, out: &mut [f32]) {
-    let members = sharers(team, source.tokens());
-    let panel_len = source.tokens() * LANES;
-    let mut parts = split(source.num_panels(), members, panel_len, out);
-    team.run(&mut parts, |_, (panels, out)| {
+    let (members, len) = (sharers(team, source.tokens()), source.tokens() * LANES);
+    share_out(team, members, len, out, |panels, out| {
         kernels.store_panels(source, panels.start, out);
     });
 }
@@ -103,17 +101,15 @@ pub(super) fn rms_scales(
     scales: &mut [f32],
 ) {
     let tokens = scales.len();
-    let mut parts = split(tokens, sharers(team, tokens), 1, scales);
-    team.run(&mut parts, |_, (which, scales)| {
-        kernels.rms_scales(x, cols, eps, tokens, which.clone(), scales);
+    share_out(team, sharers(team, tokens), 1, scales, |which, scales| {
+        kernels.rms_scales(x, cols, eps, tokens, which, scales);
     });
 }
 
 /// `x += y`, split over the team. Panels, of so many tokens.
 pub(super) fn add(team: &mut ThreadTeam, kernels: &Kernels, x: &mut [f32], y: &[f32], tokens: usize) {
     let len = tokens * LANES;
-    let mut parts = split(x.len().checked_div(len).unwrap_or(0), sharers(team, tokens), len, x);
-    team.run(&mut parts, |_, (panels, x)| {
+    share_out(team, sharers(team, tokens), len, x, |panels, x| {
         kernels.add_assign(x, &y[panels.start * len..panels.end * len]);
     });
 }
@@ -121,8 +117,7 @@ pub(super) fn add(team: &mut ThreadTeam, kernels: &Kernels, x: &mut [f32], y: &[
 /// `x += round(sums)`, split over the team. Panels, of so many tokens.
 pub(super) fn add_sums(team: &mut ThreadTeam, kernels: &Kernels, x: &mut [f32], sums: &[i64], tokens: usize) {
     let len = tokens * LANES;
-    let mut parts = split(x.len().checked_div(len).unwrap_or(0), sharers(team, tokens), len, x);
-    team.run(&mut parts, |_, (panels, x)| {
+    share_out(team, sharers(team, tokens), len, x, |panels, x| {
         kernels.add_sums(x, &sums[panels.start * len..panels.end * len]);
     });
 }
@@ -186,12 +181,24 @@ pub(super) fn add_biases(kernels: &Kernels, units: &[&FfnLayer], tokens: usize, 
 /// Fills each place, with its number; shared by the team where that takes more than some microseconds.
 pub(super) fn each<T: Send>(team: &mut ThreadTeam, out: &mut [T], fill: impl Fn(usize, &mut T) + Sync) {
     let members = if out.len() < PLACES_TO_SHARE_MIN { 1 } else { team.len() };
-    let mut parts = split(out.len(), members, 1, out);
-    team.run(&mut parts, |_, (which, out)| {
-        for (at, place) in which.clone().zip(out.iter_mut()) {
+    share_out(team, members, 1, out, |which, out| {
+        for (at, place) in which.zip(out) {
             fill(at, place);
         }
     });
+}
+
+/// Deals things of `len` elements over so many members, which fill them: their numbers, and where they lie in `out`.
+fn share_out<T: Send>(
+    team: &mut ThreadTeam,
+    members: usize,
+    len: usize,
+    out: &mut [T],
+    fill: impl Fn(Range<usize>, &mut [T]) + Sync,
+) {
+    let count = out.len().checked_div(len).unwrap_or(0);
+    let mut parts = split(count, members, len, out);
+    team.run(&mut parts, |_, (which, out)| fill(which.clone(), out));
 }
 
 /// Row groups dealt evenly, each member with its own part of the output.

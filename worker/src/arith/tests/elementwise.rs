@@ -1,7 +1,7 @@
 //! Norm, rotation, gate, residual and the summary of logits.
 
 use super::inputs::{Random, Style, all_kernels, assert_same_bits};
-use crate::arith::{Attended, Gated, GatedPanel, LANES, RopeTable, panels, reference, rope_frequencies};
+use crate::arith::{Gated, GatedPanel, HeadRows, LANES, RopeTable, panels, reference, rope_frequencies};
 
 #[test]
 fn rms_norm_gives_the_definitions_bits_for_any_number_of_tokens() {
@@ -62,7 +62,7 @@ fn rows_of_heads_become_panels_head_by_head() {
         .collect();
     for kernels in all_kernels() {
         let mut out = vec![0.0; rows.len()];
-        kernels.store_panels(Attended::new(&rows, cols, tokens), 0, &mut out);
+        kernels.store_panels(HeadRows::new(&rows, cols, tokens), 0, &mut out);
         assert_eq!(out, expected);
     }
 }

@@ -4,7 +4,7 @@ use kvasir_model::WeightType;
 
 use super::inputs::{Random, Style, all_kernels, assert_same_bits};
 use crate::arith::{
-    ActivationsRef, Int8Rows, Kernels, LANES, PackedMatrix, Plain, SUB_BLOCK, UnitColumns, WeightArena, panels,
+    ActivationsRef, HeadRows, Int8Rows, Kernels, LANES, PackedMatrix, SUB_BLOCK, UnitColumns, WeightArena, panels,
     reference,
 };
 
@@ -71,7 +71,7 @@ impl Case {
             });
         }
         let mut rows = Int8Rows::new();
-        let source = Plain::new(&panels, self.cols, self.tokens);
+        let source = HeadRows::new(&panels, LANES, self.tokens);
         kernels.quantize(source, &mut rows, &mut vec![false; self.tokens]);
         f(ActivationsRef::Int8(&rows))
     }

@@ -1,7 +1,7 @@
 //! Activation quantization.
 
 use super::inputs::{Random, Style, all_kernels};
-use crate::arith::{Int8Rows, Kernels, Normed, Plain, SUB_BLOCK, panels, reference};
+use crate::arith::{HeadRows, Int8Rows, Kernels, LANES, Normed, SUB_BLOCK, panels, reference};
 
 #[test]
 fn quantization_gives_the_definitions_bits_and_poison() {
@@ -13,7 +13,7 @@ fn quantization_gives_the_definitions_bits_and_poison() {
                 let rows = random.floats(style, cols * tokens);
                 let mut poison = vec![false; tokens];
                 let panels = panels::from_rows(&rows, tokens);
-                let source = Plain::new(&panels, cols, tokens);
+                let source = HeadRows::new(&panels, LANES, tokens);
                 kernels.quantize(source, &mut out, &mut poison);
                 assert_eq!((out.cols(), out.tokens()), (cols, tokens));
                 let mut expected_poison = vec![false; tokens];
@@ -64,7 +64,7 @@ fn contents(rows: &Int8Rows) -> (&[i8], Vec<[u32; 2]>, Vec<[i32; 2]>) {
 
 fn quantize(kernels: Kernels, x: &[f32], tokens: usize, poison: &mut [bool]) -> Int8Rows {
     let mut out = Int8Rows::new();
-    kernels.quantize(Plain::new(x, x.len() / tokens, tokens), &mut out, poison);
+    kernels.quantize(HeadRows::new(x, LANES, tokens), &mut out, poison);
     out
 }
 
