@@ -4,10 +4,8 @@ use std::time::{Duration, Instant};
 
 use kvasir_proto::v1;
 use serde::Serialize;
-use tonic::Status;
 
-/// Grows while the stream runs. Text that was held back by a server that went away is not lost: the next one feeds
-/// the same tokens and stands where the first one stood.
+/// Grows while the stream runs.
 #[derive(Debug, Default)]
 pub struct Answer {
     pub choice: u32,
@@ -66,41 +64,19 @@ impl Answer {
         }
     }
 
-    pub fn is_finished(&self) -> bool {
-        !self.finish_reason.is_empty()
-    }
-
-    /// Errors if a position is missing or comes twice: then the server is not one of ours.
-    pub fn add_scores(&mut self, scores: v1::PromptScores) -> Result<(), Status> {
-        let expected = self.prompt_logprobs.len() + 1;
-        if scores.position as usize != expected {
-            return Err(Status::data_loss(format!(
-                "prompt position {} came where {expected} is next",
-                scores.position
-            )));
-        }
+    pub fn add_scores(&mut self, scores: v1::PromptScores) {
         let scored = |token: v1::PromptToken| TokenLogprob::new(token.id, token.logprob, token.top_logprobs);
         self.prompt_logprobs.extend(scores.tokens.into_iter().map(scored));
-        Ok(())
     }
 
-    /// Errors if a token is missing or comes twice: then the server is not one of ours.
-    pub fn add(&mut self, chunk: v1::Chunk) -> Result<(), Status> {
+    pub fn add(&mut self, chunk: v1::Chunk) {
         for token in chunk.tokens {
-            if token.index as usize != self.token_ids.len() {
-                let expected = self.token_ids.len();
-                return Err(Status::data_loss(format!(
-                    "token {} came where {expected} is next",
-                    token.index
-                )));
-            }
             self.token_ids.push(token.id);
             self.logprobs
                 .push(TokenLogprob::new(token.id, token.logprob, token.top_logprobs));
             self.pace.token();
         }
         self.text += &chunk.text;
-        Ok(())
     }
 
     pub fn finish(&mut self, finished: v1::Finished) {
@@ -215,7 +191,7 @@ mod tests {
                 index,
                 id: 7,
                 logprob,
-                top_logprobs: Vec::new(),
+                ..Default::default()
             }],
             text: "x".to_owned(),
         }
@@ -225,7 +201,7 @@ mod tests {
     fn the_bits_of_a_logprob_survive_the_json() {
         for bits in [0xbdcc_cccdu32, 0xc123_4567, 0x8000_0000, 0x8000_0001, 0xbf7f_ffff] {
             let mut answer = Answer::default();
-            answer.add(chunk(0, f32::from_bits(bits))).unwrap();
+            answer.add(chunk(0, f32::from_bits(bits)));
             let shown = Shown {
                 logprobs: true,
                 prompt_logprobs: false,
@@ -242,28 +218,5 @@ mod tests {
         let answers = [Answer::of_choice(0), Answer::of_choice(1)];
         let json: serde_json::Value = serde_json::from_str(&to_json(&answers, Shown::default()).unwrap()).unwrap();
         assert_eq!(json["choices"][1]["choice"], 1);
-    }
-
-    #[test]
-    fn a_repeated_or_missing_position_is_refused() {
-        let scores = |position| v1::PromptScores {
-            position,
-            tokens: vec![v1::PromptToken::default(); 2],
-        };
-        let mut answer = Answer::default();
-        assert!(answer.add_scores(scores(0)).is_err());
-        answer.add_scores(scores(1)).unwrap();
-        assert!(answer.add_scores(scores(2)).is_err() && answer.add_scores(scores(4)).is_err());
-        answer.add_scores(scores(3)).unwrap();
-    }
-
-    #[test]
-    fn a_repeated_or_missing_token_is_refused() {
-        let mut answer = Answer::default();
-        answer.add(chunk(0, 0.0)).unwrap();
-        assert!(answer.add(chunk(0, 0.0)).is_err());
-        assert!(answer.add(chunk(2, 0.0)).is_err());
-        answer.add(chunk(1, 0.0)).unwrap();
-        assert_eq!(answer.text, "xx");
     }
 }

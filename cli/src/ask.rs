@@ -2,12 +2,13 @@
 
 use std::{
     io::{IsTerminal, Write, stderr, stdout},
+    path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
-use kvasir_proto::v1::{self, generate_request::Prompt};
+use kvasir_proto::v1::{self, constraint::Kind, generate_request::Prompt};
 use owo_colors::OwoColorize;
 
 use crate::{
@@ -58,6 +59,15 @@ pub struct AskOptions {
     /// A text that ends the answer; may be given up to 16 times
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,
+    /// The answer is JSON of this schema: a file, or the schema itself
+    #[arg(long, value_name = "SCHEMA", group = "constraint")]
+    pub json_schema: Option<String>,
+    /// The answer matches this regular expression from end to end
+    #[arg(long, value_name = "REGEX", group = "constraint")]
+    pub regex: Option<String>,
+    /// The answer is text of this grammar, in llguidance's variant of Lark: a file, or the grammar itself
+    #[arg(long, value_name = "GRAMMAR", group = "constraint")]
+    pub grammar: Option<String>,
     /// Go on past the end-of-sequence token
     #[arg(long)]
     pub ignore_eos: bool,
@@ -85,8 +95,8 @@ pub struct AskOptions {
 }
 
 impl AskOptions {
-    fn request(&self, prompt: Prompt, wanted: Wanted) -> v1::GenerateRequest {
-        v1::GenerateRequest {
+    fn request(&self, prompt: Prompt, wanted: Wanted) -> Result<v1::GenerateRequest> {
+        Ok(v1::GenerateRequest {
             request_id: self.request_id.clone().unwrap_or_default(),
             prompt: Some(prompt),
             sampling: Some(v1::SamplingParams {
@@ -111,7 +121,20 @@ impl AskOptions {
             priority: self.priority,
             n: (wanted.choices > 1).then_some(wanted.choices),
             prompt_logprobs: wanted.prompt_logprobs,
-        }
+            constraint: self.constraint()?,
+            ..Default::default()
+        })
+    }
+
+    /// clap has seen to it that there is at most one.
+    fn constraint(&self) -> Result<Option<v1::Constraint>> {
+        let kind = match (&self.json_schema, &self.regex, &self.grammar) {
+            (Some(schema), ..) => Kind::JsonSchema(text_or_file(schema)?),
+            (_, Some(regex), _) => Kind::Regex(regex.clone()),
+            (.., Some(grammar)) => Kind::Lark(text_or_file(grammar)?),
+            (None, None, None) => return Ok(None),
+        };
+        Ok(Some(v1::Constraint { kind: Some(kind) }))
     }
 
     /// Asks, shows the answers, and returns the text of the first. One is shown as it comes; several, which come at the
@@ -127,7 +150,7 @@ impl AskOptions {
             }
             title.update(pace);
         };
-        let request = self.request(prompt, wanted);
+        let request = self.request(prompt, wanted)?;
         let answers = client::generate(&self.server.endpoint, request, !self.no_resume, show).await;
         if !self.json && shown {
             // Errors, too, begin on a line of their own.
@@ -179,6 +202,16 @@ impl Default for Wanted {
             choices: 1,
             prompt_logprobs: None,
         }
+    }
+}
+
+/// Schemas and grammars have braces, colons or line breaks; names of files seldom do, and then the file is there.
+fn text_or_file(text: &str) -> Result<String> {
+    let is_file = Path::new(text).is_file();
+    let is_text = text.contains(['{', ':', '\n']);
+    match is_file || !is_text {
+        true => std::fs::read_to_string(text).with_context(|| format!("cannot read {text}")),
+        false => Ok(text.to_owned()),
     }
 }
 

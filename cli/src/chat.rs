@@ -38,6 +38,7 @@ async fn turn(ask: &AskOptions, messages: &mut Vec<v1::ChatMessage>, prompt: &st
     messages.push(message("user", prompt));
     let chat = v1::Chat {
         messages: messages.clone(),
+        ..Default::default()
     };
     let answer = ask.ask(Prompt::Chat(chat), Wanted::default()).await?;
     messages.push(message("assistant", &answer));
@@ -48,6 +49,7 @@ fn message(role: &str, content: &str) -> v1::ChatMessage {
     v1::ChatMessage {
         role: role.to_owned(),
         content: content.to_owned(),
+        ..Default::default()
     }
 }
 

@@ -1,32 +1,14 @@
 //! The client's side: connecting, and streams that go on when their coordinator does not.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use kvasir_proto::v1::{
-    self, admin_client::AdminClient, generate_request::Prompt, generate_response::Event,
-    inference_client::InferenceClient,
-};
-use kvasir_runtime::parse_endpoint;
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use futures::StreamExt as _;
+pub use kvasir_client::retry_after;
+use kvasir_client::{Client, ClientError, Update};
+use kvasir_proto::v1::{self, admin_client::AdminClient, generate_response::Event};
+use tonic::{Code, Status, transport::Channel};
 
 use crate::answer::{Answer, Pace};
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A host that died without a word is noticed after these.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Attempts without a new token between them; with the pauses below they last about a minute.
-const RESUMES_MAX: u32 = 35;
-const PAUSE_FIRST: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// Metadata that the server's own errors carry.
-const ERROR_NAME: &str = "kvasir-error";
-pub const RETRY_AFTER: &str = "retry-after-ms";
 
 /// Where the cluster is, for every command that asks it.
 #[derive(Args, Clone, Debug)]
@@ -42,15 +24,7 @@ pub struct Server {
 }
 
 pub async fn connect(endpoint: &str) -> Result<Channel> {
-    let url = parse_endpoint(endpoint)?;
-    let channel = Endpoint::from_shared(url.clone())?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .connect()
-        .await;
-    channel.map_err(|error| anyhow!("cannot reach {url}: {}", innermost(&error)))
+    Ok(kvasir_client::connect(endpoint).await?)
 }
 
 pub async fn status(endpoint: &str) -> Result<v1::StatusResponse> {
@@ -95,113 +69,54 @@ pub async fn generate(
     resume: bool,
     mut show: impl FnMut(u32, &str, &Pace),
 ) -> Result<Vec<Answer>> {
-    let channel = connect(endpoint).await?;
+    let client = Client::new([endpoint])?.with_resume(resume);
     let mut answers: Vec<Answer> = (0..request.n.unwrap_or(1)).map(Answer::of_choice).collect();
-    if let Err(broken) = stream(channel, request, &mut answers, &mut show).await {
-        for answer in answers.iter_mut().filter(|answer| !answer.is_finished()) {
-            go_on(endpoint, answer, broken.clone(), resume, &mut show).await?;
+    let mut updates = client.generate(request).await.map_err(explained)?;
+    while let Some(update) = updates.next().await {
+        match update.map_err(explained)? {
+            Update::Response(response) => take(&mut answers, response, &mut show)?,
+            Update::Resuming { choice } => answer_of(&mut answers, choice)?.resumes += 1,
+            _ => {}
         }
     }
     Ok(answers)
 }
 
-/// Goes on with one answer whose stream broke.
-async fn go_on(
-    endpoint: &str,
-    answer: &mut Answer,
-    mut broken: Status,
-    resume: bool,
-    show: &mut impl FnMut(u32, &str, &Pace),
-) -> Result<()> {
-    let (mut attempts, mut known) = (0, answer.token_ids.len());
-    loop {
-        // An answer that has begun waits for room, a new one does not.
-        let begun = attempts > 0 || !answer.token_ids.is_empty() || !answer.prompt_logprobs.is_empty();
-        let goes_on = is_resumable(&broken) || begun && retry_after(&broken).is_some();
-        let Some(descriptor) = answer.descriptor.clone().filter(|_| resume && goes_on) else {
-            return Err(refused(&broken));
-        };
-        if answer.token_ids.len() > known {
-            (attempts, known) = (0, answer.token_ids.len());
+fn take(answers: &mut [Answer], response: v1::GenerateResponse, show: &mut impl FnMut(u32, &str, &Pace)) -> Result<()> {
+    let choice = response.choice;
+    let answer = answer_of(answers, choice)?;
+    match response.event {
+        Some(Event::Started(started)) => answer.descriptor = started.descriptor,
+        Some(Event::PromptScores(scores)) => answer.add_scores(scores),
+        Some(Event::Chunk(chunk)) => {
+            let text = chunk.text.clone();
+            answer.add(chunk);
+            show(choice, &text, &answer.pace);
         }
-        if attempts == RESUMES_MAX {
-            return Err(refused(&broken)).with_context(|| format!("gave up after {RESUMES_MAX} attempts to resume"));
+        Some(Event::Finished(finished)) => {
+            show(choice, &finished.text, &answer.pace);
+            answer.finish(finished);
         }
-        let pause = PAUSE_MAX.min(PAUSE_FIRST * 2u32.pow(attempts.min(10)));
-        tokio::time::sleep(retry_after(&broken).unwrap_or(pause)).await;
-        attempts += 1;
-        answer.resumes += 1;
-        // The endpoint may still be down: that is what the attempts are for.
-        let Ok(channel) = connect(endpoint).await else {
-            continue;
-        };
-        let request = v1::GenerateRequest {
-            prompt: Some(Prompt::Resume(v1::Resume {
-                descriptor: Some(descriptor),
-                received_token_ids: answer.token_ids.clone(),
-                received_prompt_logprobs: answer.prompt_logprobs.len() as u32,
-            })),
-            ..Default::default()
-        };
-        match stream(channel, request, std::slice::from_mut(answer), show).await {
-            Ok(()) => return Ok(()),
-            Err(again) => broken = again,
-        }
+        None => {}
     }
+    Ok(())
 }
 
-/// Until all of these answers are finished.
-async fn stream(
-    channel: Channel,
-    request: v1::GenerateRequest,
-    answers: &mut [Answer],
-    show: &mut impl FnMut(u32, &str, &Pace),
-) -> Result<(), Status> {
-    let mut responses = InferenceClient::new(channel).generate(request).await?.into_inner();
-    while let Some(response) = responses.message().await? {
-        let choice = response.choice;
-        let mut wanted = answers.iter_mut();
-        let Some(answer) = wanted.find(|answer| answer.choice == choice) else {
-            return Err(Status::data_loss(format!(
-                "choice {choice} came, which nobody asked for"
-            )));
-        };
-        match response.event {
-            Some(Event::Started(started)) => answer.descriptor = started.descriptor,
-            Some(Event::PromptScores(scores)) => answer.add_scores(scores)?,
-            Some(Event::Chunk(chunk)) => {
-                let text = chunk.text.clone();
-                answer.add(chunk)?;
-                show(choice, &text, &answer.pace);
-            }
-            Some(Event::Finished(finished)) => {
-                show(choice, &finished.text, &answer.pace);
-                answer.finish(finished);
-                if answers.iter().all(Answer::is_finished) {
-                    return Ok(());
-                }
-            }
-            None => {}
+fn answer_of(answers: &mut [Answer], choice: u32) -> Result<&mut Answer> {
+    let mut all = answers.iter_mut();
+    let found = all.find(|answer| answer.choice == choice);
+    found.with_context(|| format!("choice {choice} came, which nobody asked for"))
+}
+
+/// An error as one line for people.
+fn explained(error: ClientError) -> anyhow::Error {
+    match &error {
+        ClientError::Refused(status) => refused(status),
+        ClientError::GaveUp { attempts, last } => {
+            explained((**last).clone()).context(format!("gave up after {attempts} attempts to resume"))
         }
+        _ => error.into(),
     }
-    Err(Status::unavailable("the stream ended before the answer did"))
-}
-
-/// True if the connection broke or the coordinator went away. What a server says about the request itself is final.
-fn is_resumable(status: &Status) -> bool {
-    match status.metadata().get(ERROR_NAME) {
-        Some(name) => name == "shutting_down",
-        None => matches!(
-            status.code(),
-            Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled
-        ),
-    }
-}
-
-/// When the server says that it is worth trying again.
-pub fn retry_after(status: &Status) -> Option<Duration> {
-    let hint = status.metadata().get(RETRY_AFTER)?.to_str().ok()?;
-    hint.parse().ok().map(Duration::from_millis)
 }
 
 /// A status as one line for people.
@@ -219,15 +134,6 @@ pub fn refused(status: &Status) -> anyhow::Error {
         Some(wait) => anyhow!("{name}: {}; try again in {:.1} s", status.message(), wait.as_secs_f64()),
         None => anyhow!("{name}: {}", status.message()),
     }
-}
-
-/// The message that says what is wrong, without the layers around it.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
 }
 
 /// Token ids from `1,2,3`.

@@ -1,13 +1,13 @@
 //! `kvasir coordinator`: the role, as deployed.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use kvasir_coordinator::{Coordinator, CoordinatorConfig, PrefixCopying};
-use kvasir_runtime::{parse_address, require_loopback, shutdown};
+use kvasir_runtime::shutdown;
 use serde::Serialize;
-use tokio::net::TcpListener;
 
 use crate::{
+    doors::{Doors, bind},
     engine_options::{EngineOptions, TransportChoice},
     groups::GroupOptions,
 };
@@ -33,6 +33,12 @@ pub struct ServingOptions {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:50051", value_name = "HOST:PORT")]
     pub grpc: String,
+    /// Address for OpenAI's HTTP API; none without
+    #[arg(long, value_name = "HOST:PORT")]
+    pub http: Option<String>,
+    /// What clients may call the model; may be given several times [default: the file's name, and what it calls itself]
+    #[arg(long, value_name = "NAME")]
+    pub served_model_name: Vec<String>,
     /// Allow an address that other machines reach: there is no encryption and no authentication yet
     #[arg(long)]
     pub insecure: bool,
@@ -96,6 +102,7 @@ impl ServingOptions {
             step_tokens_max: self.step_tokens,
             chunk_tokens_max: self.chunk_tokens,
             mixed_prefill_tokens_max: self.mixed_tokens,
+            served_names: self.served_model_name.clone(),
             group_roles: groups.roles(),
             rebalance: !self.no_rebalance,
             prefix_copying: self.prefix_copy,
@@ -103,10 +110,15 @@ impl ServingOptions {
         })
     }
 
-    pub async fn bind(&self) -> Result<TcpListener> {
-        let address = require_loopback(parse_address(&self.grpc)?, self.insecure)?;
-        let listener = TcpListener::bind(address).await;
-        listener.with_context(|| format!("cannot listen on {address}"))
+    pub async fn bind(&self) -> Result<Doors> {
+        let http = match &self.http {
+            Some(http) => Some(bind(http, self.insecure).await?),
+            None => None,
+        };
+        Ok(Doors {
+            grpc: bind(&self.grpc, self.insecure).await?,
+            http,
+        })
     }
 }
 
@@ -120,14 +132,17 @@ fn seconds(text: &str) -> Result<f64, String> {
 #[derive(Serialize)]
 struct Listening {
     grpc: String,
+    http: Option<String>,
     pid: u32,
 }
 
 pub async fn run(args: CoordinatorArgs) -> Result<()> {
     let shutdown = shutdown::on_signals()?;
-    let listener = args.serving.bind().await?;
+    let doors = args.serving.bind().await?;
+    let addresses = doors.addresses()?;
     let listening = Listening {
-        grpc: format!("http://{}", listener.local_addr()?),
+        grpc: addresses.grpc,
+        http: addresses.http,
         pid: std::process::id(),
     };
     let coordinator = Coordinator::open(args.serving.config(&args.engine, &args.groups)?).await?;
@@ -135,6 +150,9 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         println!("{}", serde_json::to_string(&listening)?);
     } else {
         println!("coordinator listens on {}", listening.grpc);
+        if let Some(http) = listening.http {
+            println!("OpenAI's API is at {http}/v1");
+        }
     }
-    Ok(coordinator.serve(listener, shutdown).await?)
+    Ok(doors.serve(coordinator, shutdown).await?)
 }

@@ -15,13 +15,17 @@ use kvasir_runtime::ByteSize;
 use owo_colors::{OwoColorize, Stream::Stderr};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
-    net::TcpListener,
     process::Command,
     task::{JoinHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{client, engine_options::EngineOptions, worker::WorkerSize};
+use crate::{
+    client,
+    doors::{Addresses, Doors},
+    engine_options::EngineOptions,
+    worker::WorkerSize,
+};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// A worker that does not end by then is killed.
@@ -31,29 +35,29 @@ const SERVING: &str = "serving";
 
 /// To be stopped, whatever becomes of what it is for.
 pub struct LocalCluster {
-    pub grpc: String,
+    pub addresses: Addresses,
     pub workers: Workers,
     serving: JoinHandle<Result<(), CoordinatorError>>,
     shutdown: CancellationToken,
 }
 
 impl LocalCluster {
-    /// Begins to serve on `listener`, and starts the workers. Called on the main thread.
+    /// Begins to serve at `doors`, and starts the workers. Called on the main thread.
     pub async fn start(
         config: CoordinatorConfig,
         engine: &EngineOptions,
         size: &WorkerSize,
-        listener: TcpListener,
+        doors: Doors,
         shutdown: CancellationToken,
     ) -> Result<Self> {
-        let grpc = format!("http://{}", listener.local_addr()?);
+        let addresses = doors.addresses()?;
         let num_workers = config.group_sizes.iter().sum();
         let coordinator = Coordinator::open(config).await?;
-        let mut workers = Workers::new(engine, size, grpc.clone())?;
+        let mut workers = Workers::new(engine, size, addresses.grpc.clone())?;
         workers.start_all(num_workers)?;
         Ok(Self {
-            serving: tokio::spawn(coordinator.serve(listener, shutdown.clone())),
-            grpc,
+            serving: tokio::spawn(doors.serve(coordinator, shutdown.clone())),
+            addresses,
             workers,
             shutdown,
         })
@@ -62,7 +66,7 @@ impl LocalCluster {
     /// `None` if it was told to end first.
     pub async fn until_ready(&mut self) -> Result<Option<()>> {
         let num_workers = self.workers.running.len() as u32;
-        until_ready(num_workers, &self.grpc, &mut self.workers, &self.shutdown).await
+        until_ready(num_workers, &self.addresses.grpc, &mut self.workers, &self.shutdown).await
     }
 
     pub async fn stop(self) -> Result<()> {

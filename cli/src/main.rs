@@ -9,8 +9,10 @@ mod bench;
 mod chat;
 mod client;
 mod coordinator;
+mod doors;
 mod drain;
 mod engine_options;
+mod gateway;
 mod generate;
 mod groups;
 mod local_cluster;
@@ -52,6 +54,7 @@ enum Command {
     Up(up::UpArgs),
     Coordinator(coordinator::CoordinatorArgs),
     Worker(worker::WorkerArgs),
+    Gateway(gateway::GatewayArgs),
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
     Status(status::StatusArgs),
@@ -73,7 +76,8 @@ impl Command {
             Self::Plan(args) => Some(&mut args.engine),
             Self::Perplexity(args) => Some(&mut args.engine),
             Self::Bench(args) => args.engine(),
-            Self::Generate(_)
+            Self::Gateway(_)
+            | Self::Generate(_)
             | Self::Chat(_)
             | Self::Status(_)
             | Self::Migrate(_)
@@ -130,6 +134,7 @@ fn run(mut command: Command) -> anyhow::Result<ExitCode> {
             Command::Up(args) => up::run(args).await,
             Command::Coordinator(args) => coordinator::run(args).await,
             Command::Worker(args) => worker::run(args).await,
+            Command::Gateway(args) => gateway::run(args).await,
             Command::Generate(args) => generate::run(args).await,
             Command::Chat(args) => chat::run(args).await,
             Command::Status(args) => status::run(args).await,
@@ -149,10 +154,12 @@ fn run(mut command: Command) -> anyhow::Result<ExitCode> {
 /// machine leaves most cores to them.
 fn runtime(command: &Command) -> std::io::Result<Runtime> {
     let mut builder = match command {
-        Command::Up(_) | Command::Coordinator(_) | Command::Perplexity(_) => Builder::new_multi_thread(),
+        Command::Up(_) | Command::Coordinator(_) | Command::Gateway(_) | Command::Perplexity(_) => {
+            Builder::new_multi_thread()
+        }
         _ => Builder::new_current_thread(),
     };
-    if !matches!(command, Command::Coordinator(_)) {
+    if !matches!(command, Command::Coordinator(_) | Command::Gateway(_)) {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         builder.worker_threads((cores / 4).max(1));
     }

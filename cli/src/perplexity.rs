@@ -18,7 +18,10 @@ use serde::Serialize;
 use tokio::{net::TcpListener, task::JoinSet};
 
 use self::{chunks::Chunks, estimate::Estimate};
-use crate::{answer::Answer, client, engine_options::EngineOptions, local_cluster::LocalCluster, worker::WorkerSize};
+use crate::{
+    answer::Answer, client, doors::Doors, engine_options::EngineOptions, local_cluster::LocalCluster,
+    worker::WorkerSize,
+};
 
 /// Chunks that are computed at a time.
 const CHUNKS_IN_FLIGHT: usize = 4;
@@ -53,8 +56,11 @@ pub async fn run(args: PerplexityArgs) -> Result<()> {
     let (engine, file, context) = (args.engine.clone(), args.file.clone(), args.context);
     let chunks = tokio::task::spawn_blocking(move || Chunks::read(&engine.model, &file, context));
     let chunks = chunks.await.context("reading the text failed")??;
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let mut cluster = LocalCluster::start(config(&args)?, &args.engine, &args.size, listener, shutdown.clone()).await?;
+    let doors = Doors {
+        grpc: TcpListener::bind("127.0.0.1:0").await?,
+        http: None,
+    };
+    let mut cluster = LocalCluster::start(config(&args)?, &args.engine, &args.size, doors, shutdown.clone()).await?;
     let result = async {
         let Some(()) = cluster.until_ready().await? else {
             return Ok(());
@@ -64,7 +70,7 @@ pub async fn run(args: PerplexityArgs) -> Result<()> {
             (id, pid, how) = cluster.workers.next_exit() => {
                 Err(anyhow!("worker {id} (pid {pid}) ended before all was measured: {how}"))
             }
-            measured = measure(&args, &cluster.grpc, &chunks) => measured,
+            measured = measure(&args, &cluster.addresses.grpc, &chunks) => measured,
         }
     }
     .await;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     coordinator::ServingOptions,
+    doors::Addresses,
     engine_options::EngineOptions,
     groups::GroupOptions,
     local_cluster::{LocalCluster, Workers},
@@ -50,6 +51,7 @@ pub struct UpArgs {
 #[derive(Serialize)]
 struct Ready {
     grpc: String,
+    http: Option<String>,
     pid: u32,
     workers: Vec<ReadyWorker>,
 }
@@ -65,9 +67,9 @@ pub async fn run(args: UpArgs) -> Result<()> {
         die_with(parent)?;
     }
     let shutdown = shutdown::on_signals()?;
-    let listener = args.serving.bind().await?;
+    let doors = args.serving.bind().await?;
     let config = args.serving.config(&args.engine, &args.groups)?;
-    let mut cluster = LocalCluster::start(config, &args.engine, &args.size, listener, shutdown.clone()).await?;
+    let mut cluster = LocalCluster::start(config, &args.engine, &args.size, doors, shutdown.clone()).await?;
     let result = async {
         let Some(()) = cluster.until_ready().await? else {
             return Ok(());
@@ -81,7 +83,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
 }
 
 fn announce(args: &UpArgs, cluster: &LocalCluster) -> Result<()> {
-    let grpc = &cluster.grpc;
+    let Addresses { grpc, http } = &cluster.addresses;
     let running = cluster.workers.running();
     let list: Vec<_> = running
         .iter()
@@ -90,6 +92,7 @@ fn announce(args: &UpArgs, cluster: &LocalCluster) -> Result<()> {
     if args.json {
         let ready = Ready {
             grpc: grpc.clone(),
+            http: http.clone(),
             pid: std::process::id(),
             workers: list,
         };
@@ -101,6 +104,9 @@ fn announce(args: &UpArgs, cluster: &LocalCluster) -> Result<()> {
         .map(|worker| format!("{} pid {}", worker.id, worker.pid))
         .collect();
     println!("ready: {grpc} ({})", names.join(", "));
+    if let Some(http) = http {
+        println!("OpenAI's API is at {http}/v1");
+    }
     if stderr().is_terminal() {
         eprintln!("try: kvasir chat --endpoint {grpc} \"What is a fjord?\"");
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::{Stream, StreamExt as _, stream::select_all};
-use kvasir_kv::{FinishReason, PromptLogprob, Request, SampledToken, TokenId};
+use kvasir_kv::{FinishReason, Request, SampledToken};
 use kvasir_model::Tokenizer;
 use kvasir_proto::v1::{self, generate_response::Event};
 use tonic::Status;
@@ -19,6 +19,7 @@ use crate::{
     grpc::status,
     intake::Accepted,
     running_requests::RunningChoice,
+    spelling::Spelling,
     stop_strings::Scanned,
     token_log::{Ending, Place, TokenLog},
 };
@@ -30,6 +31,7 @@ const CHUNK_TOKENS_MAX: usize = 256;
 struct Answer {
     accepted: Accepted,
     text: AnswerText,
+    spelling: Spelling,
     log: Arc<TokenLog>,
     /// Cancels the sequence when it is dropped.
     running: RunningChoice,
@@ -39,6 +41,7 @@ impl Answer {
     fn new(accepted: Accepted, tokenizer: &Arc<Tokenizer>, running: RunningChoice) -> Self {
         Self {
             text: AnswerText::new(tokenizer.clone(), accepted.stop.clone()),
+            spelling: Spelling::new(accepted.token_bytes.then(|| tokenizer.clone())),
             log: Arc::new(TokenLog::new(place_of(&accepted.request))),
             accepted,
             running,
@@ -51,6 +54,23 @@ impl Answer {
 
     fn choice(&self) -> u32 {
         self.accepted.request.sampling.choice
+    }
+
+    /// Up to the token that completes a stop string, and whether there is one.
+    fn take_chunk(&mut self, first_index: u32, tokens: Vec<SampledToken>) -> (v1::Chunk, bool) {
+        let mut chunk = v1::Chunk::default();
+        for (index, token) in (first_index..).zip(tokens) {
+            let scanned = self.text.push(token.token);
+            chunk.tokens.push(self.spelling.token(index, token));
+            match scanned {
+                Scanned::Text(part) => chunk.text += &part,
+                Scanned::Stopped(part) => {
+                    chunk.text += &part;
+                    return (chunk, true);
+                }
+            }
+        }
+        (chunk, false)
     }
 }
 
@@ -67,8 +87,8 @@ pub fn stream(
         .collect();
     async_stream::try_stream! {
         let mut over = None;
-        for answer in &mut answers {
-            yield started(answer);
+        for (nth, answer) in answers.iter_mut().enumerate() {
+            yield started(answer, nth == 0);
             over = over.or(catch_up(&answer.accepted, &mut answer.text));
         }
         // Only one that is resumed, hence alone, can be over.
@@ -98,11 +118,11 @@ fn events(
         loop {
             let read = answer.log.read(next, CHUNK_TOKENS_MAX).await;
             if !read.scores.is_empty() {
-                let scores = prompt_scores(&answer.accepted.request, next.position, read.scores);
+                let scores = answer.spelling.prompt_scores(&answer.accepted.request, next.position, read.scores);
                 next.position += scores.tokens.len() as u32;
                 yield answer.response(Event::PromptScores(scores));
             }
-            let (chunk, stopped) = take_chunk(&mut answer.text, next.index, read.tokens);
+            let (chunk, stopped) = answer.take_chunk(next.index, read.tokens);
             next.index += chunk.tokens.len() as u32;
             if !chunk.tokens.is_empty() {
                 yield answer.response(Event::Chunk(chunk));
@@ -165,54 +185,15 @@ fn catch_up(accepted: &Accepted, text: &mut AnswerText) -> Option<(FinishReason,
     (received >= request.max_tokens && !wants_scores).then_some((FinishReason::Length, received))
 }
 
-/// Up to the token that completes a stop string, and whether there is one.
-fn take_chunk(text: &mut AnswerText, first_index: u32, tokens: Vec<SampledToken>) -> (v1::Chunk, bool) {
-    let mut chunk = v1::Chunk::default();
-    for (index, token) in (first_index..).zip(tokens) {
-        let scanned = text.push(token.token);
-        chunk.tokens.push(wire_token(index, token));
-        match scanned {
-            Scanned::Text(part) => chunk.text += &part,
-            Scanned::Stopped(part) => {
-                chunk.text += &part;
-                return (chunk, true);
-            }
-        }
-    }
-    (chunk, false)
-}
-
-fn wire_token(index: u32, token: SampledToken) -> v1::Token {
-    v1::Token {
-        index,
-        id: token.token.0,
-        logprob: token.logprob,
-        top_logprobs: wire_top(token.top_logprobs),
-    }
-}
-
-fn wire_top(top: Vec<(TokenId, f32)>) -> Vec<v1::TopLogprob> {
-    let top = top.into_iter();
-    top.map(|(TokenId(id), logprob)| v1::TopLogprob { id, logprob })
-        .collect()
-}
-
-fn prompt_scores(request: &Request, position: u32, scores: Vec<PromptLogprob>) -> v1::PromptScores {
-    let tokens = request.prompt.iter().skip(position as usize).zip(scores);
-    let wire = |(token, score): (&TokenId, PromptLogprob)| v1::PromptToken {
-        id: token.0,
-        logprob: score.logprob,
-        top_logprobs: wire_top(score.top_logprobs),
+/// The prompt's bytes are told once.
+fn started(answer: &Answer, is_first: bool) -> v1::GenerateResponse {
+    let prompt = match is_first {
+        true => answer.accepted.request.prompt.as_slice(),
+        false => &[],
     };
-    v1::PromptScores {
-        position,
-        tokens: tokens.map(wire).collect(),
-    }
-}
-
-fn started(answer: &Answer) -> v1::GenerateResponse {
     answer.response(Event::Started(v1::Started {
         descriptor: Some(answer.accepted.descriptor()),
+        prompt_token_bytes: answer.spelling.all(prompt),
     }))
 }
 

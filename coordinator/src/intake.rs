@@ -3,14 +3,21 @@
 //! Everything left open by the client is resolved here (seed, limits, stop tokens), so that the resume descriptor
 //! determines the answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use kvasir_kv::{NumericsId, PromptLogprobs, Request, RequestId, TenantId, TokenId};
-use kvasir_model::{ChatMessage, ChatTemplate, ChatTemplateError, Tokenizer, TokenizerError};
-use kvasir_proto::v1;
+use kvasir_kv::{NumericsId, PromptLogprobs, Request, RequestId, Sampling, TenantId, TokenId};
+use kvasir_model::{ChatTemplate, ChatTemplateError, ConstraintError, Constraints, Tokenizer, TokenizerError};
+use kvasir_proto::{convert, v1};
 use uuid::Uuid;
 
-use crate::sampling_params::{self, check_in_vocabulary, check_top};
+use crate::{
+    chat_prompt,
+    sampling_params::{self, check_in_vocabulary, check_top},
+    spelling::Spelling,
+};
 
 const REQUEST_ID_BYTES_MAX: usize = 128;
 const TENANT_BYTES_MAX: usize = 128;
@@ -18,7 +25,6 @@ const STOPS_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 1024;
 const STOP_TOKENS_MAX: usize = 128;
 const CHOICES_MAX: u32 = 128;
-const ROLES: [&str; 3] = ["system", "user", "assistant"];
 
 /// What is wrong with a request, with the values that make it so.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +52,14 @@ pub enum RequestError {
     ResumedTogether { n: u32 },
     #[error("n is {n} and choice is {choice}; several answers are the choices from 0 on, one answer may be any choice")]
     ChoiceOfMany { n: u32, choice: u32 },
-    #[error("message {position} has role {role:?}; roles are system, user and assistant")]
+    #[error("message {position} has role {role:?}; roles are system, developer, user, assistant and tool")]
     Role { position: usize, role: String },
+    #[error("{what} is no JSON {expected}: {found}")]
+    NotJson {
+        what: &'static str,
+        expected: &'static str,
+        found: String,
+    },
     #[error("{what} is {found}; expected {expected}")]
     OutOfRange {
         what: &'static str,
@@ -69,6 +81,12 @@ pub enum RequestError {
     #[error("the deadline passed {late_ms} ms ago")]
     DeadlinePassed { late_ms: u64 },
     #[error(transparent)]
+    Constraint(#[from] ConstraintError),
+    #[error(
+        "a constraint ends its answer with the end-of-sequence token, which ignore_eos ignores; leave one of them out"
+    )]
+    EndlessConstraint,
+    #[error(transparent)]
     ChatTemplate(#[from] ChatTemplateError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
@@ -89,6 +107,8 @@ pub struct Accepted {
     pub stop: Vec<String>,
     pub deadline_unix_ms: Option<u64>,
     pub resumed: bool,
+    /// The stream tells what bytes tokens stand for.
+    pub token_bytes: bool,
     num_choices: u32,
     numerics_id: NumericsId,
 }
@@ -132,6 +152,7 @@ impl Accepted {
                 })
                 .collect(),
             prompt_logprobs: request.prompt_logprobs.map(|wanted| wanted.top),
+            constraint: sampling.constraint.clone().map(convert::constraint),
             seed: sampling.seed,
             choice: sampling.choice,
             top_logprobs: sampling.top_logprobs,
@@ -151,6 +172,8 @@ impl Accepted {
 pub struct Intake {
     tokenizer: Arc<Tokenizer>,
     chat_template: Option<ChatTemplate>,
+    /// Made when the first constraint comes.
+    constraints: OnceLock<Result<Constraints, ConstraintError>>,
     bos_token: Option<TokenId>,
     context_len: u32,
     numerics_id: NumericsId,
@@ -170,6 +193,7 @@ impl Intake {
         Self {
             tokenizer,
             chat_template,
+            constraints: OnceLock::new(),
             bos_token,
             context_len,
             numerics_id,
@@ -198,11 +222,11 @@ impl Intake {
                 if let Some(n) = request.n {
                     return Err(RequestError::ResumedTogether { n });
                 }
-                return self.accept_resume(&request.request_id, resume, now_unix_ms);
+                return self.accept_resume(&request.request_id, resume, request.token_bytes, now_unix_ms);
             }
             Prompt::Text(text) => self.encode_text(&text)?,
             Prompt::TokenIds(tokens) => self.check_tokens(&tokens.ids)?,
-            Prompt::Chat(chat) => self.encode_chat(chat)?,
+            Prompt::Chat(chat) => self.encode_chat(&chat)?,
         };
         let timeout = check_timeout(request.timeout_ms)?.unwrap_or(self.timeout);
         let prompt_logprobs = check_prompt_logprobs(request.prompt_logprobs)?;
@@ -218,6 +242,7 @@ impl Intake {
             num_choices: check_choices(request.n, sampling.choice)?,
             deadline_unix_ms: Some(now_unix_ms.saturating_add(timeout.as_millis() as u64)),
             resumed: false,
+            token_bytes: request.token_bytes,
             numerics_id: self.numerics_id,
             request: Request {
                 id: name_or_new(request.request_id),
@@ -225,7 +250,7 @@ impl Intake {
                 prompt_logprobs,
                 prompt,
                 generated: Vec::new(),
-                sampling: sampling_params::check(sampling_params::resolve(sampling), self.vocab_size())?,
+                sampling: self.check_sampling(sampling_params::resolve(sampling, request.constraint), &stop_tokens)?,
                 stop_tokens,
                 tenant: check_tenant(request.tenant)?,
                 priority: request.priority,
@@ -233,7 +258,13 @@ impl Intake {
         })
     }
 
-    fn accept_resume(&self, name: &str, resume: v1::Resume, now_unix_ms: u64) -> Result<Accepted, RequestError> {
+    fn accept_resume(
+        &self,
+        name: &str,
+        resume: v1::Resume,
+        token_bytes: bool,
+        now_unix_ms: u64,
+    ) -> Result<Accepted, RequestError> {
         let descriptor = resume
             .descriptor
             .ok_or_else(|| out_of_range("resume.descriptor", "absent", "the one that the stream began with"))?;
@@ -261,12 +292,14 @@ impl Intake {
             let expected = format!("at most max_tokens, {max_tokens}");
             return Err(out_of_range("number of received_token_ids", generated.len(), expected));
         }
-        let sampling = sampling_params::check(sampling_params::of_descriptor(&descriptor), self.vocab_size())?;
+        let stop_tokens = self.check_stop_tokens(&descriptor.stop_token_ids)?;
+        let sampling = self.check_sampling(sampling_params::of_descriptor(&descriptor), &stop_tokens)?;
         Ok(Accepted {
             stop: check_stop(descriptor.stop)?,
             num_choices: 1,
             deadline_unix_ms,
             resumed: true,
+            token_bytes,
             numerics_id: self.numerics_id,
             request: Request {
                 id: name_or_new(descriptor.request_id),
@@ -275,13 +308,30 @@ impl Intake {
                 sampling,
                 max_tokens,
                 prompt_logprobs,
-                stop_tokens: self.check_stop_tokens(&descriptor.stop_token_ids)?,
+                stop_tokens,
                 tenant: check_tenant(descriptor.tenant)?,
                 priority: descriptor.priority,
             },
         })
     }
 
+    pub fn tokenize(&self, request: &v1::TokenizeRequest) -> Result<v1::TokenizeResponse, RequestError> {
+        let tokens = match &request.chat {
+            Some(chat) => self.encode_chat(chat)?,
+            None => self.tokenizer.encode(&request.text, !request.plain)?,
+        };
+        let spelling = Spelling::new(Some(self.tokenizer.clone()));
+        Ok(v1::TokenizeResponse {
+            token_bytes: spelling.all(&tokens),
+            token_ids: tokens.into_iter().map(|token| token.0).collect(),
+        })
+    }
+
+    pub fn detokenize(&self, ids: &[u32]) -> Result<String, RequestError> {
+        Ok(self.tokenizer.decode(&self.check_known(ids)?, false))
+    }
+
+    /// A text prompt's tokens, with what begins every prompt.
     fn encode_text(&self, text: &str) -> Result<Vec<TokenId>, RequestError> {
         if text.is_empty() {
             return Err(RequestError::EmptyPrompt);
@@ -297,23 +347,24 @@ impl Intake {
         Ok(tokens)
     }
 
-    fn encode_chat(&self, chat: v1::Chat) -> Result<Vec<TokenId>, RequestError> {
-        if chat.messages.is_empty() {
-            return Err(RequestError::EmptyPrompt);
-        }
-        for (position, message) in chat.messages.iter().enumerate() {
-            if !ROLES.contains(&message.role.as_str()) {
-                let role = message.role.clone();
-                return Err(RequestError::Role { position, role });
+    /// The prompt that the checkpoint's template makes of a chat.
+    pub fn encode_chat(&self, chat: &v1::Chat) -> Result<Vec<TokenId>, RequestError> {
+        let template = self.chat_template.as_ref().ok_or(ChatTemplateError::Missing)?;
+        self.encode_text(&chat_prompt::render(template, chat)?)
+    }
+
+    /// A constraint is compiled once here, so that no rank finds out that it cannot be.
+    fn check_sampling(&self, sampling: Sampling, stop_tokens: &[TokenId]) -> Result<Sampling, RequestError> {
+        let sampling = sampling_params::check(sampling, self.vocab_size())?;
+        if let Some(constraint) = &sampling.constraint {
+            let constraints = self.constraints.get_or_init(|| Constraints::new(&self.tokenizer));
+            let constraints = constraints.as_ref().map_err(Clone::clone)?;
+            constraints.compile(constraint)?.allowed()?;
+            if !self.tokenizer.eos_ids().iter().any(|end| stop_tokens.contains(end)) {
+                return Err(RequestError::EndlessConstraint);
             }
         }
-        let template = self.chat_template.as_ref().ok_or(ChatTemplateError::Missing)?;
-        let messages: Vec<_> = chat
-            .messages
-            .into_iter()
-            .map(|message| ChatMessage::new(message.role, message.content))
-            .collect();
-        self.encode_text(&template.render(&messages, true)?)
+        Ok(sampling)
     }
 
     fn check_tokens(&self, ids: &[u32]) -> Result<Vec<TokenId>, RequestError> {

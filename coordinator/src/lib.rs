@@ -2,6 +2,7 @@
 
 mod adoption;
 mod answer_text;
+mod chat_prompt;
 pub mod cluster;
 #[cfg(test)]
 mod cluster_bench;
@@ -43,6 +44,7 @@ mod scheduler;
 mod sequence;
 mod server;
 mod snapshot;
+mod spelling;
 pub mod status;
 mod step_books;
 mod stop_strings;
@@ -57,6 +59,7 @@ pub use event::{
     PrefixCopyReport, ReshardError, ReshardOutcome, ReshardReport, SequenceError, SessionId, Usage,
 };
 pub use group_role::{GroupRole, UnknownRole};
+pub use grpc::InferenceService;
 pub use prefix_copy::{PrefixCopying, UnknownPrefixCopying};
 pub use server::{Coordinator, CoordinatorConfig, CoordinatorError, run};
 pub use status::ClusterStatus;

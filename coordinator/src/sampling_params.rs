@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use kvasir_kv::{LOGIT_BIASES_MAX, Sampling, TOP_LOGPROBS_MAX, TokenId};
-use kvasir_proto::v1;
+use kvasir_proto::{convert, v1};
 use uuid::Uuid;
 
 use crate::intake::{RequestError, out_of_range};
@@ -13,7 +13,7 @@ const PENALTIES: RangeInclusive<f32> = -2.0..=2.0;
 const BIASES: RangeInclusive<f32> = -100.0..=100.0;
 
 /// Every value that the client has left open is decided here, the seed at random.
-pub fn resolve(sampling: v1::SamplingParams) -> Sampling {
+pub fn resolve(sampling: v1::SamplingParams, constraint: Option<v1::Constraint>) -> Sampling {
     let default = Sampling::default();
     Sampling {
         temperature: sampling.temperature.unwrap_or(default.temperature),
@@ -27,6 +27,7 @@ pub fn resolve(sampling: v1::SamplingParams) -> Sampling {
         seed: sampling.seed.unwrap_or_else(random_seed),
         choice: sampling.choice,
         top_logprobs: sampling.top_logprobs,
+        constraint: constraint.and_then(convert::parse_constraint),
     }
 }
 
@@ -44,6 +45,7 @@ pub fn of_descriptor(descriptor: &v1::ResumeDescriptor) -> Sampling {
         seed: descriptor.seed,
         choice: descriptor.choice,
         top_logprobs: descriptor.top_logprobs,
+        constraint: descriptor.constraint.clone().and_then(convert::parse_constraint),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
-use kvasir_kv::{CellLayout, CellLayoutError, KvDtype, NumericsId, UnitLayout};
+use kvasir_kv::{CellLayout, CellLayoutError, KvDtype, UnitLayout};
 use kvasir_model::{BackendKind, Checkpoint, CheckpointError, WeightMode, numerics_id};
 use kvasir_proto::{
     FILE_DESCRIPTOR_SET,
@@ -41,6 +41,8 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 #[derive(Clone, PartialEq, Debug)]
 pub struct CoordinatorConfig {
     pub model: PathBuf,
+    /// What clients may call the model; the file's name, and what it calls itself, where nothing is said.
+    pub served_names: Vec<String>,
     /// Ranks of each group; at least one group, and at least one rank in each.
     pub group_sizes: Vec<u32>,
     /// What each is for; both where none is said.
@@ -75,6 +77,7 @@ impl CoordinatorConfig {
     pub fn new(model: PathBuf, group_sizes: Vec<u32>) -> Self {
         Self {
             model,
+            served_names: Vec::new(),
             group_sizes,
             group_roles: Vec::new(),
             rebalance: true,
@@ -119,8 +122,7 @@ pub enum CoordinatorError {
 
 /// What the coordinator needs of a model: no weights.
 struct ServedModel {
-    name: String,
-    numerics_id: NumericsId,
+    facts: ModelFacts,
     layout: UnitLayout,
     cell: CellLayout,
     intake: Arc<Intake>,
@@ -139,26 +141,49 @@ pub async fn run(
 pub struct Coordinator {
     config: CoordinatorConfig,
     model: ServedModel,
+    driver: Driver,
+    cluster: ClusterHandle,
+    inference: InferenceService,
 }
 
 impl Coordinator {
     /// Reads the model file once, for its hash.
     pub async fn open(config: CoordinatorConfig) -> Result<Self, CoordinatorError> {
-        let opening = tokio::task::spawn_blocking(move || open(&config).map(|model| Self { config, model }));
-        opening.await.map_err(ended_early)?
+        let opening = tokio::task::spawn_blocking(move || open(&config).map(|model| (config, model)));
+        let (config, model) = opening.await.map_err(ended_early)??;
+        let (driver, cluster) = Driver::new(Cluster::new(cluster_config(&config, &model), model.layout.clone()));
+        Ok(Self {
+            inference: InferenceService::new(cluster.clone(), model.intake.clone(), model.facts.clone()),
+            config,
+            model,
+            driver,
+            cluster,
+        })
+    }
+
+    /// The service that clients ask, for another door to it. It answers while `serve` runs.
+    pub fn inference(&self) -> InferenceService {
+        self.inference.clone()
     }
 
     /// What `run` does after opening.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), CoordinatorError> {
-        let Self { config, model } = self;
+        let Self {
+            config,
+            model,
+            driver,
+            cluster,
+            inference,
+        } = self;
         let address = listener
             .local_addr()
             .map_err(|source| CoordinatorError::Listen { source })?;
-        let (driver, cluster) = Driver::new(Cluster::new(cluster_config(&config, &model), model.layout.clone()));
         let tasks = TaskTracker::new();
         let driving = tasks.spawn(drive(driver, shutdown.clone()));
-        info!(%address, model = model.name, numerics_id = %model.numerics_id, groups = ?config.group_sizes, "coordinator listens");
-        let routes = routes(&config, model, &cluster, &tasks, &shutdown).await;
+        info!(%address, model = model.facts.name, numerics_id = %model.facts.numerics_id, groups = ?config.group_sizes, "coordinator listens");
+        let workers_wanted = config.group_sizes.iter().sum();
+        let admin = AdminService::new(cluster.clone(), model.facts, workers_wanted);
+        let routes = routes(inference, admin, &cluster, &tasks, &shutdown).await;
         let served = serve(listener, routes, &shutdown).await;
         shutdown.cancel();
         tasks.close();
@@ -207,9 +232,15 @@ fn open(config: &CoordinatorConfig) -> Result<ServedModel, CoordinatorError> {
         numerics_id,
         config.request_timeout,
     );
-    Ok(ServedModel {
+    let facts = ModelFacts {
         name: name(&checkpoint),
+        served_names: served_names(config, &checkpoint),
         numerics_id,
+        context_len: intake.context_len(),
+        vocab_size: intake.vocab_size() as u32,
+    };
+    Ok(ServedModel {
+        facts,
         layout: checkpoint.unit_layout(config.weight_mode).map_err(model_error)?,
         cell,
         intake: Arc::new(intake),
@@ -232,17 +263,28 @@ fn check_roles(config: &CoordinatorConfig) -> Result<(), CoordinatorError> {
 /// What the file calls itself, else the file's name.
 fn name(checkpoint: &Checkpoint) -> String {
     match checkpoint.spec().name.as_str() {
-        "" => {
-            let stem = checkpoint.path().file_stem().unwrap_or_default();
-            stem.to_string_lossy().into_owned()
-        }
+        "" => file_name(checkpoint),
         name => name.to_owned(),
     }
 }
 
+fn file_name(checkpoint: &Checkpoint) -> String {
+    let stem = checkpoint.path().file_stem().unwrap_or_default();
+    stem.to_string_lossy().into_owned()
+}
+
+fn served_names(config: &CoordinatorConfig, checkpoint: &Checkpoint) -> Vec<String> {
+    if !config.served_names.is_empty() {
+        return config.served_names.clone();
+    }
+    let mut names = vec![file_name(checkpoint), name(checkpoint)];
+    names.dedup();
+    names
+}
+
 fn cluster_config(config: &CoordinatorConfig, model: &ServedModel) -> ClusterConfig {
     ClusterConfig {
-        numerics_id: Some(model.numerics_id),
+        numerics_id: Some(model.facts.numerics_id),
         force_tcp: config.force_tcp,
         prefix_cache: config.prefix_cache,
         nonce_seed: random_seed(),
@@ -270,8 +312,8 @@ async fn drive(driver: Driver, shutdown: CancellationToken) {
 }
 
 async fn routes(
-    config: &CoordinatorConfig,
-    model: ServedModel,
+    inference: InferenceService,
+    admin: AdminService,
     cluster: &ClusterHandle,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
@@ -282,14 +324,6 @@ async fn routes(
     let is_ready = *ready.borrow_and_update();
     report_health(&reporter, is_ready).await;
     tasks.spawn(keep_health(reporter, ready, shutdown.clone()));
-    let facts = ModelFacts {
-        name: model.name,
-        numerics_id: model.numerics_id,
-        context_len: model.intake.context_len(),
-        vocab_size: model.intake.vocab_size() as u32,
-    };
-    let admin = AdminService::new(cluster.clone(), facts, config.group_sizes.iter().sum());
-    let inference = InferenceService::new(cluster.clone(), model.intake);
     let workers = ClusterService::new(cluster.clone(), tasks.clone());
     let reflection = || {
         tonic_reflection::server::Builder::configure()

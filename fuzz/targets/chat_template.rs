@@ -22,7 +22,7 @@ fuzz_target!(|input: &[u8]| {
             return;
         };
         for add_generation_prompt in [true, false] {
-            if let Ok(prompt) = template.render_json(&messages, &tools, add_generation_prompt) {
+            if let Ok(prompt) = template.render_json(&messages, &tools, &Default::default(), add_generation_prompt) {
                 assert!(prompt.len() <= OUTPUT_BYTES_MAX, "a prompt of {} bytes", prompt.len());
             }
         }

@@ -1,5 +1,7 @@
 //! What a client asked, immutable; validated once at the edge, never again.
 
+use std::sync::Arc;
+
 use crate::{RequestId, TenantId, TokenId};
 
 /// How the next token is chosen. All values are resolved: a resumed request uses the same ones.
@@ -28,6 +30,27 @@ pub struct Sampling {
     pub choice: u32,
     /// Report this many likeliest tokens at each position, besides the chosen one; at most [`TOP_LOGPROBS_MAX`].
     pub top_logprobs: u32,
+    /// What the text of the answer must be.
+    pub constraint: Option<Constraint>,
+}
+
+/// What an answer must be, as text: whoever picks tokens compiles it, and finds where it stands from the answer's tokens.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Constraint {
+    /// JSON that this schema describes.
+    JsonSchema(Arc<str>),
+    /// Text that this expression matches from end to end.
+    Regex(Arc<str>),
+    /// Text of this grammar.
+    Lark(Arc<str>),
+}
+
+impl Constraint {
+    pub fn source(&self) -> &str {
+        match self {
+            Self::JsonSchema(source) | Self::Regex(source) | Self::Lark(source) => source,
+        }
+    }
 }
 
 pub const TOP_LOGPROBS_MAX: u32 = 20;
@@ -46,7 +69,7 @@ impl Sampling {
 
     /// True if a pick takes every logit: the units' summaries alone do not tell it.
     pub fn picks_from_logits(&self) -> bool {
-        !self.is_greedy() || self.is_penalized() || !self.logit_bias.is_empty()
+        !self.is_greedy() || self.is_penalized() || !self.logit_bias.is_empty() || self.constraint.is_some()
     }
 
     /// True if a rank's own logits are looked at, be it only for the likeliest few.
@@ -69,6 +92,7 @@ impl Default for Sampling {
             seed: 0,
             choice: 0,
             top_logprobs: 0,
+            constraint: None,
         }
     }
 }

@@ -4,7 +4,7 @@
 //! nothing but the messages, not even a clock. Settings are those of Hugging Face, where the templates are written.
 
 use minijinja::{Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use crate::{TokenizerError, TokenizerFiles, python_json, template_date, template_guard, tokenizer_files::parse};
 
@@ -93,18 +93,20 @@ impl ChatTemplate {
     /// assistant's turn.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, ChatTemplateError> {
         let messages = messages.iter().map(message_value).collect();
-        self.render_json(&messages, &Json::Null, add_generation_prompt)
+        self.render_json(&messages, &Json::Null, &Map::new(), add_generation_prompt)
     }
 
     /// The same for messages with more than a role and a text (tool calls, their answers, parts), and with tools:
-    /// a list of functions, or null.
+    /// a list of functions, or null. `arguments` are further variables; they replace none of the others.
     pub fn render_json(
         &self,
         messages: &Json,
         tools: &Json,
+        arguments: &Map<String, Json>,
         add_generation_prompt: bool,
     ) -> Result<String, ChatTemplateError> {
-        let fuel = FUEL_BASE + fuel(messages) + fuel(tools);
+        let arguments_bytes: u64 = arguments.values().map(text_bytes).sum();
+        let fuel = FUEL_BASE + fuel(messages) + fuel(tools) + arguments_bytes;
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel));
         let template = environment
@@ -118,6 +120,7 @@ impl ChatTemplate {
             // Templates ask `tools is not none`, which is true of an undefined variable.
             tools => Value::from(Serde(tools)),
             documents => Value::from(()),
+            ..Value::from(Serde(arguments))
         });
         rendered.map_err(|source| render_error(source, fuel))
     }
@@ -317,7 +320,10 @@ mod tests {
         let template = ChatTemplate::new(source, "", "").unwrap();
         let expected = "{\"name\": \"f\", \"description\": \"a < b & 'c'\\n\", \"list\": [1, 2.5, true, null]}\n\
             he{\n \"z\": 1,\n \"a\": \"<é>\"\n}26 Jul 2024";
-        assert_eq!(template.render_json(&messages, &tools, true).unwrap(), expected);
+        assert_eq!(
+            template.render_json(&messages, &tools, &Map::new(), true).unwrap(),
+            expected
+        );
     }
 
     #[test]

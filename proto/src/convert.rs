@@ -410,7 +410,28 @@ fn admitted(admitted: kv::AdmittedSequence) -> v1::AdmittedSequence {
         choice: sampling.choice,
         top_logprobs: sampling.top_logprobs,
         prompt_top_logprobs: admitted.prompt_top_logprobs,
+        constraint: sampling.constraint.map(constraint),
     }
+}
+
+pub fn constraint(constraint: kv::Constraint) -> v1::Constraint {
+    use v1::constraint::Kind;
+    let kind = match constraint {
+        kv::Constraint::JsonSchema(schema) => Kind::JsonSchema(schema.to_string()),
+        kv::Constraint::Regex(regex) => Kind::Regex(regex.to_string()),
+        kv::Constraint::Lark(grammar) => Kind::Lark(grammar.to_string()),
+    };
+    v1::Constraint { kind: Some(kind) }
+}
+
+/// None if it says nothing.
+pub fn parse_constraint(constraint: v1::Constraint) -> Option<kv::Constraint> {
+    use v1::constraint::Kind;
+    Some(match constraint.kind? {
+        Kind::JsonSchema(schema) => kv::Constraint::JsonSchema(schema.into()),
+        Kind::Regex(regex) => kv::Constraint::Regex(regex.into()),
+        Kind::Lark(grammar) => kv::Constraint::Lark(grammar.into()),
+    })
 }
 
 fn parse_admitted(admitted: v1::AdmittedSequence) -> Result<kv::AdmittedSequence, ConvertError> {
@@ -438,6 +459,7 @@ fn parse_admitted(admitted: v1::AdmittedSequence) -> Result<kv::AdmittedSequence
             seed: admitted.seed,
             choice: admitted.choice,
             top_logprobs: admitted.top_logprobs,
+            constraint: admitted.constraint.and_then(parse_constraint),
         },
         prompt_top_logprobs: admitted.prompt_top_logprobs,
     })

@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum AddressError {
     #[error("`{0}` is not an address; write host:port, for example 127.0.0.1:50051")]
     NotAnAddress(String),

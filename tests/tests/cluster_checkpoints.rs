@@ -82,9 +82,11 @@ async fn a_folder_is_served_with_the_bits_of_its_digests_and_its_own_tokenizer()
         let message = v1::ChatMessage {
             role: "user".to_owned(),
             content: "hi".to_owned(),
+            ..Default::default()
         };
         request.prompt = Some(Prompt::Chat(v1::Chat {
             messages: vec![message],
+            ..Default::default()
         }));
         let chat = sandbox.generate(request).await.unwrap();
         let rendered = "<|im_start|>user\nhi<|im_end|>\n";

@@ -263,7 +263,9 @@ async fn a_bad_request_gets_the_code_and_the_values_that_are_wrong() {
         messages: vec![v1::ChatMessage {
             role: role.to_owned(),
             content: "hi".to_owned(),
+            ..Default::default()
         }],
+        ..Default::default()
     };
     let cases: Vec<(GenerateRequest, Code, &[&str])> = vec![
         (

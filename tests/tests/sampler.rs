@@ -110,6 +110,7 @@ impl Row {
             sampling: &self.sampling,
             seen: &seen,
             index: self.answer.len() as u32,
+            allowed: None,
             poisoned: false,
         };
         let picks = on_all_ranks(&shares, |share, collective| {
@@ -248,6 +249,7 @@ fn any_sampling(vocab: u32) -> impl Strategy<Value = Sampling> {
             logit_bias: biases.into_iter().map(|(token, bias)| (TokenId(token), bias)).collect(),
             seed,
             choice,
+            constraint: None,
             top_logprobs,
         },
     )

@@ -1,10 +1,11 @@
 //! One token from a row's whole logits, by the knobs of a request: the same on every rank.
 //!
 //! In vLLM's order: logit bias, repetition penalty over prompt and answer, frequency and presence penalties over the
-//! answer, then either the likeliest token, or temperature, min_p, top_k, top_p and a draw. All in f64, from the f32
+//! answer, what a constraint allows, then either the likeliest token, or temperature, min_p, top_k, top_p and a draw. All in f64, from the f32
 //! logits that every rank has alike; random numbers are a function of (seed, choice, index in the answer).
 
 use kvasir_kv::{Sampling, TokenId};
+use kvasir_model::TokenMask;
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore as _, SeedableRng as _},
@@ -17,11 +18,12 @@ pub(crate) type Candidate = (f64, u32);
 
 /// Picks answer token `index`.
 ///
-/// logits: `[vocab_size]`. `seen` names each token of prompt and answer, with how often it is in the answer.
+/// logits: `[vocab_size]`. `allowed` has at least one token. `seen` names each token of prompt and answer, with how often it is in the answer.
 pub(crate) fn pick(
     sampling: &Sampling,
     seen: &[(TokenId, u32)],
     index: u32,
+    allowed: Option<&TokenMask>,
     logits: &[f32],
     candidates: &mut Vec<Candidate>,
 ) -> u32 {
@@ -29,6 +31,9 @@ pub(crate) fn pick(
     candidates.extend(logits.iter().map(|logit| f64::from(*logit)).zip(0..));
     add_biases(sampling, candidates);
     penalize(sampling, seen, candidates);
+    if let Some(allowed) = allowed {
+        candidates.retain(|&(_, token)| allowed.allows(TokenId(token)));
+    }
     if sampling.is_greedy() {
         return likeliest(candidates);
     }
@@ -122,12 +127,12 @@ mod tests {
 
     fn greedy(sampling: Sampling, seen: &[(u32, u32)], logits: &[f32]) -> u32 {
         let seen: Vec<_> = seen.iter().map(|(token, count)| (TokenId(*token), *count)).collect();
-        pick(&sampling, &seen, 0, logits, &mut Vec::new())
+        pick(&sampling, &seen, 0, None, logits, &mut Vec::new())
     }
 
     /// Tokens that any of many draws picks.
     fn drawn(sampling: &Sampling, logits: &[f32]) -> Vec<u32> {
-        let draws = (0..400).map(|index| pick(sampling, &[], index, logits, &mut Vec::new()));
+        let draws = (0..400).map(|index| pick(sampling, &[], index, None, logits, &mut Vec::new()));
         let mut drawn: Vec<u32> = draws.collect();
         drawn.sort_unstable();
         drawn.dedup();

@@ -13,6 +13,7 @@ pub mod backend;
 pub mod canonical;
 pub mod cells;
 pub mod collective;
+mod constrained;
 mod draw;
 pub mod gpu;
 pub mod oracle;

@@ -19,11 +19,14 @@ use kvasir_kv::{
     ShardPlan, StepOutput, StepPlan, StepTimes, ToWorker, TokenId,
 };
 
+use kvasir_model::{Checkpoint, TokenMask};
+
 pub use crate::rank_control::RankControl;
 use crate::{
     acknowledgements::Acknowledgements,
     backend::{Backend, BackendError, ForwardOutput},
     collective::{Collective, CollectiveError, Endpoint, EpochNonce, Listening, Seat, Terms},
+    constrained::Constrained,
     prepared_epoch::{Notify, PrepareError, PreparedEpoch, PreparedOutcome},
     rank_books::{RankBooks, WorkInput},
     sampler::{LogitsShare, Picked, SampleRow, Sampler},
@@ -171,6 +174,7 @@ pub struct RankWorker<F> {
     prepared: Option<PreparedEpoch>,
     notify: Option<Notify>,
     sampler: Sampler,
+    constrained: Constrained,
     forward: ForwardOutput,
     transfers: RankTransfers,
     acknowledgements: Acknowledgements,
@@ -179,7 +183,7 @@ pub struct RankWorker<F> {
 impl<F: FnMut(FromWorker)> RankWorker<F> {
     /// `send` takes the answers; it may block, and may drop them once nobody listens.
     pub fn new(config: RankConfig, backend: Box<dyn Backend>, control: Arc<RankControl>, send: F) -> Self {
-        let (sampler, forward) = Default::default();
+        let (sampler, constrained, forward) = Default::default();
         Self {
             config,
             backend,
@@ -189,10 +193,17 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             prepared: None,
             notify: None,
             sampler,
+            constrained,
             forward,
             transfers: RankTransfers::default(),
             acknowledgements: Acknowledgements::default(),
         }
+    }
+
+    /// Follows constraints; without, a sequence that has one cannot be answered.
+    pub fn with_constraints(mut self, checkpoint: Arc<Checkpoint>) -> Self {
+        self.constrained = Constrained::new(checkpoint);
+        self
     }
 
     /// Takes part in transfers, and in epochs that are prepared beside others. The hub's `wake` sends [`RankInput::Wake`];
@@ -307,6 +318,7 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
 
     fn drop_epoch(&mut self, which: impl Fn(Epoch) -> bool) {
         if self.epoch.take_if(|running| which(running.spec.epoch)).is_some() {
+            self.constrained.forget_all();
             self.transfers.end_all();
         }
     }
@@ -522,8 +534,11 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             running.seals.insert(*block, self.backend.checksums(*block));
         }
         let scores = score(&self.forward.scored, collective)?;
+        self.constrained.forget(&plan.retired);
+        let masks = self.constrained.masks(input.work.iter().filter(|work| work.samples));
         let picked = sample(
             &mut self.sampler,
+            &masks,
             self.backend.as_ref(),
             &input.work,
             &self.forward,
@@ -576,6 +591,7 @@ impl Picked {
 /// The tokens of all rows that sample, equal on every rank.
 fn sample(
     sampler: &mut Sampler,
+    masks: &[Result<Option<TokenMask>, ()>],
     backend: &dyn Backend,
     work: &[WorkInput],
     forward: &ForwardOutput,
@@ -583,12 +599,14 @@ fn sample(
 ) -> Result<Vec<(SequenceId, Picked)>, CollectiveError> {
     let sampled = work.iter().zip(&forward.poisoned).filter(|(work, _)| work.samples);
     let rows: Vec<SampleRow<'_>> = sampled
-        .map(|(work, &poisoned)| SampleRow {
+        .zip(masks)
+        .map(|((work, &poisoned), mask)| SampleRow {
             sequence: work.sequence,
             sampling: &work.sampling,
             seen: &work.seen,
             index: work.answer_index(),
-            poisoned,
+            allowed: mask.as_ref().ok().and_then(Option::as_ref),
+            poisoned: poisoned || mask.is_err(),
         })
         .collect();
     if rows.is_empty() {

@@ -53,6 +53,8 @@ pub struct WorkInput {
     /// Tokens of prompt and answer, by token, with how often each is in the answer. Empty unless the last row is sampled
     /// with penalties.
     pub seen: Vec<(TokenId, u32)>,
+    /// Tokens of the answer. Empty unless the last row is sampled under a constraint.
+    pub answer: Vec<TokenId>,
     /// Positions whose tokens are to be scored by the rows before them.
     pub scored: Range<u32>,
     /// The tokens at those positions.
@@ -566,6 +568,10 @@ impl RankBooks {
             prompt_len: held.prompt_len,
             seen: match work.samples {
                 true => held.seen.iter().map(|(token, count)| (*token, *count)).collect(),
+                false => Vec::new(),
+            },
+            answer: match work.samples && held.sampling.constraint.is_some() {
+                true => held.tokens.get(held.prompt_len as usize..).unwrap_or_default().to_vec(),
                 false => Vec::new(),
             },
             targets: held.tokens[work.scored.start as usize..work.scored.end as usize].to_vec(),

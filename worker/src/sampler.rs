@@ -6,6 +6,8 @@
 
 use kvasir_kv::{RankShare, SampledToken, Sampling, TOP_LOGPROBS_MAX, TokenId, UnitId, UnitKind, UnitLayout};
 
+use kvasir_model::TokenMask;
+
 use crate::{
     arith::UnitSummary,
     collective::{Collective, CollectiveError},
@@ -46,7 +48,9 @@ pub struct SampleRow<'a> {
     pub seen: &'a [(TokenId, u32)],
     /// Index in the answer of the token to pick.
     pub index: u32,
-    /// Already known to be out of range; takes part in the exchange and gets no token.
+    /// Tokens that may be picked; all where there is no constraint.
+    pub allowed: Option<&'a TokenMask>,
+    /// Already known to be out of range, or to have no token that it could pick; takes part in the exchange and gets no token.
     pub poisoned: bool,
 }
 
@@ -157,7 +161,14 @@ impl Sampler {
         }
         let top = top_of(row.sampling);
         let (token, logit) = if row.sampling.picks_from_logits() {
-            let token = draw::pick(row.sampling, row.seen, row.index, &self.logits, &mut self.changed);
+            let token = draw::pick(
+                row.sampling,
+                row.seen,
+                row.index,
+                row.allowed,
+                &self.logits,
+                &mut self.changed,
+            );
             if top > 0 {
                 self.candidates.extend(self.logits.iter().copied().zip(0..));
             }

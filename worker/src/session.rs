@@ -203,7 +203,7 @@ impl Worker {
         // Fails only when the process is ending.
         let notify = move |input| drop(own_inbox.send(input));
         let transfer_address = transfer::listen(config.advertise, Arc::clone(&hub)).map_err(WorkerError::Transfers)?;
-        let backend = make_backend(&config, checkpoint)?;
+        let backend = make_backend(&config, Arc::clone(&checkpoint))?;
         let rank = RankWorker::new(
             RankConfig::new(config.advertise),
             backend,
@@ -213,6 +213,7 @@ impl Worker {
                 let _ = answer.blocking_send(message);
             },
         )
+        .with_constraints(checkpoint)
         .with_transfers(hub, notify);
         let rank = std::thread::Builder::new()
             .name("kvasir-rank-0".to_owned())

@@ -100,7 +100,7 @@ async fn stream(
                 let tokens = chunk.tokens.len();
                 times.add(start.elapsed(), tokens);
                 on_tokens(tokens);
-                answer.add(chunk)?;
+                answer.add(chunk);
             }
             Some(Event::Finished(finished)) => {
                 let is_cancelled = finished.reason() == v1::FinishReason::Cancelled;
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn no_room_is_refused_and_all_else_has_failed() {
         let mut full = Status::resource_exhausted("the queue is full");
-        full.metadata_mut().insert(client::RETRY_AFTER, 750.into());
+        full.metadata_mut().insert(kvasir_client::RETRY_AFTER, 750.into());
         let refused = Outcome::from(&full);
         assert!(
             matches!(

@@ -26,6 +26,8 @@ pub struct AdminService {
 #[derive(Clone, Debug)]
 pub struct ModelFacts {
     pub name: String,
+    /// What clients may call it, the usual name first.
+    pub served_names: Vec<String>,
     pub numerics_id: NumericsId,
     /// Tokens that prompt and answer may have together.
     pub context_len: u32,

@@ -1,4 +1,4 @@
-//! `kvasir.v1.Inference`: Generate, Tokenize, Abort.
+//! `kvasir.v1.Inference`.
 
 use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc};
 
@@ -7,7 +7,7 @@ use kvasir_kv::{RequestId, SequenceId};
 use kvasir_proto::v1::{self, inference_server::Inference};
 use tonic::{Request, Response, Status};
 
-use super::status;
+use super::{ModelFacts, status};
 use crate::{
     driver::ClusterHandle,
     generate::{self, unix_ms},
@@ -15,17 +15,20 @@ use crate::{
     running_requests::RunningRequests,
 };
 
+#[derive(Clone)]
 pub struct InferenceService {
     cluster: ClusterHandle,
     intake: Arc<Intake>,
+    model: ModelFacts,
     running: Arc<RunningRequests>,
 }
 
 impl InferenceService {
-    pub fn new(cluster: ClusterHandle, intake: Arc<Intake>) -> Self {
+    pub fn new(cluster: ClusterHandle, intake: Arc<Intake>, model: ModelFacts) -> Self {
         Self {
             cluster,
             intake,
+            model,
             running: Arc::default(),
         }
     }
@@ -33,11 +36,14 @@ impl InferenceService {
     /// Tokenizing a long prompt takes too long for a thread that serves others.
     async fn accept(&self, request: v1::GenerateRequest) -> Result<Accepted, Status> {
         let intake = self.intake.clone();
-        let accepted = tokio::task::spawn_blocking(move || intake.accept(request, unix_ms())).await;
-        accepted
-            .map_err(|_| status::internal("checking the request failed"))?
-            .map_err(|error| status::request_error(&error))
+        let accepted = off_thread("checking the request", move || intake.accept(request, unix_ms())).await?;
+        accepted.map_err(|error| status::request_error(&error))
     }
+}
+
+async fn off_thread<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| status::internal(&format!("{what} failed")))
 }
 
 impl fmt::Debug for InferenceService {
@@ -72,13 +78,35 @@ impl Inference for InferenceService {
 
     async fn tokenize(&self, request: Request<v1::TokenizeRequest>) -> Result<Response<v1::TokenizeResponse>, Status> {
         let request = request.into_inner();
-        let tokenizer = self.intake.tokenizer().clone();
-        let encoded = tokio::task::spawn_blocking(move || tokenizer.encode(&request.text, !request.plain)).await;
-        let tokens = encoded
-            .map_err(|_| status::internal("tokenizing the text failed"))?
-            .map_err(|error| status::request_error(&error.into()))?;
-        let token_ids = tokens.into_iter().map(|token| token.0).collect();
-        Ok(Response::new(v1::TokenizeResponse { token_ids }))
+        let intake = self.intake.clone();
+        let response = off_thread("tokenizing the text", move || intake.tokenize(&request)).await?;
+        response
+            .map(Response::new)
+            .map_err(|error| status::request_error(&error))
+    }
+
+    async fn detokenize(
+        &self,
+        request: Request<v1::DetokenizeRequest>,
+    ) -> Result<Response<v1::DetokenizeResponse>, Status> {
+        let token_ids = request.into_inner().token_ids;
+        let intake = self.intake.clone();
+        let text = off_thread("detokenizing", move || intake.detokenize(&token_ids)).await?;
+        let text = text.map_err(|error| status::request_error(&error))?;
+        Ok(Response::new(v1::DetokenizeResponse { text }))
+    }
+
+    async fn get_model(&self, _: Request<v1::GetModelRequest>) -> Result<Response<v1::GetModelResponse>, Status> {
+        let model = &self.model;
+        Ok(Response::new(v1::GetModelResponse {
+            name: model.name.clone(),
+            numerics_id: model.numerics_id.0.to_vec(),
+            context_len: model.context_len,
+            vocab_size: model.vocab_size,
+            started_unix: (unix_ms() / 1000).saturating_sub(self.cluster.uptime().as_secs()),
+            ready: *self.cluster.ready().borrow(),
+            served_names: model.served_names.clone(),
+        }))
     }
 
     async fn abort(&self, request: Request<v1::AbortRequest>) -> Result<Response<v1::AbortResponse>, Status> {

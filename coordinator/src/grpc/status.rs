@@ -16,6 +16,9 @@ pub const ERROR_NAME: &str = "kvasir-error";
 /// Metadata: when it is worth trying again.
 pub const RETRY_AFTER: &str = "retry-after-ms";
 
+/// Metadata: which field of the request is wrong.
+const PARAM: &str = "kvasir-param";
+
 /// A place in the queue comes free when some sequence ends: seconds, not milliseconds.
 const QUEUE_RETRY_MS: u64 = 1000;
 const SHUTDOWN_RETRY_MS: u64 = 500;
@@ -70,7 +73,9 @@ pub fn reshard_error(error: &ReshardError) -> Status {
 pub fn check_finished(reason: FinishReason) -> Result<(), Status> {
     match reason {
         FinishReason::Stop | FinishReason::Length | FinishReason::Cancelled => Ok(()),
-        FinishReason::Numerical => Err(numerical("a sum left the range of the exact reduce")),
+        FinishReason::Numerical => Err(numerical(
+            "a sum left the range of the exact reduce, or a constraint could not be followed",
+        )),
         FinishReason::Deadline => Err(deadline("the request's deadline passed".to_owned())),
     }
 }
@@ -81,9 +86,28 @@ pub fn request_error(error: &RequestError) -> Status {
             status(Code::FailedPrecondition, "other_numerics", error.to_string(), None)
         }
         RequestError::DeadlinePassed { .. } => deadline(error.to_string()),
+        RequestError::TooLong { .. } | RequestError::PromptTooLong { .. } => {
+            status(Code::InvalidArgument, "too_long", error.to_string(), None)
+        }
+        RequestError::OutOfRange { what, .. } | RequestError::NotJson { what, .. } => of_field(
+            what,
+            status(Code::InvalidArgument, "invalid_request", error.to_string(), None),
+        ),
+        RequestError::Constraint(_) | RequestError::EndlessConstraint => of_field(
+            "constraint",
+            status(Code::InvalidArgument, "invalid_constraint", error.to_string(), None),
+        ),
         RequestError::Tokenizer(_) => status(Code::Internal, "tokenizer", error.to_string(), None),
         _ => status(Code::InvalidArgument, "invalid_request", error.to_string(), None),
     }
+}
+
+/// Where a field of that name is wrong, and not a number of something.
+fn of_field(what: &'static str, mut status: Status) -> Status {
+    if !what.contains(' ') {
+        status.metadata_mut().insert(PARAM, MetadataValue::from_static(what));
+    }
+    status
 }
 
 pub fn already_running(error: AlreadyRunning) -> Status {

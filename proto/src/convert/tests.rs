@@ -24,6 +24,7 @@ fn a_step_plan_survives_the_wire() {
                 presence_penalty: -0.5,
                 frequency_penalty: 0.75,
                 logit_bias: vec![(kv::TokenId(3), -100.0), (kv::TokenId(4), 0.1)],
+                constraint: Some(kv::Constraint::Regex("[a-z]+".into())),
                 ..Default::default()
             },
             prompt_top_logprobs: 7,

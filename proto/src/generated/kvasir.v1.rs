@@ -36,6 +36,14 @@ pub struct GenerateRequest {
     /// With `n`, the first choice reports them. Ignored with `resume`.
     #[prost(uint32, optional, tag = "14")]
     pub prompt_logprobs: ::core::option::Option<u32>,
+    /// What the text of the answer must be; anything if absent. Not with `ignore_eos`. Ignored with `resume`, whose
+    /// descriptor holds it.
+    #[prost(message, optional, tag = "15")]
+    pub constraint: ::core::option::Option<Constraint>,
+    /// Report the bytes that each token stands for; those of a token may be part of a character. Part of the request, not of
+    /// the descriptor: say it again with `resume`.
+    #[prost(bool, tag = "16")]
+    pub token_bytes: bool,
     #[prost(oneof = "generate_request::Prompt", tags = "2, 3, 4, 5")]
     pub prompt: ::core::option::Option<generate_request::Prompt>,
 }
@@ -56,6 +64,29 @@ pub mod generate_request {
         Resume(super::Resume),
     }
 }
+/// What an answer must be, from its first character to its last: each token is picked among those that can go on to it,
+/// and the end-of-sequence token where nothing else can. A schema may have 64 KiB, with texts of 4 KiB in it, a grammar
+/// 16 KiB, an expression 8 KiB; brackets may nest 100 deep.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Constraint {
+    #[prost(oneof = "constraint::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<constraint::Kind>,
+}
+/// Nested message and enum types in `Constraint`.
+pub mod constraint {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// JSON that a schema describes (JSON Schema draft 2020-12, without what a grammar cannot say).
+        #[prost(string, tag = "1")]
+        JsonSchema(::prost::alloc::string::String),
+        /// A regular expression, in the syntax of Rust's regex crate, for the whole text.
+        #[prost(string, tag = "2")]
+        Regex(::prost::alloc::string::String),
+        /// A grammar in llguidance's variant of Lark.
+        #[prost(string, tag = "3")]
+        Lark(::prost::alloc::string::String),
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TokenIds {
     #[prost(uint32, repeated, tag = "1")]
@@ -65,14 +96,31 @@ pub struct TokenIds {
 pub struct Chat {
     #[prost(message, repeated, tag = "1")]
     pub messages: ::prost::alloc::vec::Vec<ChatMessage>,
+    /// A JSON array of functions that the template may tell the model of; none if empty.
+    #[prost(string, tag = "2")]
+    pub tools: ::prost::alloc::string::String,
+    /// A JSON object of further values for the template; none if empty.
+    #[prost(string, tag = "3")]
+    pub template_arguments: ::prost::alloc::string::String,
+    /// Leave the assistant's turn unopened.
+    #[prost(bool, tag = "4")]
+    pub no_generation_prompt: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChatMessage {
-    /// system, user or assistant.
+    /// system, developer, user, assistant or tool.
     #[prost(string, tag = "1")]
     pub role: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub content: ::prost::alloc::string::String,
+    /// A JSON array of the calls that an assistant's message made; none if empty.
+    #[prost(string, tag = "3")]
+    pub tool_calls: ::prost::alloc::string::String,
+    /// Which call a tool's message answers.
+    #[prost(string, tag = "4")]
+    pub tool_call_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub name: ::prost::alloc::string::String,
 }
 /// Absent fields mean the value in parentheses. They act in this order: logit bias, penalties (repetition, frequency,
 /// presence), temperature, min_p, top_k, top_p. Logprobs are those of the model, before all of them.
@@ -172,6 +220,8 @@ pub struct ResumeDescriptor {
     pub logit_bias: ::prost::alloc::vec::Vec<LogitBias>,
     #[prost(uint32, optional, tag = "21")]
     pub prompt_logprobs: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "22")]
+    pub constraint: ::core::option::Option<Constraint>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Resume {
@@ -226,11 +276,17 @@ pub struct PromptToken {
     /// Likeliest tokens, best first, ties by lower id.
     #[prost(message, repeated, tag = "3")]
     pub top_logprobs: ::prost::alloc::vec::Vec<TopLogprob>,
+    /// With `token_bytes`.
+    #[prost(bytes = "vec", tag = "4")]
+    pub bytes: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Started {
     #[prost(message, optional, tag = "1")]
     pub descriptor: ::core::option::Option<ResumeDescriptor>,
+    /// With `token_bytes`: what each token of the prompt stands for. Of several choices, the first has them.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub prompt_token_bytes: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 /// One or more tokens of the answer, in order.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -254,13 +310,19 @@ pub struct Token {
     /// Likeliest tokens, best first, ties by lower id.
     #[prost(message, repeated, tag = "4")]
     pub top_logprobs: ::prost::alloc::vec::Vec<TopLogprob>,
+    /// With `token_bytes`.
+    #[prost(bytes = "vec", tag = "5")]
+    pub bytes: ::prost::alloc::vec::Vec<u8>,
 }
-#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TopLogprob {
     #[prost(uint32, tag = "1")]
     pub id: u32,
     #[prost(float, tag = "2")]
     pub logprob: f32,
+    /// With `token_bytes`.
+    #[prost(bytes = "vec", tag = "3")]
+    pub bytes: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Finished {
@@ -285,18 +347,59 @@ pub struct Usage {
     #[prost(uint64, tag = "4")]
     pub queue_us: u64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TokenizeRequest {
     #[prost(string, tag = "1")]
     pub text: ::prost::alloc::string::String,
     /// Treat special tokens in the text as text.
     #[prost(bool, tag = "2")]
     pub plain: bool,
+    /// Instead of the text: what the checkpoint's template makes of these messages.
+    #[prost(message, optional, tag = "3")]
+    pub chat: ::core::option::Option<Chat>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TokenizeResponse {
     #[prost(uint32, repeated, tag = "1")]
     pub token_ids: ::prost::alloc::vec::Vec<u32>,
+    /// What each token stands for.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub token_bytes: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetokenizeRequest {
+    #[prost(uint32, repeated, tag = "1")]
+    pub token_ids: ::prost::alloc::vec::Vec<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetokenizeResponse {
+    #[prost(string, tag = "1")]
+    pub text: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetModelRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetModelResponse {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// 16 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub numerics_id: ::prost::alloc::vec::Vec<u8>,
+    /// Tokens that prompt and answer may have together.
+    #[prost(uint32, tag = "3")]
+    pub context_len: u32,
+    /// Token ids are below this.
+    #[prost(uint32, tag = "4")]
+    pub vocab_size: u32,
+    /// Unix time in seconds.
+    #[prost(uint64, tag = "5")]
+    pub started_unix: u64,
+    /// True while a group serves.
+    #[prost(bool, tag = "6")]
+    pub ready: bool,
+    /// What clients may call the model, the usual name first.
+    #[prost(string, repeated, tag = "7")]
+    pub served_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AbortRequest {
@@ -486,6 +589,31 @@ pub mod inference_client {
                 .insert(GrpcMethod::new("kvasir.v1.Inference", "Tokenize"));
             self.inner.unary(req, path, codec).await
         }
+        /// Token ids to text.
+        pub async fn detokenize(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DetokenizeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DetokenizeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kvasir.v1.Inference/Detokenize",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kvasir.v1.Inference", "Detokenize"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Ends a request. Its stream finishes with FINISH_REASON_CANCELLED.
         pub async fn abort(
             &mut self,
@@ -505,6 +633,31 @@ pub mod inference_client {
             );
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("kvasir.v1.Inference", "Abort"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What is served, and whether a group answers now.
+        pub async fn get_model(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetModelResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kvasir.v1.Inference/GetModel",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kvasir.v1.Inference", "GetModel"));
             self.inner.unary(req, path, codec).await
         }
     }
@@ -543,11 +696,27 @@ pub mod inference_server {
             tonic::Response<super::TokenizeResponse>,
             tonic::Status,
         >;
+        /// Token ids to text.
+        async fn detokenize(
+            &self,
+            request: tonic::Request<super::DetokenizeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DetokenizeResponse>,
+            tonic::Status,
+        >;
         /// Ends a request. Its stream finishes with FINISH_REASON_CANCELLED.
         async fn abort(
             &self,
             request: tonic::Request<super::AbortRequest>,
         ) -> std::result::Result<tonic::Response<super::AbortResponse>, tonic::Status>;
+        /// What is served, and whether a group answers now.
+        async fn get_model(
+            &self,
+            request: tonic::Request<super::GetModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetModelResponse>,
+            tonic::Status,
+        >;
     }
     /// Text generation. Every answer is a pure function of its resume descriptor: the same descriptor gives the same
     /// tokens and the same logprob bits from any cluster with the same numerics_id, whatever its number of workers.
@@ -718,6 +887,51 @@ pub mod inference_server {
                     };
                     Box::pin(fut)
                 }
+                "/kvasir.v1.Inference/Detokenize" => {
+                    #[allow(non_camel_case_types)]
+                    struct DetokenizeSvc<T: Inference>(pub Arc<T>);
+                    impl<
+                        T: Inference,
+                    > tonic::server::UnaryService<super::DetokenizeRequest>
+                    for DetokenizeSvc<T> {
+                        type Response = super::DetokenizeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DetokenizeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Inference>::detokenize(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DetokenizeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/kvasir.v1.Inference/Abort" => {
                     #[allow(non_camel_case_types)]
                     struct AbortSvc<T: Inference>(pub Arc<T>);
@@ -746,6 +960,51 @@ pub mod inference_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AbortSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kvasir.v1.Inference/GetModel" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetModelSvc<T: Inference>(pub Arc<T>);
+                    impl<
+                        T: Inference,
+                    > tonic::server::UnaryService<super::GetModelRequest>
+                    for GetModelSvc<T> {
+                        type Response = super::GetModelResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetModelRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Inference>::get_model(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetModelSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -1851,6 +2110,8 @@ pub struct AdmittedSequence {
     pub biases: ::prost::alloc::vec::Vec<f32>,
     #[prost(uint32, tag = "16")]
     pub prompt_top_logprobs: u32,
+    #[prost(message, optional, tag = "17")]
+    pub constraint: ::core::option::Option<Constraint>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SequenceWork {

@@ -1,0 +1,73 @@
+//! `kvasir.v1.Inference` by asking others: coordinators that serve the same model, with retry and resume.
+
+use futures::StreamExt as _;
+use kvasir_client::{Client, ClientError, Update};
+use kvasir_proto::v1::{self, inference_server::Inference};
+use tonic::{Request, Response, Status};
+
+use crate::answers::Responses;
+
+/// Answers go on at another coordinator when theirs dies; whoever reads them sees a pause.
+#[derive(Clone, Debug)]
+pub struct RemoteInference {
+    client: Client,
+}
+
+impl RemoteInference {
+    /// Endpoints as `http://host:port`. Errors if one is no endpoint, or none is given.
+    pub fn new(endpoints: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, ClientError> {
+        Ok(Self {
+            client: Client::new(endpoints)?,
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Inference for RemoteInference {
+    type GenerateStream = Responses;
+
+    async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<Responses>, Status> {
+        let updates = self.client.generate(request.into_inner()).await?;
+        let responses = updates.filter_map(|update| async {
+            match update {
+                Ok(Update::Response(response)) => Some(Ok(response)),
+                Ok(_) => None,
+                Err(error) => Some(Err(error.into())),
+            }
+        });
+        Ok(Response::new(Box::pin(responses)))
+    }
+
+    async fn tokenize(&self, request: Request<v1::TokenizeRequest>) -> Result<Response<v1::TokenizeResponse>, Status> {
+        let request = request.into_inner();
+        let asked = self.client.ask(|mut one| {
+            let request = request.clone();
+            async move { one.tokenize(request).await }
+        });
+        Ok(Response::new(asked.await?))
+    }
+
+    async fn detokenize(
+        &self,
+        request: Request<v1::DetokenizeRequest>,
+    ) -> Result<Response<v1::DetokenizeResponse>, Status> {
+        let request = request.into_inner();
+        let asked = self.client.ask(|mut one| {
+            let request = request.clone();
+            async move { one.detokenize(request).await }
+        });
+        Ok(Response::new(asked.await?))
+    }
+
+    async fn abort(&self, request: Request<v1::AbortRequest>) -> Result<Response<v1::AbortResponse>, Status> {
+        let found = self.client.abort(&request.into_inner().request_id).await;
+        Ok(Response::new(v1::AbortResponse { found }))
+    }
+
+    async fn get_model(&self, _: Request<v1::GetModelRequest>) -> Result<Response<v1::GetModelResponse>, Status> {
+        let asked = self
+            .client
+            .ask(|mut one| async move { one.get_model(v1::GetModelRequest {}).await });
+        Ok(Response::new(asked.await?))
+    }
+}
