@@ -6,6 +6,7 @@ use kvasir_kv::{CellLayout, CellLayoutError, KvDtype, UnitLayout};
 use kvasir_model::{BackendKind, Checkpoint, CheckpointError, WeightMode, numerics_id};
 use kvasir_proto::{
     FILE_DESCRIPTOR_SET,
+    inference::grpc_inference_service_server::GrpcInferenceServiceServer,
     v1::{
         admin_server::AdminServer,
         cluster_server::ClusterServer,
@@ -24,7 +25,7 @@ use tracing::{info, warn};
 use crate::{
     Cluster, ClusterConfig, GroupRole, PrefixCopying,
     driver::{ClusterHandle, Driver},
-    grpc::{AdminService, ClusterService, InferenceService, ModelFacts},
+    grpc::{AdminService, ClusterService, InferenceService, ModelFacts, OpenInferenceService},
     intake::Intake,
     sampling_params::random_seed,
 };
@@ -332,6 +333,9 @@ async fn routes(
     };
     let embedded = "descriptors that the build made";
     Routes::new(health)
+        .add_service(GrpcInferenceServiceServer::new(OpenInferenceService::new(
+            inference.clone(),
+        )))
         .add_service(InferenceServer::new(inference))
         .add_service(AdminServer::new(admin))
         .add_service(ClusterServer::new(workers).max_decoding_message_size(WORKER_MESSAGE_BYTES_MAX))

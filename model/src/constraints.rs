@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc};
 
 use kvasir_kv::{Constraint, TokenId};
 use llguidance::{Matcher, ParserFactory, api::TopLevelGrammar};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 
 use crate::Tokenizer;
@@ -99,7 +99,20 @@ fn read_schema(schema: &str) -> Result<Value, ConstraintError> {
         reason: error.to_string(),
     })?;
     check_len(longest_text(&schema), SCHEMA_TEXT_BYTES_MAX)?;
-    Ok(schema)
+    Ok(laid_out(schema))
+}
+
+/// With one space after a comma and a colon, and no other that is not in a text, unless the schema says otherwise: a model
+/// that may write spaces for ever does so now and then.
+fn laid_out(schema: Value) -> Value {
+    let mut map = match schema {
+        Value::Object(map) => map,
+        Value::Bool(true) => Map::new(),
+        other => return other,
+    };
+    let layout = json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " });
+    map.entry("x-guidance").or_insert(layout);
+    Value::Object(map)
 }
 
 /// Reading JSON has bounded its depth.
@@ -155,9 +168,12 @@ pub struct Followed {
 }
 
 impl Followed {
-    /// Errors if the constraint does not allow the token.
+    /// Errors if the constraint does not allow the token. What comes after the end is nobody's answer, and no error.
     pub fn push(&mut self, token: TokenId) -> Result<(), ConstraintError> {
-        self.matcher.consume_token(token.0).map_err(lost)
+        match self.matcher.is_stopped() && !self.matcher.is_error() {
+            true => Ok(()),
+            false => self.matcher.consume_token(token.0).map_err(lost),
+        }
     }
 
     /// The tokens that may come next, at least one; the tokens that end an answer where it is complete.

@@ -8,6 +8,11 @@ mod generated {
     include!("generated/kvasir.v1.rs");
 }
 
+#[allow(clippy::all, missing_docs, missing_debug_implementations)]
+mod generated_inference {
+    include!("generated/inference.rs");
+}
+
 pub mod convert;
 
 /// The messages and services of package `kvasir.v1`.
@@ -15,8 +20,13 @@ pub mod v1 {
     pub use super::generated::*;
 }
 
-/// The serialized descriptor set of `kvasir.v1`, for server reflection.
-pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/kvasir.v1.descriptors.bin");
+/// The messages and services of package `inference`: the Open Inference Protocol.
+pub mod inference {
+    pub use super::generated_inference::*;
+}
+
+/// The serialized descriptor set of both, for server reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/descriptors.bin");
 
 /// Raised when `Cluster.Join` changes in a way that old peers would misread.
 pub const CLUSTER_PROTOCOL_VERSION: u32 = 4;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use kvasir_kv::{FinishReason, WorkerId};
 use tonic::{Code, Status, metadata::MetadataValue};
 
+use super::tensors::InferError;
 use crate::{
     MigrationError, ReshardError, SequenceError, driver::ShuttingDown, intake::RequestError,
     running_requests::AlreadyRunning,
@@ -108,6 +109,23 @@ fn of_field(what: &'static str, mut status: Status) -> Status {
         status.metadata_mut().insert(PARAM, MetadataValue::from_static(what));
     }
     status
+}
+
+pub fn infer_error(error: &InferError) -> Status {
+    status(Code::InvalidArgument, "invalid_request", error.to_string(), None)
+}
+
+pub fn no_such_model(name: &str, version: &str, served: &[String]) -> Status {
+    let version = if version.is_empty() {
+        String::new()
+    } else {
+        format!(", version {version:?},")
+    };
+    let message = format!(
+        "model {name:?}{version} is not served here; served is {}",
+        served.join(", ")
+    );
+    status(Code::NotFound, "no_such_model", message, None)
 }
 
 pub fn already_running(error: AlreadyRunning) -> Status {

@@ -43,6 +43,10 @@ fn a_constraint_leads_to_its_text_and_then_to_the_end() {
     let end = followed.allowed().unwrap();
     assert_eq!(end.num_allowed(), tokenizer.eos_ids().len());
     assert!(end.allows(tokenizer.eos_ids()[0]));
+    // A step that was planned before the end was known.
+    followed.push(tokenizer.eos_ids()[0]).unwrap();
+    followed.push(TokenId(0)).unwrap();
+    assert!(followed.allowed().unwrap().allows(tokenizer.eos_ids()[0]));
     let schema = Constraint::JsonSchema(r#"{"const": {"é": [1, true]}}"#.into());
     let text = follow(&tokenizer, &mut constraints.compile(&schema).unwrap(), 60);
     assert_eq!(

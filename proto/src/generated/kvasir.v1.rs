@@ -76,7 +76,8 @@ pub struct Constraint {
 pub mod constraint {
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Kind {
-        /// JSON that a schema describes (JSON Schema draft 2020-12, without what a grammar cannot say).
+        /// JSON that a schema describes (JSON Schema draft 2020-12, without what a grammar cannot say), with one space after
+        /// each comma and colon and no other outside of its texts.
         #[prost(string, tag = "1")]
         JsonSchema(::prost::alloc::string::String),
         /// A regular expression, in the syntax of Rust's regex crate, for the whole text.

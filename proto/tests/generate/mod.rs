@@ -4,13 +4,14 @@ use std::path::Path;
 
 use prost::Message as _;
 
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
     "kvasir/v1/inference.proto",
     "kvasir/v1/admin.proto",
     "kvasir/v1/cluster.proto",
+    "inference/open_inference.proto",
 ];
 
-/// Writes `kvasir.v1.rs` and `kvasir.v1.descriptors.bin` into `folder`.
+/// Writes `kvasir.v1.rs`, `inference.rs` and `descriptors.bin`, which describes both, into `folder`.
 pub fn into_folder(folder: &Path) -> anyhow::Result<()> {
     std::env::set_current_dir(env!("CARGO_MANIFEST_DIR"))?;
     let files = protox::compile(FILES, ["."])?;
@@ -19,7 +20,7 @@ pub fn into_folder(folder: &Path) -> anyhow::Result<()> {
     for file in &mut descriptors.file {
         file.source_code_info = None;
     }
-    std::fs::write(folder.join("kvasir.v1.descriptors.bin"), descriptors.encode_to_vec())?;
+    std::fs::write(folder.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .out_dir(folder)
         .build_transport(true)
