@@ -92,6 +92,43 @@ pub enum RequestError {
     Tokenizer(#[from] TokenizerError),
 }
 
+impl RequestError {
+    /// The field that is wrong, if it is one.
+    pub fn field(&self) -> Option<String> {
+        let field = match self {
+            Self::NoPrompt | Self::EmptyPrompt | Self::UnknownToken { .. } => "prompt",
+            Self::TooLong { .. } | Self::PromptTooLong { .. } => "prompt",
+            Self::NoSuchToken { what, .. } | Self::NotJson { what, .. } => what,
+            Self::BiasedTwice { .. } => "logit_bias",
+            Self::ResumedTogether { .. } | Self::ChoiceOfMany { .. } => "n",
+            Self::Role { position, .. } => return Some(format!("messages[{position}].role")),
+            Self::OutOfRange { what, .. } => field_of(what),
+            Self::Constraint(_) | Self::EndlessConstraint => "constraint",
+            Self::OtherRequestId { .. }
+            | Self::OtherNumerics { .. }
+            | Self::DeadlinePassed { .. }
+            | Self::ChatTemplate(_)
+            | Self::Tokenizer(_) => return None,
+        };
+        Some(field.to_owned())
+    }
+}
+
+/// Of what is out of range: a field, or the number or the length of something in it.
+fn field_of(what: &'static str) -> &'static str {
+    match what {
+        "a logit bias" | "number of logit biases" => "logit_bias",
+        "number of stop strings" | "length of a stop string in bytes" => "stop",
+        _ => {
+            let what = what
+                .strip_prefix("number of ")
+                .or(what.strip_prefix("length of "))
+                .unwrap_or(what);
+            what.strip_suffix(" in bytes").unwrap_or(what)
+        }
+    }
+}
+
 pub(crate) fn out_of_range(what: &'static str, found: impl ToString, expected: impl Into<String>) -> RequestError {
     RequestError::OutOfRange {
         what,

@@ -29,6 +29,10 @@ impl Spelling {
             id: token.token.0,
             logprob: token.logprob,
             bytes: self.bytes(token.token),
+            control: self
+                .0
+                .as_ref()
+                .is_some_and(|tokenizer| tokenizer.is_control(token.token)),
             top_logprobs: self.top(token.top_logprobs),
         }
     }

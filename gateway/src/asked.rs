@@ -20,8 +20,24 @@ pub struct Sending {
     pub return_token_ids: bool,
 }
 
-/// Takes all common fields but the prompt, `max_tokens` and logprobs.
-pub fn take(fields: &mut Fields) -> Result<(v1::GenerateRequest, Sending), ApiError> {
+/// What the common fields come to.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Without a prompt, `max_tokens` and logprobs.
+    pub request: v1::GenerateRequest,
+    pub sending: Sending,
+    /// Which field the constraint came from.
+    pub constraint_field: &'static str,
+}
+
+impl Asked {
+    /// Fields of the service's that have other names in OpenAI's API, with those.
+    pub fn names(&self) -> Vec<(&'static str, &'static str)> {
+        vec![("tenant", "user"), ("constraint", self.constraint_field)]
+    }
+}
+
+pub fn take(fields: &mut Fields) -> Result<Asked, ApiError> {
     let sending = take_sending(fields)?;
     let sampling = v1::SamplingParams {
         temperature: Some(fields.decimal("temperature")?.unwrap_or(TEMPERATURE)),
@@ -36,6 +52,7 @@ pub fn take(fields: &mut Fields) -> Result<(v1::GenerateRequest, Sending), ApiEr
         stop_token_ids: fields.ids("stop_token_ids")?.unwrap_or_default(),
         ..Default::default()
     };
+    let (constraint, constraint_field) = constraint::take(fields)?;
     let request = v1::GenerateRequest {
         sampling: Some(sampling),
         n: fields.count("n")?,
@@ -43,11 +60,15 @@ pub fn take(fields: &mut Fields) -> Result<(v1::GenerateRequest, Sending), ApiEr
         ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
         tenant: fields.text("user")?.unwrap_or_default(),
         priority: take_priority(fields)?,
-        constraint: constraint::take(fields)?,
+        constraint,
         ..Default::default()
     };
     refuse_others(fields)?;
-    Ok((request, sending))
+    Ok(Asked {
+        request,
+        sending,
+        constraint_field,
+    })
 }
 
 fn take_sending(fields: &mut Fields) -> Result<Sending, ApiError> {
@@ -79,7 +100,7 @@ fn take_top_k(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
             Ok(top_k) => Ok(Some(top_k)),
             Err(_) => Err(ApiError::wrong_value(
                 "top_k",
-                format_args!("{top_k}; expected -1 or 0 (all), or more"),
+                format_args!("{top_k}; expected -1 or 0 (all), or up to {}", u32::MAX),
             )),
         },
     }

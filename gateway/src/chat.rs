@@ -19,7 +19,10 @@ pub async fn create(State(gateway): State<Shared>, request: Request<Body>) -> Re
     let (parts, body) = request.into_parts();
     let mut fields = json_body::read(body).await?;
     let model = gateway.check_model(&mut fields).await?;
-    let (mut asked, sending) = asked::take(&mut fields)?;
+    let asked = asked::take(&mut fields)?;
+    let mut names = asked.names();
+    names.push(("prompt", "messages"));
+    let (mut asked, sending) = (asked.request, asked.sending);
     let logprobs = take_logprobs(&mut fields)?;
     let max_tokens = fields.count("max_tokens")?;
     asked.max_tokens = fields.count("max_completion_tokens")?.or(max_tokens);
@@ -42,8 +45,9 @@ pub async fn create(State(gateway): State<Shared>, request: Request<Body>) -> Re
         num_choices: asked.n.unwrap_or(1),
         prompts: vec![None],
     };
-    let answers = Answers::begin(&gateway.upstream, vec![asked], &parts.extensions).await?;
-    reply.send(answers).await
+    let answers = Answers::begin(&gateway.upstream, vec![asked], &parts.extensions).await;
+    let answers = answers.map_err(|error| error.renamed(&names))?;
+    reply.send(answers).await.map_err(|error| error.renamed(&names))
 }
 
 /// How many likeliest tokens to report, if logprobs are wanted.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::form::{Form, Part, Spelled, finite, text};
+use crate::form::{Form, Part, Spelled, TextPlace, finite, text};
 
 #[derive(Clone, Copy, Debug)]
 pub struct ChatForm {
@@ -34,7 +34,11 @@ impl Form for ChatForm {
         self.logprobs || self.return_token_ids
     }
 
-    fn delta(&self, index: u32, part: &Part, _offset: usize) -> Value {
+    fn has_prompt_ids(&self) -> bool {
+        false
+    }
+
+    fn delta(&self, index: u32, part: &Part, _place: &TextPlace) -> Value {
         let delta = match part {
             part if part.opens => json!({ "role": "assistant", "content": "" }),
             part if part.text.is_empty() && part.finish_reason.is_some() => json!({}),

@@ -19,27 +19,38 @@ use crate::{
 /// OpenAI's default.
 const MAX_TOKENS: u32 = 16;
 const PROMPTS_MAX: usize = 256;
+/// As the service allows.
+const CHOICES_MAX: u32 = 128;
 
 pub async fn create(State(gateway): State<Shared>, request: Request<Body>) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     let mut fields = json_body::read(body).await?;
     let model = gateway.check_model(&mut fields).await?;
-    let (mut asked, sending) = asked::take(&mut fields)?;
+    let asked = asked::take(&mut fields)?;
+    let mut names = asked.names();
+    names.extend([("top_logprobs", "logprobs"), ("prompt_logprobs", "logprobs")]);
+    let (mut asked, sending) = (asked.request, asked.sending);
     let form = CompletionForm {
         echo: fields.flag("echo")?.unwrap_or(false),
         logprobs: fields.count("logprobs")?,
         return_token_ids: sending.return_token_ids,
     };
     asked.max_tokens = Some(fields.count("max_tokens")?.unwrap_or(MAX_TOKENS));
-    let num_choices = asked.n.unwrap_or(1);
+    let mut num_choices = asked.n.unwrap_or(1);
     fields.refuse(
         "best_of",
         &[Value::from(num_choices)],
         "is supported only where it equals 'n'",
     )?;
     fields.refuse("suffix", &[], "is not supported with this model")?;
-    let prompts = take_prompts(&mut fields)?;
+    let mut prompts = take_prompts(&mut fields)?;
     fields.finish()?;
+    if form.echo && asked.max_tokens == Some(0) && (1..=CHOICES_MAX).contains(&num_choices) {
+        // Answers of no token differ in nothing: each is asked for as if it had a prompt of its own.
+        let repeated = |prompt: &Prompt| vec![prompt.clone(); num_choices as usize];
+        prompts = prompts.iter().flat_map(repeated).collect();
+        (num_choices, asked.n) = (1, None);
+    }
     ask_for_logprobs(&mut asked, &form);
     let id = routes::request_id("cmpl", &parts.headers);
     let requests = prompts.iter().enumerate().map(|(nth, prompt)| v1::GenerateRequest {
@@ -50,7 +61,8 @@ pub async fn create(State(gateway): State<Shared>, request: Request<Body>) -> Re
         },
         ..asked.clone()
     });
-    let answers = Answers::begin(&gateway.upstream, requests.collect(), &parts.extensions).await?;
+    let answers = Answers::begin(&gateway.upstream, requests.collect(), &parts.extensions).await;
+    let answers = answers.map_err(|error| error.renamed(&names))?;
     let reply = Reply {
         id,
         model,
@@ -60,7 +72,7 @@ pub async fn create(State(gateway): State<Shared>, request: Request<Body>) -> Re
         num_choices,
         prompts: prompts.into_iter().map(as_text).collect(),
     };
-    reply.send(answers).await
+    reply.send(answers).await.map_err(|error| error.renamed(&names))
 }
 
 /// An echo with logprobs has those of its prompt; one without an answer is asked for by them, too.

@@ -5,21 +5,22 @@ use serde_json::{Value, json};
 
 use crate::{ApiError, fields::Fields};
 
-/// At most one of both.
-pub fn take(fields: &mut Fields) -> Result<Option<v1::Constraint>, ApiError> {
+/// At most one of both, and which field it was.
+pub fn take(fields: &mut Fields) -> Result<(Option<v1::Constraint>, &'static str), ApiError> {
     let of_format = fields.object("response_format")?.map(of_response_format).transpose()?;
     let of_outputs = fields
         .object("structured_outputs")?
         .map(of_structured_outputs)
         .transpose()?;
-    let kind = match (of_format.flatten(), of_outputs) {
+    let (kind, field) = match (of_format.flatten(), of_outputs) {
         (Some(_), Some(_)) => {
             let why = "an answer can follow only one of 'response_format' and 'structured_outputs'";
             return Err(ApiError::wrong_value("structured_outputs", why));
         }
-        (of_format, of_outputs) => of_format.or(of_outputs),
+        (None, of_outputs) => (of_outputs, "structured_outputs"),
+        (of_format, None) => (of_format, "response_format"),
     };
-    Ok(kind.map(|kind| v1::Constraint { kind: Some(kind) }))
+    Ok((kind.map(|kind| v1::Constraint { kind: Some(kind) }), field))
 }
 
 fn of_response_format(mut format: Fields) -> Result<Option<Kind>, ApiError> {
@@ -100,7 +101,7 @@ mod tests {
 
     fn taken(body: Value) -> Result<Option<Kind>, ApiError> {
         let mut fields = Fields::of_value(body, "").unwrap();
-        take(&mut fields).map(|constraint| constraint.and_then(|constraint| constraint.kind))
+        take(&mut fields).map(|(constraint, _)| constraint.and_then(|constraint| constraint.kind))
     }
 
     #[test]

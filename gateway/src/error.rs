@@ -109,6 +109,19 @@ impl ApiError {
         }
     }
 
+    /// A field that the service calls otherwise than OpenAI, by its name there.
+    pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        if let Some(param) = &mut self.param {
+            for (ours, theirs) in names {
+                if param == ours {
+                    (*theirs).clone_into(param);
+                    break;
+                }
+            }
+        }
+        self
+    }
+
     fn with_code(self, code: &'static str) -> Self {
         Self {
             code: Some(code),
@@ -134,13 +147,6 @@ impl From<Status> for ApiError {
         let error = match status.code() {
             Code::InvalidArgument | Code::OutOfRange => {
                 let param = status.metadata().get(PARAM).and_then(|param| param.to_str().ok());
-                let param = param.map(|param| {
-                    if param == "constraint" {
-                        "response_format"
-                    } else {
-                        param
-                    }
-                });
                 let error = Self::invalid(message);
                 let error = match param {
                     Some(param) => error.with_param(param),
@@ -187,6 +193,10 @@ impl IntoResponse for ApiError {
             headers.insert("retry-after-ms", HeaderValue::from(wait.as_millis() as u64));
             let seconds = wait.as_millis().div_ceil(1000) as u64;
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if [StatusCode::PAYLOAD_TOO_LARGE, StatusCode::REQUEST_TIMEOUT].contains(&self.status) {
+            // The rest of the body is not read, so nothing can follow it.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

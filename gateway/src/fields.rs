@@ -138,8 +138,9 @@ impl Fields {
 
     /// Errors if a field is left that nobody has asked for.
     pub fn finish(self) -> Result<(), ApiError> {
-        match self.map.keys().next() {
-            Some(field) => Err(ApiError::unknown(&self.name(field))),
+        let mut left = self.map.iter().filter(|(_, value)| !value.is_null());
+        match left.next() {
+            Some((field, _)) => Err(ApiError::unknown(&self.name(field))),
             None => Ok(()),
         }
     }
@@ -178,7 +179,7 @@ mod tests {
 
     #[test]
     fn what_is_left_is_unknown() {
-        let mut some = fields(json!({"a": 1, "b": null, "stream_options": {"x": 1}}));
+        let mut some = fields(json!({"a": 1, "b": null, "c": null, "stream_options": {"x": 1}}));
         assert_eq!(some.count("a").unwrap(), Some(1));
         assert_eq!(some.count("b").unwrap(), None);
         let inner = some.object("stream_options").unwrap().unwrap();

@@ -20,8 +20,11 @@ pub trait Form: Send + Sync + 'static {
     /// True if pieces without text are worth sending.
     fn tells_tokens(&self) -> bool;
 
-    /// A piece of a choice. `offset`: characters of its tokens' texts so far.
-    fn delta(&self, index: u32, part: &Part, offset: usize) -> Value;
+    /// True if the ids of a prompt stand with each of its choices, not beside them.
+    fn has_prompt_ids(&self) -> bool;
+
+    /// A piece of a choice, whose first token stands at `place`.
+    fn delta(&self, index: u32, part: &Part, place: &TextPlace) -> Value;
 
     /// All of a choice.
     fn whole(&self, index: u32, part: &Part) -> Value;
@@ -34,6 +37,8 @@ pub struct Part {
     pub text: String,
     pub tokens: Vec<Spelled>,
     pub finish_reason: Option<&'static str>,
+    /// Where they stand with the choice, and are asked for.
+    pub prompt_ids: Option<Vec<u32>>,
 }
 
 /// A token and what is known of it.
@@ -45,13 +50,43 @@ pub struct Spelled {
     pub bytes: Vec<u8>,
     pub top: Vec<v1::TopLogprob>,
     pub is_prompt: bool,
+    /// It is no part of the text.
+    pub is_control: bool,
+}
+
+/// Where in a text a token stands.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TextPlace {
+    /// Whole characters before it.
+    pub chars: usize,
+    /// The beginning of a character, from the tokens before it.
+    pending: Vec<u8>,
+}
+
+impl TextPlace {
+    /// Goes on to where the next token stands.
+    pub fn pass(&mut self, token: &Spelled) {
+        if token.is_control && !token.is_prompt {
+            return;
+        }
+        self.pending.extend(&token.bytes);
+        let mut complete = self.pending.len();
+        if let Some(last) = self.pending.utf8_chunks().last() {
+            // `error_len` is `None` exactly when more bytes could make a character of them.
+            if std::str::from_utf8(last.invalid()).is_err_and(|error| error.error_len().is_none()) {
+                complete -= last.invalid().len();
+            }
+        }
+        self.chars += text(&self.pending[..complete]).chars().count();
+        self.pending.drain(..complete);
+    }
+
+    pub fn pass_all(&mut self, tokens: &[Spelled]) {
+        tokens.iter().for_each(|token| self.pass(token));
+    }
 }
 
 impl Part {
-    pub fn num_chars(&self) -> usize {
-        self.tokens.iter().map(|token| text(&token.bytes).chars().count()).sum()
-    }
-
     pub fn is_empty(&self) -> bool {
         !self.opens && self.text.is_empty() && self.tokens.is_empty() && self.finish_reason.is_none()
     }
@@ -71,6 +106,7 @@ impl From<v1::Token> for Spelled {
             bytes: token.bytes,
             top: token.top_logprobs,
             is_prompt: false,
+            is_control: token.control,
         }
     }
 }
@@ -83,6 +119,7 @@ impl From<v1::PromptToken> for Spelled {
             bytes: token.bytes,
             top: token.top_logprobs,
             is_prompt: true,
+            is_control: false,
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     ApiError,
     answers::Answers,
     asked::Sending,
-    form::{Form, Part, Spelled, text},
+    form::{Form, Part, Spelled, TextPlace, text},
 };
 
 /// A comment on a stream that is silent for so long keeps proxies from closing it.
@@ -68,8 +68,8 @@ impl<F: Form> Reply<F> {
             .collect();
         let mut body = self.body(self.form.objects().0, &assembly.fingerprint, choices);
         body["usage"] = assembly.usage();
-        if self.sending.return_token_ids {
-            body["prompt_token_ids"] = json!(assembly.prompt_ids);
+        if let Some(ids) = assembly.prompt_ids {
+            body["prompt_token_ids"] = json!(ids);
         }
         Ok(body)
     }
@@ -86,9 +86,13 @@ impl<F: Form> Reply<F> {
                     }
                 };
                 assembly.take(prompt, response);
-                while let Some((index, part, offset)) = assembly.next_piece() {
-                    let choice = self.form.delta(index, &part, offset);
-                    yield data(&self.piece(&assembly, vec![choice]));
+                while let Some((index, part, place)) = assembly.next_piece() {
+                    let choice = self.form.delta(index, &part, &place);
+                    let mut piece = self.piece(&assembly, vec![choice]);
+                    if let Some(ids) = assembly.prompt_ids.take() {
+                        piece["prompt_token_ids"] = json!(ids);
+                    }
+                    yield data(&piece);
                 }
             }
             if self.sending.include_usage {
@@ -139,7 +143,8 @@ pub fn unix_now() -> u64 {
 struct Assembly<'a, F> {
     reply: &'a Reply<F>,
     choices: BTreeMap<u32, Choice>,
-    prompt_ids: Vec<Vec<u32>>,
+    /// Of the one prompt, where they stand beside the choices, and are asked for.
+    prompt_ids: Option<Vec<u32>>,
     /// Of each prompt, its text and the bytes of its first token, where answers begin with it.
     echoes: Vec<(String, Vec<u8>)>,
     fingerprint: String,
@@ -150,8 +155,8 @@ struct Assembly<'a, F> {
 #[derive(Debug, Default)]
 struct Choice {
     part: Part,
-    /// Characters of the tokens that were sent.
-    offset: usize,
+    /// After the tokens that were sent.
+    place: TextPlace,
     /// Nothing is sent before this many of the prompt's logprobs have come.
     scores_awaited: usize,
     usage: v1::Usage,
@@ -162,7 +167,7 @@ impl<'a, F: Form> Assembly<'a, F> {
         Self {
             reply,
             choices: BTreeMap::new(),
-            prompt_ids: vec![Vec::new(); reply.prompts.len()],
+            prompt_ids: None,
             echoes: vec![Default::default(); reply.prompts.len()],
             fingerprint: String::new(),
             news: VecDeque::new(),
@@ -196,6 +201,7 @@ impl<'a, F: Form> Assembly<'a, F> {
 
     fn start(&mut self, prompt: u32, index: u32, started: v1::Started) {
         let form = &self.reply.form;
+        let is_first = self.choices.is_empty();
         let descriptor = started.descriptor.unwrap_or_default();
         self.fingerprint = descriptor
             .numerics_id
@@ -228,7 +234,13 @@ impl<'a, F: Form> Assembly<'a, F> {
                 });
             }
         }
-        self.prompt_ids[prompt as usize] = descriptor.prompt_token_ids;
+        if self.reply.sending.return_token_ids {
+            match form.has_prompt_ids() {
+                true => choice.part.prompt_ids = Some(descriptor.prompt_token_ids),
+                false if is_first => self.prompt_ids = Some(descriptor.prompt_token_ids),
+                false => {}
+            }
+        }
         self.choices.insert(index, choice);
         self.news.push_back(index);
     }
@@ -248,8 +260,8 @@ impl<'a, F: Form> Assembly<'a, F> {
         }
     }
 
-    /// What of a choice has not been sent, and where its tokens' text begins.
-    fn next_piece(&mut self) -> Option<(u32, Part, usize)> {
+    /// What of a choice has not been sent, and where its first token stands.
+    fn next_piece(&mut self) -> Option<(u32, Part, TextPlace)> {
         while let Some(index) = self.news.pop_front() {
             let Some(choice) = self.choices.get_mut(&index) else {
                 continue;
@@ -258,9 +270,9 @@ impl<'a, F: Form> Assembly<'a, F> {
                 continue;
             }
             let part = std::mem::take(&mut choice.part);
-            let offset = choice.offset;
-            choice.offset += part.num_chars();
-            return Some((index, part, offset));
+            let place = choice.place.clone();
+            choice.place.pass_all(&part.tokens);
+            return Some((index, part, place));
         }
         None
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::Request,
-    http::HeaderMap,
+    http::{HeaderMap, HeaderValue},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -21,7 +22,8 @@ use crate::{
 
 pub type Shared = Arc<Gateway>;
 
-/// A client's name for its request, as a header, may have so many bytes.
+const REQUEST_ID: &str = "x-request-id";
+/// A client's name for its request may have so many bytes.
 const REQUEST_ID_BYTES_MAX: usize = 100;
 
 pub fn router(gateway: Shared) -> Router {
@@ -37,7 +39,29 @@ pub fn router(gateway: Shared) -> Router {
         .route("/live", get(live))
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn(name_request))
         .with_state(gateway)
+}
+
+/// Every request has a name, and every response tells it, also where nothing came of the request.
+async fn name_request(mut request: Request, next: Next) -> Response {
+    let name = match request.headers().get(REQUEST_ID).filter(|name| is_usable(name)) {
+        Some(name) => name.clone(),
+        None => made_up(),
+    };
+    request.headers_mut().insert(REQUEST_ID, name.clone());
+    let mut response = next.run(request).await;
+    response.headers_mut().entry(REQUEST_ID).or_insert(name);
+    response
+}
+
+fn is_usable(name: &HeaderValue) -> bool {
+    (1..=REQUEST_ID_BYTES_MAX).contains(&name.len()) && name.to_str().is_ok()
+}
+
+fn made_up() -> HeaderValue {
+    let name = Uuid::new_v4().simple().to_string();
+    HeaderValue::from_str(&name).unwrap_or(HeaderValue::from_static("unnamed"))
 }
 
 async fn no_such_path(request: Request) -> Response {
@@ -48,13 +72,10 @@ async fn wrong_method(request: Request) -> Response {
     ApiError::wrong_method(request.method().as_str(), request.uri().path()).into_response()
 }
 
-/// Made of the header `x-request-id`, if it is there and short and plain, else new.
+/// Made of the request's name.
 pub fn request_id(prefix: &str, headers: &HeaderMap) -> String {
-    let named = headers.get("x-request-id").and_then(|id| id.to_str().ok());
-    match named.filter(|id| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX) {
-        Some(id) => format!("{prefix}-{id}"),
-        None => format!("{prefix}-{}", Uuid::new_v4().simple()),
-    }
+    let name = headers.get(REQUEST_ID).and_then(|name| name.to_str().ok());
+    format!("{prefix}-{}", name.unwrap_or_default())
 }
 
 impl Gateway {

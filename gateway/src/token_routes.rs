@@ -17,7 +17,7 @@ pub async fn tokenize(State(gateway): State<Shared>, request: Request<Body>) -> 
             chat: None,
         },
         None => v1::TokenizeRequest {
-            chat: Some(chat::take_chat(&mut fields).map_err(|error| error.with_param("prompt"))?),
+            chat: Some(chat::take_chat(&mut fields).map_err(|error| error.renamed(&[("messages", "prompt")]))?),
             ..Default::default()
         },
     };
@@ -46,6 +46,9 @@ pub async fn detokenize(State(gateway): State<Shared>, request: Request<Body>) -
     let token_ids = ids.ok_or_else(|| ApiError::missing("tokens"))?;
     fields.finish()?;
     let request = tonic::Request::new(v1::DetokenizeRequest { token_ids });
-    let detokenized = gateway.upstream.detokenize(request).await?.into_inner();
+    let detokenized = gateway.upstream.detokenize(request).await.map_err(ApiError::from);
+    let detokenized = detokenized
+        .map_err(|error| error.renamed(&[("prompt", "tokens")]))?
+        .into_inner();
     Ok(Json(json!({ "prompt": detokenized.text })))
 }

@@ -21,6 +21,20 @@ const SCHEMA_BYTES_MAX: usize = 64 << 10;
 const SCHEMA_TEXT_BYTES_MAX: usize = 4 << 10;
 /// Brackets within brackets: parsers of grammars recurse.
 const DEPTH_MAX: usize = 100;
+/// What `format` may say that the library has a grammar for.
+const FORMATS: [&str; 11] = [
+    "date-time",
+    "time",
+    "date",
+    "duration",
+    "email",
+    "hostname",
+    "ipv4",
+    "ipv6",
+    "uuid",
+    "uri",
+    "unknown",
+];
 /// Of what the library says; it may quote the grammar.
 const REASON_CHARS_MAX: usize = 300;
 
@@ -99,7 +113,28 @@ fn read_schema(schema: &str) -> Result<Value, ConstraintError> {
         reason: error.to_string(),
     })?;
     check_len(longest_text(&schema), SCHEMA_TEXT_BYTES_MAX)?;
-    Ok(laid_out(schema))
+    Ok(laid_out(without_unknown_formats(schema)))
+}
+
+/// A format is a hint: one that no grammar describes means nothing (JSON Schema, "format" as an annotation).
+fn without_unknown_formats(schema: Value) -> Value {
+    match schema {
+        Value::Object(map) => {
+            let is_known = |key: &str, value: &Value| {
+                let format = value.as_str().filter(|_| key == "format");
+                format.is_none_or(|format| FORMATS.contains(&format))
+            };
+            let kept = map.into_iter().filter(|(key, value)| is_known(key, value));
+            // What these hold is no schema.
+            let cleaned = kept.map(|(key, value)| match key.as_str() {
+                "const" | "enum" | "default" | "examples" => (key, value),
+                _ => (key, without_unknown_formats(value)),
+            });
+            Value::Object(cleaned.collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(without_unknown_formats).collect()),
+        other => other,
+    }
 }
 
 /// With one space after a comma and a colon, and no other that is not in a text, unless the schema says otherwise: a model

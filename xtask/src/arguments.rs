@@ -23,6 +23,7 @@ usage: cargo xtask CHORE [FLAGS]
       --plant NAME                plants a named fault that the simulation must find
   fuzz [TARGET] [--seconds N]     runs the fuzz targets, all or one, on bytes that nobody would send
       --seconds N                 how long each target runs, 10 unless given
+  clients [FILTER...]             runs other people's clients (Python, grpcurl) against a cluster of the built binary
   bench --against llama.cpp [--model FILE...] [--runs N] [--depths N,N|none] [--streams N,N|none] [--rpc] [--json FILE]
                                   measures Kvasir and llama.cpp, built here, in turn on the same file and cores
       --model FILE                a GGUF file instead of the default model; may be given several times
@@ -48,12 +49,18 @@ environment:
 #[derive(Debug, PartialEq)]
 pub enum Chore {
     Help,
-    Model { print_only: bool },
+    Model {
+        print_only: bool,
+    },
     Test(TestOptions),
     Codegen,
     Tidy,
     Simulation(SimulationOptions),
     Fuzz(FuzzOptions),
+    /// Handed to pytest as they are.
+    Clients {
+        filters: Vec<String>,
+    },
     Bench(BenchOptions),
     Gpu(GpuExtent),
     Demo,
@@ -107,6 +114,7 @@ pub fn parse(mut parser: Parser) -> Result<Chore> {
         "test" => parse_test(&mut parser)?,
         "sim" => parse_simulation(&mut parser)?,
         "fuzz" => parse_fuzz(&mut parser)?,
+        "clients" => parse_clients(&mut parser)?,
         "bench" => Chore::Bench(bench::parse(&mut parser)?),
         "codegen" => parse_bare(&mut parser, Chore::Codegen)?,
         "gpu" => parse_gpu(&mut parser)?,
@@ -122,6 +130,14 @@ fn parse_bare(parser: &mut Parser, chore: Chore) -> Result<Chore> {
         None => Ok(chore),
         Some(Long("help") | Short('h')) => Ok(Chore::Help),
         Some(other) => Err(other.unexpected().into()),
+    }
+}
+
+fn parse_clients(parser: &mut Parser) -> Result<Chore> {
+    let filters: Result<Vec<String>, _> = parser.raw_args()?.map(|filter| filter.into_string()).collect();
+    match filters {
+        Ok(filters) => Ok(Chore::Clients { filters }),
+        Err(filter) => bail!("a filter is not text: {}", filter.display()),
     }
 }
 

@@ -6,6 +6,7 @@ mod arguments;
 mod bench;
 mod captured;
 mod checksum;
+mod clients;
 mod cluster;
 mod demo;
 mod download;
@@ -51,6 +52,7 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
             process::run(paths::cargo().args(["run", "--package", "kvasir-proto", "--example", "codegen"]))?
         }
         Chore::Simulation(options) => simulation::run(&options)?,
+        Chore::Clients { filters } => return clients::run(&filters),
         Chore::Fuzz(options) => return fuzz::run(&options),
         Chore::Bench(BenchOptions::Help) => print!("{}", arguments::HELP),
         Chore::Bench(BenchOptions::Peers) => print!("{}", bench::PEERS),

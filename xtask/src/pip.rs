@@ -54,6 +54,19 @@ pub fn install(packages: &[&str], folder: &Path) -> Result<()> {
     pip(&packages.join(", "), arguments)
 }
 
+/// Installs what a file lists, and what that depends on, into a folder of their own.
+pub fn install_listed(requirements: &Path, folder: &Path) -> Result<()> {
+    let arguments = [
+        OsStr::new("install"),
+        "--quiet".as_ref(),
+        "--target".as_ref(),
+        folder.as_ref(),
+        "--requirement".as_ref(),
+        requirements.as_ref(),
+    ];
+    pip(&requirements.display().to_string(), arguments)
+}
+
 /// Unpacks a wheel, which is a zip file.
 pub fn unpack(wheel: &Path, folder: &Path) -> Result<()> {
     unpack_with("zipfile", wheel, folder)

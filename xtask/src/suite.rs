@@ -127,6 +127,8 @@ impl Suite {
         )?;
         self.end_processes_left_behind();
         if options.filters.is_empty() {
+            self.run("clients", &["xtask", "clients"])?;
+            self.end_processes_left_behind();
             self.run("fuzz", &["xtask", "fuzz", "--seconds", FUZZ_SECONDS])?;
             self.run("doc tests", &["test", "--doc", "--workspace", "--quiet"])?;
             self.run("docs", &["doc", "--workspace", "--no-deps", "--quiet"])?;

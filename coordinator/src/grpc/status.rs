@@ -82,31 +82,17 @@ pub fn check_finished(reason: FinishReason) -> Result<(), Status> {
 }
 
 pub fn request_error(error: &RequestError) -> Status {
-    match error {
-        RequestError::OtherNumerics { .. } => {
-            status(Code::FailedPrecondition, "other_numerics", error.to_string(), None)
-        }
-        RequestError::DeadlinePassed { .. } => deadline(error.to_string()),
-        RequestError::TooLong { .. } | RequestError::PromptTooLong { .. } => {
-            status(Code::InvalidArgument, "too_long", error.to_string(), None)
-        }
-        RequestError::OutOfRange { what, .. } | RequestError::NotJson { what, .. } => of_field(
-            what,
-            status(Code::InvalidArgument, "invalid_request", error.to_string(), None),
-        ),
-        RequestError::Constraint(_) | RequestError::EndlessConstraint => of_field(
-            "constraint",
-            status(Code::InvalidArgument, "invalid_constraint", error.to_string(), None),
-        ),
-        RequestError::Tokenizer(_) => status(Code::Internal, "tokenizer", error.to_string(), None),
-        _ => status(Code::InvalidArgument, "invalid_request", error.to_string(), None),
-    }
-}
-
-/// Where a field of that name is wrong, and not a number of something.
-fn of_field(what: &'static str, mut status: Status) -> Status {
-    if !what.contains(' ') {
-        status.metadata_mut().insert(PARAM, MetadataValue::from_static(what));
+    let (code, name) = match error {
+        RequestError::OtherNumerics { .. } => (Code::FailedPrecondition, "other_numerics"),
+        RequestError::DeadlinePassed { .. } => (Code::DeadlineExceeded, "deadline"),
+        RequestError::TooLong { .. } | RequestError::PromptTooLong { .. } => (Code::InvalidArgument, "too_long"),
+        RequestError::Constraint(_) | RequestError::EndlessConstraint => (Code::InvalidArgument, "invalid_constraint"),
+        RequestError::Tokenizer(_) => (Code::Internal, "tokenizer"),
+        _ => (Code::InvalidArgument, "invalid_request"),
+    };
+    let mut status = status(code, name, error.to_string(), None);
+    if let Some(field) = error.field().and_then(|field| MetadataValue::try_from(field).ok()) {
+        status.metadata_mut().insert(PARAM, field);
     }
     status
 }

@@ -56,6 +56,17 @@ fn a_constraint_leads_to_its_text_and_then_to_the_end() {
 }
 
 #[test]
+fn a_format_that_nobody_describes_is_no_constraint() {
+    let tokenizer = tokenizer();
+    let constraints = Constraints::new(&tokenizer).unwrap();
+    let schema = r#"{"anyOf": [{"const": {"format": "path"}}, {"type": "string", "format": "path", "maxLength": 1}]}"#;
+    let mut followed = constraints.compile(&Constraint::JsonSchema(schema.into())).unwrap();
+    let told = tokenizer.encode(r#"{"format": "path"}"#, false).unwrap();
+    told.iter().for_each(|token| followed.push(*token).unwrap());
+    assert!(followed.allowed().unwrap().allows(tokenizer.eos_ids()[0]));
+}
+
+#[test]
 fn a_state_is_a_function_of_the_tokens() {
     let tokenizer = tokenizer();
     let constraints = Constraints::new(&tokenizer).unwrap();

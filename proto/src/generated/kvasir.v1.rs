@@ -314,6 +314,9 @@ pub struct Token {
     /// With `token_bytes`.
     #[prost(bytes = "vec", tag = "5")]
     pub bytes: ::prost::alloc::vec::Vec<u8>,
+    /// With `token_bytes`: it steers the model, and is no part of the text.
+    #[prost(bool, tag = "6")]
+    pub control: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TopLogprob {
