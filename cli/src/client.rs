@@ -1,6 +1,6 @@
 //! The client's side: connecting, and streams that go on when their coordinator does not.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
@@ -8,18 +8,14 @@ use kvasir_proto::v1::{
     self, admin_client::AdminClient, generate_request::Prompt, generate_response::Event,
     inference_client::InferenceClient,
 };
-use kvasir_runtime::parse_endpoint;
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
+use kvasir_runtime::tls::{ClientTls, ClientTlsFiles, KeyPairFiles};
+use tonic::{Code, Status};
+
+use crate::{
+    answer::{Answer, Pace},
+    target::{Channel, Target},
 };
 
-use crate::answer::{Answer, Pace};
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A host that died without a word is noticed after these.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Attempts without a new token between them; with the pauses below they last about a minute.
 const RESUMES_MAX: u32 = 35;
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
@@ -39,22 +35,39 @@ pub struct Server {
         value_name = "URL"
     )]
     pub endpoint: String,
+    /// The authority that signed the coordinator's certificate, for https:// endpoints
+    #[arg(long, env = "KVASIR_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// A certificate to show, kvasir://client/NAME or kvasir://admin/NAME
+    #[arg(
+        long,
+        env = "KVASIR_TLS_CERT",
+        value_name = "FILE",
+        requires = "tls_ca",
+        requires = "tls_key"
+    )]
+    tls_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, env = "KVASIR_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// A key to show; better in the variable, where other users of this machine do not see it
+    #[arg(long, env = "KVASIR_API_KEY", value_name = "KEY", hide_env_values = true)]
+    api_key: Option<String>,
 }
 
-pub async fn connect(endpoint: &str) -> Result<Channel> {
-    let url = parse_endpoint(endpoint)?;
-    let channel = Endpoint::from_shared(url.clone())?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .connect()
-        .await;
-    channel.map_err(|error| anyhow!("cannot reach {url}: {}", innermost(&error)))
+impl Server {
+    /// Errors if what is given does not fit together, or files cannot be used.
+    pub fn target(&self) -> Result<Target> {
+        let pair = self.tls_cert.clone().zip(self.tls_key.clone());
+        let pair = pair.map(|(certificate, key)| KeyPairFiles { certificate, key });
+        let files = self.tls_ca.clone().map(|authority| ClientTlsFiles { authority, pair });
+        let tls = files.map(ClientTls::open).transpose()?;
+        Target::new(&self.endpoint, tls, self.api_key.as_deref())
+    }
 }
 
-pub async fn status(endpoint: &str) -> Result<v1::StatusResponse> {
-    let mut admin = AdminClient::new(connect(endpoint).await?);
+pub async fn status(target: &Target) -> Result<v1::StatusResponse> {
+    let mut admin = AdminClient::new(target.connect().await?);
     let response = admin.status(v1::StatusRequest {}).await;
     response
         .map(tonic::Response::into_inner)
@@ -62,16 +75,16 @@ pub async fn status(endpoint: &str) -> Result<v1::StatusResponse> {
 }
 
 /// Moves a running request to another group; returns how it went.
-pub async fn migrate(endpoint: &str, request: v1::MigrateRequest) -> Result<Vec<v1::Migration>> {
-    let mut admin = AdminClient::new(connect(endpoint).await?);
+pub async fn migrate(target: &Target, request: v1::MigrateRequest) -> Result<Vec<v1::Migration>> {
+    let mut admin = AdminClient::new(target.connect().await?);
     let response = admin.migrate(request).await;
     let migrated = response.map_err(|status| refused(&status))?;
     Ok(migrated.into_inner().migrations)
 }
 
 /// Gives a group another number of ranks; returns how it went.
-pub async fn reshard(endpoint: &str, request: v1::ReshardRequest) -> Result<v1::ReshardResponse> {
-    let mut admin = AdminClient::new(connect(endpoint).await?);
+pub async fn reshard(target: &Target, request: v1::ReshardRequest) -> Result<v1::ReshardResponse> {
+    let mut admin = AdminClient::new(target.connect().await?);
     let response = admin.reshard(request).await;
     response
         .map(tonic::Response::into_inner)
@@ -79,8 +92,8 @@ pub async fn reshard(endpoint: &str, request: v1::ReshardRequest) -> Result<v1::
 }
 
 /// Asks for a worker to be let go; it has gone when `status` does not list it any more.
-pub async fn drain(endpoint: &str, worker: &str) -> Result<()> {
-    let mut admin = AdminClient::new(connect(endpoint).await?);
+pub async fn drain(target: &Target, worker: &str) -> Result<()> {
+    let mut admin = AdminClient::new(target.connect().await?);
     let worker_id = worker.to_owned();
     let drained = admin.drain(v1::DrainRequest { worker_id }).await;
     drained.map(|_| ()).map_err(|status| refused(&status))
@@ -90,16 +103,16 @@ pub async fn drain(endpoint: &str, worker: &str) -> Result<()> {
 /// the answer that it belongs to, and the pace so far. Goes on elsewhere, or later, when the connection breaks and
 /// `resume` is set.
 pub async fn generate(
-    endpoint: &str,
+    target: &Target,
     request: v1::GenerateRequest,
     resume: bool,
     mut show: impl FnMut(u32, &str, &Pace),
 ) -> Result<Vec<Answer>> {
-    let channel = connect(endpoint).await?;
+    let channel = target.connect().await?;
     let mut answers: Vec<Answer> = (0..request.n.unwrap_or(1)).map(Answer::of_choice).collect();
     if let Err(broken) = stream(channel, request, &mut answers, &mut show).await {
         for answer in answers.iter_mut().filter(|answer| !answer.is_finished()) {
-            go_on(endpoint, answer, broken.clone(), resume, &mut show).await?;
+            go_on(target, answer, broken.clone(), resume, &mut show).await?;
         }
     }
     Ok(answers)
@@ -107,7 +120,7 @@ pub async fn generate(
 
 /// Goes on with one answer whose stream broke.
 async fn go_on(
-    endpoint: &str,
+    target: &Target,
     answer: &mut Answer,
     mut broken: Status,
     resume: bool,
@@ -132,7 +145,7 @@ async fn go_on(
         attempts += 1;
         answer.resumes += 1;
         // The endpoint may still be down: that is what the attempts are for.
-        let Ok(channel) = connect(endpoint).await else {
+        let Ok(channel) = target.connect().await else {
             continue;
         };
         let request = v1::GenerateRequest {
@@ -208,6 +221,7 @@ pub fn retry_after(status: &Status) -> Option<Duration> {
 pub fn refused(status: &Status) -> anyhow::Error {
     let name = match status.code() {
         Code::InvalidArgument => "refused",
+        Code::Unauthenticated | Code::PermissionDenied => "refused",
         Code::ResourceExhausted => "no room",
         Code::Unavailable => "unavailable",
         Code::DeadlineExceeded => "too late",
@@ -219,15 +233,6 @@ pub fn refused(status: &Status) -> anyhow::Error {
         Some(wait) => anyhow!("{name}: {}; try again in {:.1} s", status.message(), wait.as_secs_f64()),
         None => anyhow!("{name}: {}", status.message()),
     }
-}
-
-/// The message that says what is wrong, without the layers around it.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
 }
 
 /// Token ids from `1,2,3`.

@@ -3,11 +3,12 @@
 use anyhow::{Context, Result};
 use clap::Args;
 use kvasir_coordinator::{Coordinator, CoordinatorConfig, PrefixCopying};
-use kvasir_runtime::{parse_address, require_loopback, shutdown};
+use kvasir_runtime::{descriptors::raise_descriptor_limit, parse_address, shutdown};
 use serde::Serialize;
 use tokio::net::TcpListener;
 
 use crate::{
+    door_options::DoorOptions,
     engine_options::{EngineOptions, TransportChoice},
     groups::GroupOptions,
 };
@@ -33,9 +34,8 @@ pub struct ServingOptions {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:50051", value_name = "HOST:PORT")]
     pub grpc: String,
-    /// Allow an address that other machines reach: there is no encryption and no authentication yet
-    #[arg(long)]
-    pub insecure: bool,
+    #[command(flatten)]
+    pub door: DoorOptions,
     /// How ranks exchange sums
     #[arg(long, value_enum, default_value_t = TransportChoice::Auto)]
     pub transport: TransportChoice,
@@ -99,14 +99,32 @@ impl ServingOptions {
             group_roles: groups.roles(),
             rebalance: !self.no_rebalance,
             prefix_copying: self.prefix_copy,
+            door: self.door.config(),
             ..CoordinatorConfig::new(engine.model.clone(), groups.sizes()?)
         })
     }
 
     pub async fn bind(&self) -> Result<TcpListener> {
-        let address = require_loopback(parse_address(&self.grpc)?, self.insecure)?;
+        let address = parse_address(&self.grpc)?;
+        let door = self.door.config();
+        door.check_address(address)?;
         let listener = TcpListener::bind(address).await;
-        listener.with_context(|| format!("cannot listen on {address}"))
+        let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
+        if let Some(open) = door.open_to_all(address) {
+            // Also where only errors are logged.
+            eprintln!("warning: --insecure on {address}: {open}");
+        }
+        Ok(listener)
+    }
+
+    /// The listener's, for people.
+    pub fn url(&self, listener: &TcpListener) -> Result<String> {
+        let scheme = if self.door.config().tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        Ok(format!("{scheme}://{}", listener.local_addr()?))
     }
 }
 
@@ -124,10 +142,11 @@ struct Listening {
 }
 
 pub async fn run(args: CoordinatorArgs) -> Result<()> {
+    raise_descriptor_limit();
     let shutdown = shutdown::on_signals()?;
     let listener = args.serving.bind().await?;
     let listening = Listening {
-        grpc: format!("http://{}", listener.local_addr()?),
+        grpc: args.serving.url(&listener)?,
         pid: std::process::id(),
     };
     let coordinator = Coordinator::open(args.serving.config(&args.engine, &args.groups)?).await?;

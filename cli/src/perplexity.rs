@@ -18,7 +18,14 @@ use serde::Serialize;
 use tokio::{net::TcpListener, task::JoinSet};
 
 use self::{chunks::Chunks, estimate::Estimate};
-use crate::{answer::Answer, client, engine_options::EngineOptions, local_cluster::LocalCluster, worker::WorkerSize};
+use crate::{
+    answer::Answer,
+    client,
+    engine_options::EngineOptions,
+    local_cluster::{LocalCluster, LocalOptions},
+    target::Target,
+    worker::WorkerSize,
+};
 
 /// Chunks that are computed at a time.
 const CHUNKS_IN_FLIGHT: usize = 4;
@@ -54,7 +61,14 @@ pub async fn run(args: PerplexityArgs) -> Result<()> {
     let chunks = tokio::task::spawn_blocking(move || Chunks::read(&engine.model, &file, context));
     let chunks = chunks.await.context("reading the text failed")??;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let mut cluster = LocalCluster::start(config(&args)?, &args.engine, &args.size, listener, shutdown.clone()).await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let options = LocalOptions {
+        engine: &args.engine,
+        size: &args.size,
+        certificates: None,
+    };
+    let mut cluster = LocalCluster::start(config(&args)?, url, options, listener, shutdown.clone()).await?;
+    let target = Target::plain(&cluster.grpc)?;
     let result = async {
         let Some(()) = cluster.until_ready().await? else {
             return Ok(());
@@ -64,7 +78,7 @@ pub async fn run(args: PerplexityArgs) -> Result<()> {
             (id, pid, how) = cluster.workers.next_exit() => {
                 Err(anyhow!("worker {id} (pid {pid}) ended before all was measured: {how}"))
             }
-            measured = measure(&args, &cluster.grpc, &chunks) => measured,
+            measured = measure(&args, &target, &chunks) => measured,
         }
     }
     .await;
@@ -82,7 +96,7 @@ fn config(args: &PerplexityArgs) -> Result<CoordinatorConfig> {
     })
 }
 
-async fn measure(args: &PerplexityArgs, endpoint: &str, chunks: &Chunks) -> Result<()> {
+async fn measure(args: &PerplexityArgs, target: &Target, chunks: &Chunks) -> Result<()> {
     let begun = Instant::now();
     let mut asked = chunks.iter().enumerate();
     let mut answers = JoinSet::new();
@@ -93,7 +107,7 @@ async fn measure(args: &PerplexityArgs, endpoint: &str, chunks: &Chunks) -> Resu
             while answers.len() < CHUNKS_IN_FLIGHT
                 && let Some((index, chunk)) = asked.next()
             {
-                answers.spawn(score(endpoint.to_owned(), index, chunk.to_vec()));
+                answers.spawn(score(target.clone(), index, chunk.to_vec()));
             }
             let answer = answers.join_next().await.context("a chunk was not asked for")?;
             let (index, answer) = answer.context("asking failed")??;
@@ -114,7 +128,7 @@ async fn measure(args: &PerplexityArgs, endpoint: &str, chunks: &Chunks) -> Resu
 }
 
 /// The logprobs of a chunk's tokens, given those before them.
-async fn score(endpoint: String, index: usize, chunk: Vec<TokenId>) -> Result<(usize, Answer)> {
+async fn score(target: Target, index: usize, chunk: Vec<TokenId>) -> Result<(usize, Answer)> {
     let request = v1::GenerateRequest {
         prompt: Some(Prompt::TokenIds(v1::TokenIds {
             ids: chunk.iter().map(|token| token.0).collect(),
@@ -123,7 +137,7 @@ async fn score(endpoint: String, index: usize, chunk: Vec<TokenId>) -> Result<(u
         prompt_logprobs: Some(0),
         ..Default::default()
     };
-    let answers = client::generate(&endpoint, request, false, |_, _, _| {}).await?;
+    let answers = client::generate(&target, request, false, |_, _, _| {}).await?;
     let answer = answers.into_iter().next().context("no answer came")?;
     Ok((index, answer))
 }

@@ -57,6 +57,7 @@ pub use event::{
     PrefixCopyReport, ReshardError, ReshardOutcome, ReshardReport, SequenceError, SessionId, Usage,
 };
 pub use group_role::{GroupRole, UnknownRole};
+pub use grpc::{AdminService, ModelFacts};
 pub use prefix_copy::{PrefixCopying, UnknownPrefixCopying};
 pub use server::{Coordinator, CoordinatorConfig, CoordinatorError, run};
 pub use status::ClusterStatus;

@@ -19,6 +19,8 @@ use kvasir_kv::{
     ShardPlan, StepOutput, StepPlan, StepTimes, ToWorker, TokenId,
 };
 
+use kvasir_runtime::tls::PeerDoor;
+
 pub use crate::rank_control::RankControl;
 use crate::{
     acknowledgements::Acknowledgements,
@@ -163,6 +165,7 @@ fn intersection(a: &Range<u32>, b: &Range<u32>) -> Range<u32> {
 #[allow(missing_debug_implementations)] // a thread's state, never printed
 pub struct RankWorker<F> {
     config: RankConfig,
+    peers: PeerDoor,
     backend: Box<dyn Backend>,
     control: Arc<RankControl>,
     send: F,
@@ -182,6 +185,7 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
         let (sampler, forward) = Default::default();
         Self {
             config,
+            peers: PeerDoor::default(),
             backend,
             control,
             send,
@@ -193,6 +197,12 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             transfers: RankTransfers::default(),
             acknowledgements: Acknowledgements::default(),
         }
+    }
+
+    /// How its peers are met over TCP; in the open if nothing is said.
+    pub fn with_peers(mut self, peers: PeerDoor) -> Self {
+        self.peers = peers;
+        self
     }
 
     /// Takes part in transfers, and in epochs that are prepared beside others. The hub's `wake` sends [`RankInput::Wake`];
@@ -382,7 +392,7 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             epoch: spec.epoch,
             endpoint: endpoint.0,
         });
-        Ok(listening)
+        Ok(listening.behind(self.peers.clone()))
     }
 
     /// Makes ready for an epoch beside the one that runs.

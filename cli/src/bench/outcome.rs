@@ -5,9 +5,9 @@
 use std::time::{Duration, Instant};
 
 use kvasir_proto::v1::{self, generate_response::Event, inference_client::InferenceClient};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
-use crate::{answer::Answer, client};
+use crate::{answer::Answer, client, target::Channel};
 
 #[derive(Debug)]
 pub enum Outcome {
