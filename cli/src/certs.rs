@@ -6,24 +6,15 @@
 use std::{
     fs::{self, DirBuilder, OpenOptions},
     io::Write,
-    net::IpAddr,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use kvasir_runtime::tls::Identity;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
-};
-use time::{Duration, OffsetDateTime};
+use kvasir_runtime::tls::{Authority, Identity};
 
 use crate::cert_folder::CertFolder;
-
-const AUTHORITY: &str = "Kvasir development CA";
-const AUTHORITY_DAYS: i64 = 3650;
 
 /// Makes an authority and certificates for a cluster, or more certificates of the same authority
 #[derive(Args, Debug)]
@@ -56,9 +47,10 @@ pub struct CertsArgs {
 
 pub fn run(args: &CertsArgs) -> Result<()> {
     ensure!(
-        args.valid_days.abs() <= AUTHORITY_DAYS,
-        "--valid-days {}: {AUTHORITY_DAYS} are the most, as long as the authority itself is valid",
-        args.valid_days
+        args.valid_days.abs() <= Authority::DAYS,
+        "--valid-days {}: {} are the most, as long as the authority itself is valid",
+        args.valid_days,
+        Authority::DAYS
     );
     let folder = CertFolder(args.dir.clone());
     let wanted = wanted(args)?;
@@ -73,11 +65,10 @@ pub fn run(args: &CertsArgs) -> Result<()> {
             println!("kept   {}  {identity}", files.certificate.display());
             continue;
         }
-        let key = KeyPair::generate()?;
-        let certificate = params(identity, &args.host, args.valid_days)?.signed_by(&key, &authority)?;
+        let issued = authority.issue(identity, &args.host, args.valid_days)?;
         // The pair is replaced file by file; whoever reads in between keeps what it has.
-        replace(&files.key, &key.serialize_pem(), 0o600)?;
-        replace(&files.certificate, &certificate.pem(), 0o644)?;
+        replace(&files.key, &issued.key, 0o600)?;
+        replace(&files.certificate, &issued.certificate, 0o644)?;
         println!("made   {}  {identity}", files.certificate.display());
     }
     let dir = args.dir.display();
@@ -106,13 +97,8 @@ fn wanted(args: &CertsArgs) -> Result<Vec<Identity>> {
 }
 
 /// The one in the folder, or a new one.
-fn authority(folder: &CertFolder, anew: bool) -> Result<Issuer<'static, KeyPair>> {
+fn authority(folder: &CertFolder, anew: bool) -> Result<Authority> {
     let (certificate, key) = (folder.authority(), folder.authority_key());
-    let mut params = CertificateParams::default();
-    params.distinguished_name = name(AUTHORITY);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    (params.not_before, params.not_after) = validity(AUTHORITY_DAYS);
     if certificate.exists() && !anew {
         let text = fs::read_to_string(&key).with_context(|| {
             format!(
@@ -122,7 +108,7 @@ fn authority(folder: &CertFolder, anew: bool) -> Result<Issuer<'static, KeyPair>
             )
         })?;
         println!("kept   {}  the authority", certificate.display());
-        return Ok(Issuer::new(params, KeyPair::from_pem(&text)?));
+        return Ok(Authority::from_key(&text)?);
     }
     if key.exists() && !anew {
         bail!(
@@ -131,53 +117,11 @@ fn authority(folder: &CertFolder, anew: bool) -> Result<Issuer<'static, KeyPair>
             certificate.display()
         );
     }
-    let pair = KeyPair::generate()?;
-    let made = params.self_signed(&pair)?;
-    replace(&key, &pair.serialize_pem(), 0o600)?;
-    replace(&certificate, &made.pem(), 0o644)?;
-    println!(
-        "made   {}  the authority, for {AUTHORITY_DAYS} days",
-        certificate.display()
-    );
-    Ok(Issuer::new(params, pair))
-}
-
-fn params(identity: &Identity, hosts: &[String], valid_days: i64) -> Result<CertificateParams> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = name(&identity.to_string());
-    params.use_authority_key_identifier_extension = true;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    (params.not_before, params.not_after) = validity(valid_days);
-    params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
-    params.extended_key_usages = match identity {
-        Identity::Coordinator => vec![ExtendedKeyUsagePurpose::ServerAuth],
-        Identity::Worker(_) => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
-        Identity::Client(_) | Identity::Admin(_) => vec![ExtendedKeyUsagePurpose::ClientAuth],
-    };
-    if *identity == Identity::Coordinator {
-        let local = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
-        for host in local.iter().chain(hosts) {
-            params.subject_alt_names.push(match host.parse::<IpAddr>() {
-                Ok(address) => SanType::IpAddress(address),
-                Err(_) => SanType::DnsName(host.clone().try_into().with_context(|| format!("--host {host}"))?),
-            });
-        }
-    }
-    Ok(params)
-}
-
-fn name(common: &str) -> DistinguishedName {
-    let mut name = DistinguishedName::new();
-    name.push(DnType::CommonName, common);
-    name
-}
-
-/// From an hour ago, because clocks differ; a certificate that has expired already was valid for a day.
-fn validity(days: i64) -> (OffsetDateTime, OffsetDateTime) {
-    let now = OffsetDateTime::now_utc();
-    let until = now + Duration::days(days);
-    let from = (now - Duration::hours(1)).min(until - Duration::days(1));
-    (from, until)
+    let (authority, issued) = Authority::generate()?;
+    replace(&key, &issued.key, 0o600)?;
+    replace(&certificate, &issued.certificate, 0o644)?;
+    println!("made   {}  the authority", certificate.display());
+    Ok(authority)
 }
 
 /// In one go: a reader sees the old file or the new one.

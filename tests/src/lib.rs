@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+pub mod certs;
 pub mod cluster_sandbox;
 pub mod cluster_watch;
 pub mod engine_cluster;
@@ -9,8 +10,10 @@ pub mod gguf_writer;
 pub mod golden;
 pub mod gpu_bench;
 pub mod hub_server;
+pub mod listening_ports;
 pub mod lockstep;
 pub mod model_folder;
+pub mod network_namespace;
 pub mod quantize;
 pub mod reference_models;
 pub mod request_set;

@@ -3,6 +3,7 @@
 //! Guarantees: a handshake takes at most its deadline; a peer whose certificate is not of the cluster's authority, has
 //! expired, or is for another role does not get past it. It does not decide what somebody may do: that is `access`.
 
+mod authority;
 mod client;
 mod files;
 mod handshake_error;
@@ -14,6 +15,7 @@ mod server;
 mod shared_stream;
 mod verifier;
 
+pub use authority::{Authority, AuthorityError, Issued};
 pub use client::{ClientTls, ClientTlsFiles, dial, endpoint};
 pub use files::{KeyPairFiles, TlsError};
 pub use handshake_error::HandshakeError;
