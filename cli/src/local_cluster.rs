@@ -132,7 +132,7 @@ impl Workers {
             .all(|name| std::env::var_os(name).is_none())
         {
             // What people need to know of workers, this process tells them.
-            command.env("KVASIR_LOG", "error");
+            command.env("KVASIR_LOG", "error,kvasir_runtime=warn");
         }
         let mut child = command
             .args(&self.flags)

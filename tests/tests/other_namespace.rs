@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 
 use kvasir_tests::{
     certs::Certs,
@@ -12,10 +12,6 @@ use kvasir_tests::{
     tiny_model::TinyModel,
 };
 
-/// For documentation and examples; no route of this machine leads there.
-const HERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const THERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
-
 /// Whether a connection to that port of this machine is made from over there.
 fn connects(from: &NetworkNamespace, port: u16) -> bool {
     let connect = format!("exec 3<>/dev/tcp/{}/{port}", from.here);
@@ -24,7 +20,7 @@ fn connects(from: &NetworkNamespace, port: u16) -> bool {
 
 #[test]
 fn from_another_machine_nothing_is_open_by_default_and_with_certificates_only_the_coordinators_port() {
-    let Some(other) = NetworkNamespace::new(HERE, THERE) else {
+    let Some(other) = NetworkNamespace::new() else {
         println!("skipped: only root may make network namespaces");
         return;
     };
@@ -32,7 +28,7 @@ fn from_another_machine_nothing_is_open_by_default_and_with_certificates_only_th
     let model = folder.path().join("tiny.gguf");
     TinyModel::default().write(&model).unwrap();
     // The cable works: what is open is reached.
-    let open = TcpListener::bind((HERE, 0)).unwrap();
+    let open = TcpListener::bind((other.here, 0)).unwrap();
     assert!(connects(&other, open.local_addr().unwrap().port()));
 
     let sandbox = ClusterSandbox::start(&model, 2, &["--transport", "tcp"]);
@@ -48,7 +44,7 @@ fn from_another_machine_nothing_is_open_by_default_and_with_certificates_only_th
     drop(sandbox);
 
     // Opened on purpose: a client with a certificate comes in, one without does not.
-    let certs = Certs::make(&["--host", &HERE.to_string()]);
+    let certs = Certs::make(&["--host", &other.here.to_string()]);
     let sandbox = ClusterSandbox::start_encrypted(&model, 2, &["--transport", "tcp", "--grpc", "0.0.0.0:0"], &certs);
     let found = ports(&sandbox);
     let open: Vec<_> = found
@@ -56,7 +52,7 @@ fn from_another_machine_nothing_is_open_by_default_and_with_certificates_only_th
         .filter(|address| connects(&other, address.port()))
         .collect();
     assert_eq!(open.len(), 1, "{found:?}");
-    let endpoint = format!("https://{HERE}:{}", open[0].port());
+    let endpoint = format!("https://{}:{}", other.here, open[0].port());
     let binary = kvasir_binary();
     let status = |flags: &[String]| {
         let mut args = vec!["status", "--endpoint", endpoint.as_str()];

@@ -16,6 +16,8 @@ mod guarded_body;
 mod key_file;
 mod layer;
 mod refused;
+#[cfg(test)]
+mod tests;
 mod usage;
 
 pub use api_key::ApiKey;

@@ -88,13 +88,17 @@ impl Accepting {
         loop {
             while handshakes.try_join_next().is_some() {}
             match listener.accept().await {
-                Ok((stream, peer)) => match self.seats.take(peer.ip()) {
-                    Ok(seat) => {
-                        let accepting = self.clone();
-                        handshakes.spawn(async move { accepting.admit(stream, peer, seat).await });
+                Ok((stream, peer)) => {
+                    // One that came by IPv6 as IPv4 is who it is.
+                    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                    match self.seats.take(peer.ip()) {
+                        Ok(seat) => {
+                            let accepting = self.clone();
+                            handshakes.spawn(async move { accepting.admit(stream, peer, seat).await });
+                        }
+                        Err(why) => self.refusals.refuse(Refusal::TooManyConnections, peer, why),
                     }
-                    Err(why) => self.refusals.refuse(Refusal::TooManyConnections, peer, why),
-                },
+                }
                 Err(error) => {
                     tracing::debug!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;

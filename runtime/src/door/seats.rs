@@ -53,6 +53,7 @@ impl Seats {
 
     /// Errors with the bound that is reached.
     pub fn take(self: &Arc<Self>, client: IpAddr) -> Result<Seat, String> {
+        let client = network(client);
         let mut taken = self.lock();
         let of_client = taken.by_client.get(&client).copied().unwrap_or(0);
         if of_client >= self.limits.connections_per_client_max {
@@ -71,6 +72,14 @@ impl Seats {
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who counts as one client: of IPv6, a network of the size that a house gets.
+fn network(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
     }
 }
 
@@ -115,5 +124,8 @@ mod tests {
         let fourth = seats.take(one).unwrap();
         drop((second, third, fourth));
         assert!(seats.lock().by_client.is_empty() && seats.lock().all == 0);
+        let neighbours = ["2001:db8::1", "2001:db8::2", "2001:db8::3"].map(|ip| ip.parse().unwrap());
+        let _two = [seats.take(neighbours[0]).unwrap(), seats.take(neighbours[1]).unwrap()];
+        assert!(seats.take(neighbours[2]).is_err());
     }
 }
