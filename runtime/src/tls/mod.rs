@@ -13,6 +13,8 @@ mod peer_door;
 mod polled_stream;
 mod server;
 mod shared_stream;
+#[cfg(test)]
+mod tests;
 mod verifier;
 
 pub use authority::{Authority, AuthorityError, Issued};

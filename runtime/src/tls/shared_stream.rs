@@ -28,9 +28,18 @@ struct Inner {
 
 #[derive(Debug)]
 struct Tls {
-    connection: Mutex<Connection>,
-    /// Records leave in the order in which they were encrypted. Taken before `connection`.
+    state: Mutex<State>,
+    /// Records leave in the order in which they were encrypted. Taken before `state`.
     writing: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    connection: Connection,
+    /// Come from the socket; the first `taken` bytes are with the connection, which takes no more while it holds something
+    /// that nobody has read.
+    arrived: Vec<u8>,
+    taken: usize,
 }
 
 impl SharedStream {
@@ -50,7 +59,11 @@ impl SharedStream {
         socket.set_read_timeout(timeouts.0)?;
         socket.set_write_timeout(timeouts.1)?;
         let tls = Tls {
-            connection: Mutex::new(connection),
+            state: Mutex::new(State {
+                connection,
+                arrived: Vec::new(),
+                taken: 0,
+            }),
             writing: Mutex::default(),
         };
         Ok(Self(Arc::new(Inner { socket, tls: Some(tls) })))
@@ -107,49 +120,75 @@ fn left(deadline: Instant) -> io::Result<Duration> {
 }
 
 impl Tls {
-    fn lock(&self) -> MutexGuard<'_, Connection> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read(&self, mut socket: &TcpStream, bytes: &mut [u8]) -> io::Result<usize> {
-        let mut encrypted = [0; READ_BYTES];
+    fn read(&self, socket: &TcpStream, bytes: &mut [u8]) -> io::Result<usize> {
         loop {
-            match self.lock().reader().read(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
-                read => return read,
-            }
-            let len = socket.read(&mut encrypted)?;
-            let mut arrived = &encrypted[..len];
-            let mut connection = self.lock();
-            loop {
-                connection.read_tls(&mut arrived)?;
-                let processed = connection.process_new_packets();
-                processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-                if arrived.is_empty() {
-                    break;
-                }
+            // A statement of its own: the lock ends with it.
+            let read = self.lock().read(bytes)?;
+            match read {
+                Some(read) => return Ok(read),
+                None if self.receive(socket)? == 0 => return Ok(0),
+                None => {}
             }
         }
+    }
+
+    /// Waits for the socket without the lock.
+    fn receive(&self, mut socket: &TcpStream) -> io::Result<usize> {
+        let mut encrypted = [0; READ_BYTES];
+        let len = socket.read(&mut encrypted)?;
+        self.lock().arrive(&encrypted[..len]);
+        Ok(len)
     }
 
     fn write(&self, mut socket: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut encrypted = Vec::new();
-        let mut connection = self.lock();
-        let mut written = 0;
-        for slice in slices {
-            let room = WRITE_BYTES - written;
-            let part = &slice[..slice.len().min(room)];
-            connection.writer().write_all(part)?;
-            written += part.len();
-        }
-        while connection.wants_write() {
-            connection.write_tls(&mut encrypted)?;
-        }
-        drop(connection);
+        let written = self.lock().encrypt(slices, &mut encrypted)?;
         socket.write_all(&encrypted)?;
         Ok(written)
+    }
+}
+
+impl State {
+    fn arrive(&mut self, encrypted: &[u8]) {
+        self.arrived.drain(..self.taken);
+        self.taken = 0;
+        self.arrived.extend_from_slice(encrypted);
+    }
+
+    /// `None` if more must come first.
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match self.connection.reader().read(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read.map(Some),
+            }
+            let mut rest = &self.arrived[self.taken..];
+            if rest.is_empty() {
+                return Ok(None);
+            }
+            self.taken += self.connection.read_tls(&mut rest)?;
+            let processed = self.connection.process_new_packets();
+            processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        }
+    }
+
+    /// As much of the slices as is encrypted at a time.
+    fn encrypt(&mut self, slices: &[IoSlice<'_>], encrypted: &mut Vec<u8>) -> io::Result<usize> {
+        let mut taken = 0;
+        for slice in slices {
+            let part = &slice[..slice.len().min(WRITE_BYTES - taken)];
+            self.connection.writer().write_all(part)?;
+            taken += part.len();
+        }
+        while self.connection.wants_write() {
+            self.connection.write_tls(encrypted)?;
+        }
+        Ok(taken)
     }
 }
 
