@@ -151,7 +151,7 @@ impl AskOptions {
             title.update(pace);
         };
         let request = self.request(prompt, wanted)?;
-        let answers = client::generate(&self.server.endpoint, request, !self.no_resume, show).await;
+        let answers = client::generate(&self.server.target()?, request, !self.no_resume, show).await;
         if !self.json && shown {
             // Errors, too, begin on a line of their own.
             println!();

@@ -1,12 +1,15 @@
 //! The client's side: connecting, and streams that go on when their coordinator does not.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use futures::StreamExt as _;
 pub use kvasir_client::retry_after;
-use kvasir_client::{Client, ClientError, Update};
+use kvasir_client::{Client, ClientError, Target, Update};
 use kvasir_proto::v1::{self, admin_client::AdminClient, generate_response::Event};
-use tonic::{Code, Status, transport::Channel};
+use kvasir_runtime::tls::{ClientTls, ClientTlsFiles, KeyPairFiles};
+use tonic::{Code, Status};
 
 use crate::answer::{Answer, Pace};
 
@@ -21,14 +24,39 @@ pub struct Server {
         value_name = "URL"
     )]
     pub endpoint: String,
+    /// The authority that signed the coordinator's certificate, for https:// endpoints
+    #[arg(long, env = "KVASIR_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// A certificate to show, kvasir://client/NAME or kvasir://admin/NAME
+    #[arg(
+        long,
+        env = "KVASIR_TLS_CERT",
+        value_name = "FILE",
+        requires = "tls_ca",
+        requires = "tls_key"
+    )]
+    tls_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, env = "KVASIR_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// A key to show; better in the variable, where other users of this machine do not see it
+    #[arg(long, env = "KVASIR_API_KEY", value_name = "KEY", hide_env_values = true)]
+    api_key: Option<String>,
 }
 
-pub async fn connect(endpoint: &str) -> Result<Channel> {
-    Ok(kvasir_client::connect(endpoint).await?)
+impl Server {
+    /// Errors if what is given does not fit together, or files cannot be used.
+    pub fn target(&self) -> Result<Target> {
+        let pair = self.tls_cert.clone().zip(self.tls_key.clone());
+        let pair = pair.map(|(certificate, key)| KeyPairFiles { certificate, key });
+        let files = self.tls_ca.clone().map(|authority| ClientTlsFiles { authority, pair });
+        let tls = files.map(ClientTls::open).transpose()?;
+        Ok(Target::new(&self.endpoint, tls, self.api_key.as_deref())?)
+    }
 }
 
-pub async fn status(endpoint: &str) -> Result<v1::StatusResponse> {
-    let mut admin = AdminClient::new(connect(endpoint).await?);
+pub async fn status(target: &Target) -> Result<v1::StatusResponse> {
+    let mut admin = AdminClient::new(target.connect().await?);
     let response = admin.status(v1::StatusRequest {}).await;
     response
         .map(tonic::Response::into_inner)
@@ -36,16 +64,16 @@ pub async fn status(endpoint: &str) -> Result<v1::StatusResponse> {
 }
 
 /// Moves a running request to another group; returns how it went.
-pub async fn migrate(endpoint: &str, request: v1::MigrateRequest) -> Result<Vec<v1::Migration>> {
-    let mut admin = AdminClient::new(connect(endpoint).await?);
+pub async fn migrate(target: &Target, request: v1::MigrateRequest) -> Result<Vec<v1::Migration>> {
+    let mut admin = AdminClient::new(target.connect().await?);
     let response = admin.migrate(request).await;
     let migrated = response.map_err(|status| refused(&status))?;
     Ok(migrated.into_inner().migrations)
 }
 
 /// Gives a group another number of ranks; returns how it went.
-pub async fn reshard(endpoint: &str, request: v1::ReshardRequest) -> Result<v1::ReshardResponse> {
-    let mut admin = AdminClient::new(connect(endpoint).await?);
+pub async fn reshard(target: &Target, request: v1::ReshardRequest) -> Result<v1::ReshardResponse> {
+    let mut admin = AdminClient::new(target.connect().await?);
     let response = admin.reshard(request).await;
     response
         .map(tonic::Response::into_inner)
@@ -53,8 +81,8 @@ pub async fn reshard(endpoint: &str, request: v1::ReshardRequest) -> Result<v1::
 }
 
 /// Asks for a worker to be let go; it has gone when `status` does not list it any more.
-pub async fn drain(endpoint: &str, worker: &str) -> Result<()> {
-    let mut admin = AdminClient::new(connect(endpoint).await?);
+pub async fn drain(target: &Target, worker: &str) -> Result<()> {
+    let mut admin = AdminClient::new(target.connect().await?);
     let worker_id = worker.to_owned();
     let drained = admin.drain(v1::DrainRequest { worker_id }).await;
     drained.map(|_| ()).map_err(|status| refused(&status))
@@ -64,12 +92,12 @@ pub async fn drain(endpoint: &str, worker: &str) -> Result<()> {
 /// the answer that it belongs to, and the pace so far. Goes on elsewhere, or later, when the connection breaks and
 /// `resume` is set.
 pub async fn generate(
-    endpoint: &str,
+    target: &Target,
     request: v1::GenerateRequest,
     resume: bool,
     mut show: impl FnMut(u32, &str, &Pace),
 ) -> Result<Vec<Answer>> {
-    let client = Client::new([endpoint])?.with_resume(resume);
+    let client = Client::new([target.clone()])?.with_resume(resume);
     let mut answers: Vec<Answer> = (0..request.n.unwrap_or(1)).map(Answer::of_choice).collect();
     let mut updates = client.generate(request).await.map_err(explained)?;
     while let Some(update) = updates.next().await {
@@ -123,6 +151,7 @@ fn explained(error: ClientError) -> anyhow::Error {
 pub fn refused(status: &Status) -> anyhow::Error {
     let name = match status.code() {
         Code::InvalidArgument => "refused",
+        Code::Unauthenticated | Code::PermissionDenied => "refused",
         Code::ResourceExhausted => "no room",
         Code::Unavailable => "unavailable",
         Code::DeadlineExceeded => "too late",

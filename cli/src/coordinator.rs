@@ -3,11 +3,12 @@
 use anyhow::Result;
 use clap::Args;
 use kvasir_coordinator::{Coordinator, CoordinatorConfig, PrefixCopying};
-use kvasir_runtime::shutdown;
+use kvasir_runtime::{descriptors::raise_descriptor_limit, shutdown};
 use serde::Serialize;
 
 use crate::{
-    doors::{Doors, bind},
+    door_options::DoorOptions,
+    doors::Doors,
     engine_options::{EngineOptions, TransportChoice},
     groups::GroupOptions,
 };
@@ -39,9 +40,8 @@ pub struct ServingOptions {
     /// What clients may call the model; may be given several times [default: the file's name, and what it calls itself]
     #[arg(long, value_name = "NAME")]
     pub served_model_name: Vec<String>,
-    /// Allow an address that other machines reach: there is no encryption and no authentication yet
-    #[arg(long)]
-    pub insecure: bool,
+    #[command(flatten)]
+    pub door: DoorOptions,
     /// How ranks exchange sums
     #[arg(long, value_enum, default_value_t = TransportChoice::Auto)]
     pub transport: TransportChoice,
@@ -106,19 +106,13 @@ impl ServingOptions {
             group_roles: groups.roles(),
             rebalance: !self.no_rebalance,
             prefix_copying: self.prefix_copy,
+            door: self.door.config(),
             ..CoordinatorConfig::new(engine.model.clone(), groups.sizes()?)
         })
     }
 
     pub async fn bind(&self) -> Result<Doors> {
-        let http = match &self.http {
-            Some(http) => Some(bind(http, self.insecure).await?),
-            None => None,
-        };
-        Ok(Doors {
-            grpc: bind(&self.grpc, self.insecure).await?,
-            http,
-        })
+        Doors::bind(&self.door.config(), &self.grpc, self.http.as_deref()).await
     }
 }
 
@@ -137,6 +131,7 @@ struct Listening {
 }
 
 pub async fn run(args: CoordinatorArgs) -> Result<()> {
+    raise_descriptor_limit();
     let shutdown = shutdown::on_signals()?;
     let doors = args.serving.bind().await?;
     let addresses = doors.addresses()?;

@@ -1,17 +1,18 @@
-//! The doors of a coordinator: gRPC, and OpenAI's HTTP where it is asked for.
+//! The doors of a coordinator: gRPC, and OpenAI's HTTP where it is asked for. Both let in whom the other lets in.
 
 use anyhow::{Context, Result};
 use kvasir_coordinator::{Coordinator, CoordinatorError};
 use kvasir_gateway::Gateway;
-use kvasir_runtime::{parse_address, require_loopback};
+use kvasir_runtime::{door::DoorConfig, parse_address};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// Bound, and not served yet.
 #[derive(Debug)]
 pub struct Doors {
-    pub grpc: TcpListener,
-    pub http: Option<TcpListener>,
+    grpc: TcpListener,
+    http: Option<TcpListener>,
+    scheme: &'static str,
 }
 
 /// As URLs.
@@ -21,33 +22,66 @@ pub struct Addresses {
     pub http: Option<String>,
 }
 
-pub async fn bind(address: &str, insecure: bool) -> Result<TcpListener> {
-    let address = require_loopback(parse_address(address)?, insecure)?;
+/// Errors if strangers could reach the address, and may not; warns if they may.
+pub async fn bind(config: &DoorConfig, address: &str) -> Result<TcpListener> {
+    let address = parse_address(address)?;
+    config.check_address(address)?;
     let listener = TcpListener::bind(address).await;
-    listener.with_context(|| format!("cannot listen on {address}"))
+    let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
+    if let Some(open) = config.open_to_all(address) {
+        // Also where only errors are logged.
+        eprintln!("warning: --insecure on {address}: {open}");
+    }
+    Ok(listener)
+}
+
+/// For people and other processes.
+pub fn url(config: &DoorConfig, listener: &TcpListener) -> Result<String> {
+    Ok(format!("{}://{}", scheme(config), listener.local_addr()?))
+}
+
+fn scheme(config: &DoorConfig) -> &'static str {
+    match config.tls {
+        Some(_) => "https",
+        None => "http",
+    }
 }
 
 impl Doors {
+    pub async fn bind(config: &DoorConfig, grpc: &str, http: Option<&str>) -> Result<Self> {
+        Ok(Self {
+            grpc: bind(config, grpc).await?,
+            http: match http {
+                Some(http) => Some(bind(config, http).await?),
+                None => None,
+            },
+            scheme: scheme(config),
+        })
+    }
+
     pub fn addresses(&self) -> Result<Addresses> {
+        let url =
+            |listener: &TcpListener| Ok::<_, std::io::Error>(format!("{}://{}", self.scheme, listener.local_addr()?));
         Ok(Addresses {
             grpc: url(&self.grpc)?,
             http: self.http.as_ref().map(url).transpose()?,
         })
     }
 
-    /// Until `shutdown`, which it calls for itself when the coordinator ends.
+    /// Until `shutdown`, which it calls for itself when one of them cannot serve.
     pub async fn serve(self, coordinator: Coordinator, shutdown: CancellationToken) -> Result<(), CoordinatorError> {
-        let gateway = Gateway::new(coordinator.inference());
+        let (gateway, door) = (Gateway::new(coordinator.inference()), coordinator.door());
         let http = async {
-            if let Some(listener) = self.http {
-                kvasir_gateway::serve(listener, gateway, shutdown.clone()).await;
+            match self.http {
+                Some(listener) => {
+                    let served = kvasir_gateway::serve(listener, &door, gateway, shutdown.clone()).await;
+                    shutdown.cancel();
+                    served
+                }
+                None => Ok(()),
             }
         };
-        let (served, ()) = tokio::join!(coordinator.serve(self.grpc, shutdown.clone()), http);
-        served
+        let (grpc, http) = tokio::join!(coordinator.serve(self.grpc, shutdown.clone()), http);
+        grpc.and(http.map_err(CoordinatorError::Door))
     }
-}
-
-fn url(listener: &TcpListener) -> Result<String> {
-    Ok(format!("http://{}", listener.local_addr()?))
 }

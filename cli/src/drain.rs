@@ -29,9 +29,10 @@ pub struct DrainArgs {
 
 pub async fn run(args: DrainArgs) -> Result<()> {
     let begun = Instant::now();
-    client::drain(&args.server.endpoint, &args.worker).await?;
+    let target = args.server.target()?;
+    client::drain(&target, &args.worker).await?;
     let deadline = begun + Duration::from_secs(args.timeout);
-    while is_here(&client::status(&args.server.endpoint).await?, &args.worker) {
+    while is_here(&client::status(&target).await?, &args.worker) {
         if Instant::now() > deadline {
             bail!(
                 "worker {} is still needed after {} s: nobody else can take what it holds; it leaves when its sequences have \

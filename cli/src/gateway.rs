@@ -1,12 +1,23 @@
 //! `kvasir gateway`: OpenAI's HTTP in a process of its own, in front of one coordinator or several.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::Args;
+use kvasir_client::Target;
 use kvasir_gateway::{Gateway, RemoteInference};
-use kvasir_runtime::shutdown;
+use kvasir_runtime::{
+    descriptors::raise_descriptor_limit,
+    door::Door,
+    shutdown,
+    tls::{ClientTls, ClientTlsFiles, Identity, KeyPairFiles},
+};
 use serde::Serialize;
 
-use crate::doors::bind;
+use crate::{
+    door_options::DoorOptions,
+    doors::{bind, url},
+};
 
 /// Serves OpenAI's HTTP API in front of one coordinator or several
 #[derive(Args, Debug)]
@@ -21,9 +32,20 @@ pub struct GatewayArgs {
     /// A coordinator to ask; several serve the same model, and an answer whose coordinator dies goes on at another
     #[arg(long, required = true, env = "KVASIR_ENDPOINT", value_name = "URL")]
     coordinator: Vec<String>,
-    /// Allow an address that other machines reach: there is no encryption and no authentication yet
-    #[arg(long)]
-    insecure: bool,
+    /// The authority that signed the coordinators' certificates, for https:// [default: that of --tls-dir]
+    #[arg(long, value_name = "FILE")]
+    coordinator_ca: Option<PathBuf>,
+    /// A certificate to show them [default: the client's in --tls-dir]
+    #[arg(long, value_name = "FILE", requires = "coordinator_ca", requires = "coordinator_key")]
+    coordinator_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "coordinator_cert")]
+    coordinator_key: Option<PathBuf>,
+    /// A key to show them; better in the variable, where other users of this machine do not see it
+    #[arg(long, env = "KVASIR_API_KEY", value_name = "KEY", hide_env_values = true)]
+    coordinator_api_key: Option<String>,
+    #[command(flatten)]
+    door: DoorOptions,
     /// Prints one JSON line when it listens
     #[arg(long)]
     json: bool,
@@ -35,18 +57,45 @@ struct Listening {
     pid: u32,
 }
 
+impl GatewayArgs {
+    fn targets(&self) -> Result<Vec<Target>> {
+        let tls = self.coordinator_tls().map(ClientTls::open).transpose()?;
+        let of_scheme = |url: &str| tls.clone().filter(|_| url.starts_with("https://"));
+        let key = self.coordinator_api_key.as_deref();
+        let target = |url: &String| Ok(Target::new(url, of_scheme(url), key)?);
+        self.coordinator.iter().map(target).collect()
+    }
+
+    fn coordinator_tls(&self) -> Option<ClientTlsFiles> {
+        let pair = self.coordinator_cert.clone().zip(self.coordinator_key.clone());
+        let given = self.coordinator_ca.clone().map(|authority| ClientTlsFiles {
+            authority,
+            pair: pair.map(|(certificate, key)| KeyPairFiles { certificate, key }),
+        });
+        given.or_else(|| {
+            let folder = self.door.folder()?;
+            Some(ClientTlsFiles {
+                authority: folder.authority(),
+                pair: Some(folder.pair(&Identity::Client("client".to_owned()))),
+            })
+        })
+    }
+}
+
 pub async fn run(args: GatewayArgs) -> Result<()> {
+    raise_descriptor_limit();
     let shutdown = shutdown::on_signals()?;
-    let gateway = Gateway::new(RemoteInference::new(&args.coordinator)?);
-    let listener = bind(&args.http, args.insecure).await?;
+    let gateway = Gateway::new(RemoteInference::new(args.targets()?)?);
+    let config = args.door.config();
+    let door = Door::open(&config)?;
+    let listener = bind(&config, &args.http).await?;
     let listening = Listening {
-        http: format!("http://{}", listener.local_addr()?),
+        http: url(&config, &listener)?,
         pid: std::process::id(),
     };
     match args.json {
         true => println!("{}", serde_json::to_string(&listening)?),
         false => println!("OpenAI's API is at {}/v1", listening.http),
     }
-    kvasir_gateway::serve(listener, gateway, shutdown).await;
-    Ok(())
+    Ok(kvasir_gateway::serve(listener, &door, gateway, shutdown).await?)
 }

@@ -4,14 +4,15 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     process::{ExitStatus, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
-use kvasir_coordinator::{Coordinator, CoordinatorConfig, CoordinatorError};
+use anyhow::{Context, Result, bail, ensure};
+use kvasir_coordinator::{AdminService, Coordinator, CoordinatorConfig, CoordinatorError};
 use kvasir_proto::v1;
-use kvasir_runtime::ByteSize;
+use kvasir_runtime::{ByteSize, tls::Identity};
 use owo_colors::{OwoColorize, Stream::Stderr};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
@@ -21,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    client,
+    cert_folder::CertFolder,
     doors::{Addresses, Doors},
     engine_options::EngineOptions,
     worker::WorkerSize,
@@ -37,28 +38,41 @@ const SERVING: &str = "serving";
 pub struct LocalCluster {
     pub addresses: Addresses,
     pub workers: Workers,
+    admin: AdminService,
     serving: JoinHandle<Result<(), CoordinatorError>>,
     shutdown: CancellationToken,
+}
+
+/// What its workers are started with.
+pub struct LocalOptions<'a> {
+    pub engine: &'a EngineOptions,
+    pub size: &'a WorkerSize,
+    /// Where each finds the certificate for its name.
+    pub certificates: Option<CertFolder>,
 }
 
 impl LocalCluster {
     /// Begins to serve at `doors`, and starts the workers. Called on the main thread.
     pub async fn start(
         config: CoordinatorConfig,
-        engine: &EngineOptions,
-        size: &WorkerSize,
+        options: LocalOptions<'_>,
         doors: Doors,
         shutdown: CancellationToken,
     ) -> Result<Self> {
         let addresses = doors.addresses()?;
         let num_workers = config.group_sizes.iter().sum();
         let coordinator = Coordinator::open(config).await?;
-        let mut workers = Workers::new(engine, size, addresses.grpc.clone())?;
+        let admin = coordinator.admin();
+        let mut workers = Workers::new(options.engine, options.size, near(&addresses.grpc))?;
+        if let Some(folder) = options.certificates {
+            workers.certify(folder);
+        }
         workers.start_all(num_workers)?;
         Ok(Self {
             serving: tokio::spawn(doors.serve(coordinator, shutdown.clone())),
             addresses,
             workers,
+            admin,
             shutdown,
         })
     }
@@ -66,7 +80,7 @@ impl LocalCluster {
     /// `None` if it was told to end first.
     pub async fn until_ready(&mut self) -> Result<Option<()>> {
         let num_workers = self.workers.running.len() as u32;
-        until_ready(num_workers, &self.addresses.grpc, &mut self.workers, &self.shutdown).await
+        until_ready(num_workers, &self.admin, &mut self.workers, &self.shutdown).await
     }
 
     pub async fn stop(self) -> Result<()> {
@@ -79,6 +93,7 @@ impl LocalCluster {
 /// The worker processes, by name.
 pub struct Workers {
     flags: Vec<String>,
+    certificates: Option<CertFolder>,
     running: BTreeMap<String, u32>,
     exits: JoinSet<(String, u32, std::io::Result<ExitStatus>)>,
 }
@@ -92,9 +107,15 @@ impl Workers {
         flags.extend(["--parent-pid".to_owned(), std::process::id().to_string()]);
         Ok(Self {
             flags,
+            certificates: None,
             running: BTreeMap::new(),
             exits: JoinSet::new(),
         })
+    }
+
+    /// Each is to show the certificate that the folder has for its name.
+    pub fn certify(&mut self, folder: CertFolder) {
+        self.certificates = Some(folder);
     }
 
     pub fn start_all(&mut self, count: u32) -> Result<()> {
@@ -115,11 +136,12 @@ impl Workers {
             .all(|name| std::env::var_os(name).is_none())
         {
             // What people need to know of workers, this process tells them.
-            command.env("KVASIR_LOG", "error");
+            command.env("KVASIR_LOG", "error,kvasir_runtime=warn");
         }
         let mut child = command
             .args(&self.flags)
             .args(["--id", &id])
+            .args(self.certificate_flags(&id)?)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .env_remove("KVASIR_COORDINATOR")
@@ -130,6 +152,28 @@ impl Workers {
         self.running.insert(id.clone(), pid);
         self.exits.spawn(async move { (id, pid, child.wait().await) });
         Ok(())
+    }
+
+    fn certificate_flags(&self, id: &str) -> Result<Vec<OsString>> {
+        let Some(folder) = &self.certificates else {
+            return Ok(Vec::new());
+        };
+        let pair = folder.pair(&Identity::Worker(id.to_owned()));
+        ensure!(
+            pair.certificate.exists(),
+            "no certificate for worker {id} at {}; kvasir certs {} --workers {id} makes one",
+            pair.certificate.display(),
+            folder.0.display()
+        );
+        let flags = [
+            ("--tls-ca", folder.authority()),
+            ("--tls-cert", pair.certificate),
+            ("--tls-key", pair.key),
+        ];
+        Ok(flags
+            .into_iter()
+            .flat_map(|(flag, file)| [flag.into(), file.into_os_string()])
+            .collect())
     }
 
     /// The next worker that ends. Waits for ever without workers.
@@ -163,11 +207,18 @@ impl Workers {
     }
 }
 
+/// The URL by which this machine itself reaches one that is known as `grpc`: nobody is at an unspecified address, and no
+/// certificate is for one.
+fn near(grpc: &str) -> String {
+    grpc.replace("://0.0.0.0:", "://127.0.0.1:")
+        .replace("://[::]:", "://[::1]:")
+}
+
 /// `None` if it was told to end first. A worker that ends before the cluster serves is a failure: the group would wait
 /// for it in vain.
 async fn until_ready(
     num_workers: u32,
-    grpc: &str,
+    admin: &AdminService,
     workers: &mut Workers,
     shutdown: &CancellationToken,
 ) -> Result<Option<()>> {
@@ -181,7 +232,7 @@ async fn until_ready(
             () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
         // The coordinator is this process: it answers, or `shutdown` says why not.
-        let Ok(status) = client::status(grpc).await else {
+        let Ok(status) = admin.report().await else {
             continue;
         };
         progress.report(&status);

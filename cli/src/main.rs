@@ -6,15 +6,19 @@ mod answer;
 mod arithmetic_options;
 mod ask;
 mod bench;
+mod cert_folder;
+mod certs;
 mod chat;
 mod client;
 mod coordinator;
+mod door_options;
 mod doors;
 mod drain;
 mod engine_options;
 mod gateway;
 mod generate;
 mod groups;
+mod key;
 mod local_cluster;
 mod migrate;
 mod model_source;
@@ -61,6 +65,8 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     Reshard(reshard::ReshardArgs),
     Drain(drain::DrainArgs),
+    Certs(certs::CertsArgs),
+    Key(key::KeyArgs),
     Plan(plan::PlanArgs),
     Perplexity(perplexity::PerplexityArgs),
     Bench(bench::BenchArgs),
@@ -82,7 +88,9 @@ impl Command {
             | Self::Status(_)
             | Self::Migrate(_)
             | Self::Reshard(_)
-            | Self::Drain(_) => None,
+            | Self::Drain(_)
+            | Self::Certs(_)
+            | Self::Key(_) => None,
         }
     }
 }
@@ -100,10 +108,12 @@ fn main() -> ExitCode {
             | Command::Bench(_)
     );
     // `up` tells people what happens in its own words.
-    let default = if quiet || matches!(cli.command, Command::Up(_) | Command::Perplexity(_)) {
-        "error"
-    } else {
-        "info"
+    let default = match cli.command {
+        _ if quiet => "error",
+        Command::Perplexity(_) => "error",
+        // Whom it turns away it does not tell by itself.
+        Command::Up(_) => "error,kvasir_runtime=warn",
+        _ => "info",
     };
     logging::start(cli.log_format, default);
     match run(cli.command) {
@@ -125,8 +135,12 @@ fn run(mut command: Command) -> anyhow::Result<ExitCode> {
         }
         engine.locate_model()?;
     }
-    if let Command::Plan(args) = command {
-        return plan::run(&args).map(|()| ExitCode::SUCCESS);
+    // What asks no cluster needs no runtime.
+    match &command {
+        Command::Plan(args) => return plan::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Certs(args) => return certs::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Key(args) => return key::run(args).map(|()| ExitCode::SUCCESS),
+        _ => {}
     }
     // Runs on the main thread: worker processes die with the thread that started them.
     runtime(&command)?.block_on(async {
@@ -142,6 +156,8 @@ fn run(mut command: Command) -> anyhow::Result<ExitCode> {
             Command::Reshard(args) => reshard::run(args).await,
             Command::Drain(args) => drain::run(args).await,
             Command::Plan(args) => plan::run(&args),
+            Command::Certs(args) => certs::run(&args),
+            Command::Key(args) => key::run(&args),
             Command::Perplexity(args) => perplexity::run(args).await,
             Command::Bench(args) => bench::run(args).await,
         }

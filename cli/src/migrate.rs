@@ -52,7 +52,7 @@ pub async fn run(args: MigrateArgs) -> Result<()> {
         request_id: args.request.clone(),
         target_group: args.to,
     };
-    let migrations = client::migrate(&args.server.endpoint, request).await?;
+    let migrations = client::migrate(&args.server.target()?, request).await?;
     let stayed = migrations
         .iter()
         .find(|migration| migration.outcome != "moved")

@@ -10,16 +10,21 @@ use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use kvasir_client::Target;
 use kvasir_coordinator::CoordinatorConfig;
 use kvasir_kv::TokenId;
 use kvasir_proto::v1::{self, generate_request::Prompt};
-use kvasir_runtime::shutdown;
+use kvasir_runtime::{door::DoorConfig, shutdown};
 use serde::Serialize;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::task::JoinSet;
 
 use self::{chunks::Chunks, estimate::Estimate};
 use crate::{
-    answer::Answer, client, doors::Doors, engine_options::EngineOptions, local_cluster::LocalCluster,
+    answer::Answer,
+    client,
+    doors::Doors,
+    engine_options::EngineOptions,
+    local_cluster::{LocalCluster, LocalOptions},
     worker::WorkerSize,
 };
 
@@ -56,11 +61,14 @@ pub async fn run(args: PerplexityArgs) -> Result<()> {
     let (engine, file, context) = (args.engine.clone(), args.file.clone(), args.context);
     let chunks = tokio::task::spawn_blocking(move || Chunks::read(&engine.model, &file, context));
     let chunks = chunks.await.context("reading the text failed")??;
-    let doors = Doors {
-        grpc: TcpListener::bind("127.0.0.1:0").await?,
-        http: None,
+    let doors = Doors::bind(&DoorConfig::default(), "127.0.0.1:0", None).await?;
+    let options = LocalOptions {
+        engine: &args.engine,
+        size: &args.size,
+        certificates: None,
     };
-    let mut cluster = LocalCluster::start(config(&args)?, &args.engine, &args.size, doors, shutdown.clone()).await?;
+    let mut cluster = LocalCluster::start(config(&args)?, options, doors, shutdown.clone()).await?;
+    let target = Target::plain(&cluster.addresses.grpc)?;
     let result = async {
         let Some(()) = cluster.until_ready().await? else {
             return Ok(());
@@ -70,7 +78,7 @@ pub async fn run(args: PerplexityArgs) -> Result<()> {
             (id, pid, how) = cluster.workers.next_exit() => {
                 Err(anyhow!("worker {id} (pid {pid}) ended before all was measured: {how}"))
             }
-            measured = measure(&args, &cluster.addresses.grpc, &chunks) => measured,
+            measured = measure(&args, &target, &chunks) => measured,
         }
     }
     .await;
@@ -88,7 +96,7 @@ fn config(args: &PerplexityArgs) -> Result<CoordinatorConfig> {
     })
 }
 
-async fn measure(args: &PerplexityArgs, endpoint: &str, chunks: &Chunks) -> Result<()> {
+async fn measure(args: &PerplexityArgs, target: &Target, chunks: &Chunks) -> Result<()> {
     let begun = Instant::now();
     let mut asked = chunks.iter().enumerate();
     let mut answers = JoinSet::new();
@@ -99,7 +107,7 @@ async fn measure(args: &PerplexityArgs, endpoint: &str, chunks: &Chunks) -> Resu
             while answers.len() < CHUNKS_IN_FLIGHT
                 && let Some((index, chunk)) = asked.next()
             {
-                answers.spawn(score(endpoint.to_owned(), index, chunk.to_vec()));
+                answers.spawn(score(target.clone(), index, chunk.to_vec()));
             }
             let answer = answers.join_next().await.context("a chunk was not asked for")?;
             let (index, answer) = answer.context("asking failed")??;
@@ -120,7 +128,7 @@ async fn measure(args: &PerplexityArgs, endpoint: &str, chunks: &Chunks) -> Resu
 }
 
 /// The logprobs of a chunk's tokens, given those before them.
-async fn score(endpoint: String, index: usize, chunk: Vec<TokenId>) -> Result<(usize, Answer)> {
+async fn score(target: Target, index: usize, chunk: Vec<TokenId>) -> Result<(usize, Answer)> {
     let request = v1::GenerateRequest {
         prompt: Some(Prompt::TokenIds(v1::TokenIds {
             ids: chunk.iter().map(|token| token.0).collect(),
@@ -129,7 +137,7 @@ async fn score(endpoint: String, index: usize, chunk: Vec<TokenId>) -> Result<(u
         prompt_logprobs: Some(0),
         ..Default::default()
     };
-    let answers = client::generate(&endpoint, request, false, |_, _, _| {}).await?;
+    let answers = client::generate(&target, request, false, |_, _, _| {}).await?;
     let answer = answers.into_iter().next().context("no answer came")?;
     Ok((index, answer))
 }

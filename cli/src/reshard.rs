@@ -47,7 +47,7 @@ pub async fn run(args: ReshardArgs) -> Result<()> {
         group: args.group,
         ranks: args.ranks,
     };
-    let done = client::reshard(&args.server.endpoint, request).await?;
+    let done = client::reshard(&args.server.target()?, request).await?;
     match args.json {
         true => println!("{}", serde_json::to_string(&json(&done))?),
         false => print(&done),

@@ -36,8 +36,9 @@ pub struct StatusArgs {
 }
 
 pub async fn run(args: StatusArgs) -> Result<()> {
+    let target = args.server.target()?;
     loop {
-        let status = StatusJson::from(client::status(&args.server.endpoint).await?);
+        let status = StatusJson::from(client::status(&target).await?);
         if args.watch && !args.json && stdout().is_terminal() {
             print!("{CLEAR_SCREEN}");
         }

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 use clap::Args;
-use kvasir_runtime::shutdown;
+use kvasir_runtime::{descriptors::raise_descriptor_limit, shutdown, tls::Identity};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +16,7 @@ use crate::{
     doors::Addresses,
     engine_options::EngineOptions,
     groups::GroupOptions,
-    local_cluster::{LocalCluster, Workers},
+    local_cluster::{LocalCluster, LocalOptions, Workers},
     worker::{WorkerSize, die_with},
 };
 
@@ -67,9 +67,16 @@ pub async fn run(args: UpArgs) -> Result<()> {
         die_with(parent)?;
     }
     let shutdown = shutdown::on_signals()?;
+    raise_descriptor_limit();
+    let certificates = args.serving.door.workers_folder()?;
     let doors = args.serving.bind().await?;
     let config = args.serving.config(&args.engine, &args.groups)?;
-    let mut cluster = LocalCluster::start(config, &args.engine, &args.size, doors, shutdown.clone()).await?;
+    let options = LocalOptions {
+        engine: &args.engine,
+        size: &args.size,
+        certificates,
+    };
+    let mut cluster = LocalCluster::start(config, options, doors, shutdown.clone()).await?;
     let result = async {
         let Some(()) = cluster.until_ready().await? else {
             return Ok(());
@@ -108,9 +115,26 @@ fn announce(args: &UpArgs, cluster: &LocalCluster) -> Result<()> {
         println!("OpenAI's API is at {http}/v1");
     }
     if stderr().is_terminal() {
-        eprintln!("try: kvasir chat --endpoint {grpc} \"What is a fjord?\"");
+        eprintln!(
+            "try: kvasir chat --endpoint {grpc}{} \"What is a fjord?\"",
+            credentials(args)
+        );
     }
     Ok(())
+}
+
+/// What a client of this cluster is to be given besides.
+fn credentials(args: &UpArgs) -> String {
+    let Some(folder) = args.serving.door.folder() else {
+        return String::new();
+    };
+    let pair = folder.pair(&Identity::Client("client".to_owned()));
+    format!(
+        " --tls-ca {} --tls-cert {} --tls-key {}",
+        folder.authority().display(),
+        pair.certificate.display(),
+        pair.key.display()
+    )
 }
 
 /// Reports what happens to workers until told to end.

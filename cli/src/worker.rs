@@ -2,12 +2,16 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
     time::Duration,
 };
 
 use anyhow::{Result, bail};
 use clap::Args;
-use kvasir_runtime::{ByteSize, parse_endpoint, shutdown};
+use kvasir_runtime::{
+    ByteSize, parse_endpoint, shutdown,
+    tls::{ClientTlsFiles, KeyPairFiles},
+};
 use kvasir_worker::session::{self, WorkerConfig};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
@@ -33,7 +37,16 @@ pub struct WorkerArgs {
     /// The address that workers on other hosts reach this one by
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_name = "IP")]
     advertise: IpAddr,
-    /// Allow an advertised address that other machines reach: there is no encryption and no authentication yet
+    /// The authority that signed the coordinator's certificate and those of workers
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// This worker's certificate, kvasir://worker/ID, as PEM; peers are met with it, too. Read again when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_ca", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Listen to peers on other machines although nothing is encrypted and anybody may connect
     #[arg(long)]
     insecure: bool,
     /// How long a worker that is asked to end waits until others hold what it held, in seconds
@@ -63,6 +76,33 @@ impl WorkerSize {
     }
 }
 
+impl WorkerArgs {
+    fn tls_files(&self) -> Option<ClientTlsFiles> {
+        let pair = self.tls_cert.clone().zip(self.tls_key.clone());
+        let pair = pair.map(|(certificate, key)| KeyPairFiles { certificate, key });
+        self.tls_ca.clone().map(|authority| ClientTlsFiles { authority, pair })
+    }
+}
+
+/// Sums and cells come in at the advertised address, by connections that are encrypted where there is a certificate.
+fn check_advertised(advertise: IpAddr, tls: Option<&ClientTlsFiles>, insecure: bool) -> Result<()> {
+    let encrypted = tls.is_some_and(|tls| tls.pair.is_some());
+    if advertise.is_loopback() || encrypted {
+        return Ok(());
+    }
+    if !insecure {
+        bail!(
+            "peers would reach {advertise} without encryption or authentication; give --tls-cert, or pass --insecure if \
+             this network is trusted"
+        );
+    }
+    eprintln!(
+        "warning: --insecure on {advertise}: sums and KV cells can be read on the way, and whoever reaches it and knows a \
+         ticket may send some"
+    );
+    Ok(())
+}
+
 pub async fn run(args: WorkerArgs) -> Result<()> {
     if let Some(parent) = args.parent_pid {
         die_with(parent)?;
@@ -70,11 +110,13 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
     if !(args.weight.is_finite() && args.weight > 0.0) {
         bail!("--weight {} must be a finite number above 0", args.weight);
     }
-    if !args.advertise.is_loopback() && !args.insecure {
-        bail!(
-            "peers would reach {} without encryption or authentication; pass --insecure if this network is trusted",
-            args.advertise
-        );
+    let tls = args.tls_files();
+    check_advertised(args.advertise, tls.as_ref(), args.insecure)?;
+    let coordinator = parse_endpoint(&args.coordinator)?;
+    match (coordinator.starts_with("https://"), &tls) {
+        (true, None) => bail!("{coordinator} needs --tls-ca FILE, the authority to believe"),
+        (false, Some(_)) => bail!("{coordinator} is not encrypted, and certificates are given; write https://"),
+        _ => {}
     }
     let arithmetic = args.engine.arithmetic.resolve()?;
     let config = WorkerConfig {
@@ -89,7 +131,8 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
         weight: args.weight,
         advertise: args.advertise,
         grace: Duration::from_secs(args.grace),
-        ..WorkerConfig::new(args.engine.model, parse_endpoint(&args.coordinator)?)
+        tls,
+        ..WorkerConfig::new(args.engine.model, coordinator)
     };
     let shutdown = shutdown::on_signals()?;
     Ok(session::run(config, shutdown).await?)

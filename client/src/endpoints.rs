@@ -1,40 +1,11 @@
 //! The coordinators that a client knows, and the ways to them.
 
-use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicUsize, Ordering},
 };
 
-use kvasir_runtime::parse_endpoint;
-use tonic::transport::{Channel, Endpoint};
-
-use crate::{ClientError, error::innermost};
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A host that died without a word is noticed after these.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Connects to one coordinator. Errors after at most five seconds.
-pub async fn connect(endpoint: &str) -> Result<Channel, ClientError> {
-    let url = parse_endpoint(endpoint)?;
-    let unreachable = |error: tonic::transport::Error| ClientError::Unreachable {
-        url: url.clone(),
-        reason: innermost(&error),
-    };
-    Endpoint::from_shared(url.clone())
-        .map_err(unreachable)?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .connect()
-        .await
-        .map_err(unreachable)
-}
+use crate::{Channel, ClientError, Target};
 
 /// At least one.
 #[derive(Debug)]
@@ -46,22 +17,18 @@ pub(crate) struct Endpoints {
 
 #[derive(Debug)]
 struct Remembered {
-    url: String,
+    target: Target,
     /// What was connected once connects itself again.
     channel: Mutex<Option<Channel>>,
 }
 
 impl Endpoints {
-    pub fn new(urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, ClientError> {
-        let remembered = |url: &str| {
-            let url = parse_endpoint(url)?;
-            let channel = Mutex::default();
-            Ok::<_, ClientError>(Remembered { url, channel })
+    pub fn new(targets: impl IntoIterator<Item = Target>) -> Result<Self, ClientError> {
+        let remembered = |target| Remembered {
+            target,
+            channel: Mutex::default(),
         };
-        let all: Vec<_> = urls
-            .into_iter()
-            .map(|url| remembered(url.as_ref()))
-            .collect::<Result<_, _>>()?;
+        let all: Vec<_> = targets.into_iter().map(remembered).collect();
         match all.is_empty() {
             true => Err(ClientError::NoEndpoint),
             false => Ok(Self {
@@ -85,7 +52,7 @@ impl Endpoints {
         if let Some(channel) = remembered.channel() {
             return Ok(channel);
         }
-        let channel = connect(&remembered.url).await?;
+        let channel = remembered.target.connect().await?;
         *remembered.lock() = Some(channel.clone());
         Ok(channel)
     }
@@ -96,7 +63,7 @@ impl Remembered {
         self.lock().clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Channel>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Channel>> {
         // Nothing panics while it is held.
         self.channel.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -15,6 +15,15 @@ pub const RETRY_AFTER: &str = "retry-after-ms";
 pub enum ClientError {
     #[error(transparent)]
     Address(#[from] AddressError),
+    #[error(
+        "{url} needs --tls-ca FILE, the authority to believe (what this system believes is often in \
+         /etc/ssl/certs/ca-certificates.crt)"
+    )]
+    NoAuthority { url: String },
+    #[error("{url} is not encrypted, and certificates are given; write https://")]
+    NotEncrypted { url: String },
+    #[error("the API key is none: keys are visible characters without spaces")]
+    NoApiKey,
     #[error("no endpoint is given; one or more coordinators are needed")]
     NoEndpoint,
     #[error("cannot reach {url}: {reason}")]
@@ -31,7 +40,7 @@ impl ClientError {
         match self {
             Self::Refused(status) => Some(status),
             Self::GaveUp { last, .. } => last.status(),
-            Self::Address(_) | Self::NoEndpoint | Self::Unreachable { .. } => None,
+            _ => None,
         }
     }
 
@@ -46,7 +55,7 @@ impl ClientError {
                 ),
             },
             Self::Unreachable { .. } => true,
-            Self::Address(_) | Self::NoEndpoint | Self::GaveUp { .. } => false,
+            _ => false,
         }
     }
 

@@ -5,11 +5,11 @@
 //!
 //! ```no_run
 //! use futures::StreamExt as _;
-//! use kvasir_client::{Client, Update};
+//! use kvasir_client::{Client, Target, Update};
 //! use kvasir_proto::v1::{GenerateRequest, generate_request::Prompt, generate_response::Event};
 //!
 //! # async fn run() -> Result<(), kvasir_client::ClientError> {
-//! let client = Client::new(["http://127.0.0.1:50051"])?;
+//! let client = Client::new([Target::plain("http://127.0.0.1:50051")?])?;
 //! let request = GenerateRequest {
 //!     prompt: Some(Prompt::Text("Once upon a time".to_owned())),
 //!     max_tokens: Some(64),
@@ -31,7 +31,8 @@ mod endpoints;
 mod error;
 mod progress;
 mod resuming;
+mod target;
 
-pub use endpoints::connect;
 pub use error::{ClientError, ERROR_NAME, RETRY_AFTER, error_name, retry_after};
 pub use resuming::{Answers, Client, Update};
+pub use target::{Bearer, Channel, Target};

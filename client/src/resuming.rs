@@ -4,9 +4,9 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt as _, stream::select_all};
 use kvasir_proto::v1::{self, inference_client::InferenceClient};
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Status, Streaming};
 
-use crate::{ClientError, endpoints::Endpoints, progress::Progress};
+use crate::{Channel, ClientError, Target, endpoints::Endpoints, progress::Progress};
 
 /// Attempts without anything new between them; with the pauses below they last about a minute.
 const RESUMES_MAX: u32 = 35;
@@ -36,10 +36,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Endpoints as `http://host:port`; nothing is connected yet. Errors if one is no endpoint, or none is given.
-    pub fn new(endpoints: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, ClientError> {
+    /// Nothing is connected yet. Errors if there is no target.
+    pub fn new(targets: impl IntoIterator<Item = Target>) -> Result<Self, ClientError> {
         Ok(Self {
-            endpoints: Arc::new(Endpoints::new(endpoints)?),
+            endpoints: Arc::new(Endpoints::new(targets)?),
             resumes: true,
         })
     }

@@ -59,7 +59,7 @@ pub use event::{
     PrefixCopyReport, ReshardError, ReshardOutcome, ReshardReport, SequenceError, SessionId, Usage,
 };
 pub use group_role::{GroupRole, UnknownRole};
-pub use grpc::InferenceService;
+pub use grpc::{AdminService, InferenceService, ModelFacts};
 pub use prefix_copy::{PrefixCopying, UnknownPrefixCopying};
 pub use server::{Coordinator, CoordinatorConfig, CoordinatorError, run};
 pub use status::ClusterStatus;

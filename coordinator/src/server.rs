@@ -13,12 +13,10 @@ use kvasir_proto::{
         inference_server::{InferenceServer, SERVICE_NAME as INFERENCE},
     },
 };
+use kvasir_runtime::door::{Door, DoorConfig, DoorError};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
@@ -33,6 +31,13 @@ use crate::{
 /// A connection whose peer does not answer for so long is closed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of clients: a prompt of a million tokens, as text or as ids, fits.
+const CLIENT_MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Of operators and of whoever asks for health: names and numbers.
+const SMALL_MESSAGE_BYTES_MAX: usize = 64 << 10;
+const HEADERS_BYTES_MAX: u32 = 16 << 10;
+/// Of one connection, at a time.
+const STREAMS_MAX: u32 = 256;
 /// An output of 65536 scored positions with 20 likeliest tokens each takes 10 MB.
 const WORKER_MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Streams have ended by themselves long before; this is for clients that do not let go.
@@ -72,6 +77,8 @@ pub struct CoordinatorConfig {
     pub step_tokens_max: u32,
     pub chunk_tokens_max: u32,
     pub mixed_prefill_tokens_max: u32,
+    /// Who may come in.
+    pub door: DoorConfig,
 }
 
 impl CoordinatorConfig {
@@ -98,6 +105,7 @@ impl CoordinatorConfig {
             step_tokens_max: 512,
             chunk_tokens_max: 256,
             mixed_prefill_tokens_max: 64,
+            door: DoorConfig::default(),
         }
     }
 }
@@ -113,6 +121,8 @@ pub enum CoordinatorError {
     Roles { role: GroupRole, lacks: &'static str },
     #[error(transparent)]
     BlockSize(#[from] CellLayoutError),
+    #[error(transparent)]
+    Door(#[from] DoorError),
     #[error("cannot listen: {source}")]
     Listen { source: io::Error },
     #[error("the server failed: {source}")]
@@ -141,25 +151,37 @@ pub async fn run(
 /// A coordinator that has read its model and does not serve yet.
 pub struct Coordinator {
     config: CoordinatorConfig,
-    model: ServedModel,
+    door: Door,
+    inference: InferenceService,
+    admin: AdminService,
     driver: Driver,
     cluster: ClusterHandle,
-    inference: InferenceService,
 }
 
 impl Coordinator {
-    /// Reads the model file once, for its hash.
+    /// Reads the model file once, for its hash, and the files that say who may come in.
     pub async fn open(config: CoordinatorConfig) -> Result<Self, CoordinatorError> {
-        let opening = tokio::task::spawn_blocking(move || open(&config).map(|model| (config, model)));
-        let (config, model) = opening.await.map_err(ended_early)??;
-        let (driver, cluster) = Driver::new(Cluster::new(cluster_config(&config, &model), model.layout.clone()));
-        Ok(Self {
-            inference: InferenceService::new(cluster.clone(), model.intake.clone(), model.facts.clone()),
+        let opening = tokio::task::spawn_blocking(move || {
+            let door = Door::open(&config.door)?;
+            let model = open(&config)?;
+            Ok(Self::new(config, door, model))
+        });
+        opening.await.map_err(ended_early)?
+    }
+
+    fn new(config: CoordinatorConfig, door: Door, model: ServedModel) -> Self {
+        let (driver, cluster) = Driver::new(Cluster::new(cluster_config(&config, &model), model.layout));
+        let refusals = Arc::clone(door.refusals());
+        let workers_wanted = config.group_sizes.iter().sum();
+        let admin = AdminService::new(cluster.clone(), model.facts.clone(), workers_wanted, refusals);
+        Self {
             config,
-            model,
+            door,
+            inference: InferenceService::new(cluster.clone(), model.intake, model.facts),
+            admin,
             driver,
             cluster,
-        })
+        }
     }
 
     /// The service that clients ask, for another door to it. It answers while `serve` runs.
@@ -167,25 +189,27 @@ impl Coordinator {
         self.inference.clone()
     }
 
+    /// Who may come in, for another door.
+    pub fn door(&self) -> Door {
+        self.door.clone()
+    }
+
+    /// What `Admin` answers, for the process that the coordinator is in. Answers while it serves.
+    pub fn admin(&self) -> AdminService {
+        self.admin.clone()
+    }
+
     /// What `run` does after opening.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), CoordinatorError> {
-        let Self {
-            config,
-            model,
-            driver,
-            cluster,
-            inference,
-        } = self;
         let address = listener
             .local_addr()
             .map_err(|source| CoordinatorError::Listen { source })?;
+        let facts = self.admin.model();
+        info!(%address, model = facts.name, numerics_id = %facts.numerics_id, groups = ?self.config.group_sizes, "coordinator listens");
         let tasks = TaskTracker::new();
-        let driving = tasks.spawn(drive(driver, shutdown.clone()));
-        info!(%address, model = model.facts.name, numerics_id = %model.facts.numerics_id, groups = ?config.group_sizes, "coordinator listens");
-        let workers_wanted = config.group_sizes.iter().sum();
-        let admin = AdminService::new(cluster.clone(), model.facts, workers_wanted);
-        let routes = routes(inference, admin, &cluster, &tasks, &shutdown).await;
-        let served = serve(listener, routes, &shutdown).await;
+        let routes = self.routes(&tasks, &shutdown).await;
+        let driving = tasks.spawn(drive(self.driver, shutdown.clone()));
+        let served = serve(listener, &self.door, routes, &shutdown).await;
         shutdown.cancel();
         tasks.close();
         if tokio::time::timeout(SHUTDOWN_GRACE, tasks.wait()).await.is_err() {
@@ -194,6 +218,33 @@ impl Coordinator {
         }
         driving.await.map_err(ended_early)?;
         served
+    }
+
+    async fn routes(&self, tasks: &TaskTracker, shutdown: &CancellationToken) -> Routes {
+        let (reporter, health) = tonic_health::server::health_reporter();
+        // Before the first connection, or an early client would hear that there is no such service.
+        let mut ready = self.cluster.ready();
+        let is_ready = *ready.borrow_and_update();
+        report_health(&reporter, is_ready).await;
+        tasks.spawn(keep_health(reporter, ready, shutdown.clone()));
+        let workers = ClusterService::new(self.cluster.clone(), tasks.clone(), Arc::clone(self.door.refusals()));
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let embedded = "descriptors that the build made";
+        let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
+        let (small, of_clients) = (SMALL_MESSAGE_BYTES_MAX, CLIENT_MESSAGE_BYTES_MAX);
+        let open_inference = OpenInferenceService::new(self.inference.clone());
+        Routes::new(health.max_decoding_message_size(small))
+            .add_service(InferenceServer::new(self.inference.clone()).max_decoding_message_size(of_clients))
+            .add_service(GrpcInferenceServiceServer::new(open_inference).max_decoding_message_size(of_clients))
+            .add_service(AdminServer::new(self.admin.clone()).max_decoding_message_size(small))
+            .add_service(ClusterServer::new(workers).max_decoding_message_size(WORKER_MESSAGE_BYTES_MAX))
+            .add_service(v1.expect(embedded).max_decoding_message_size(small))
+            // grpcurl before 1.9 asks for this one only.
+            .add_service(v1alpha.expect(embedded).max_decoding_message_size(small))
     }
 }
 
@@ -312,38 +363,6 @@ async fn drive(driver: Driver, shutdown: CancellationToken) {
     driver.run(shutdown).await;
 }
 
-async fn routes(
-    inference: InferenceService,
-    admin: AdminService,
-    cluster: &ClusterHandle,
-    tasks: &TaskTracker,
-    shutdown: &CancellationToken,
-) -> Routes {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    // Before the first connection, or an early client would hear that there is no such service.
-    let mut ready = cluster.ready();
-    let is_ready = *ready.borrow_and_update();
-    report_health(&reporter, is_ready).await;
-    tasks.spawn(keep_health(reporter, ready, shutdown.clone()));
-    let workers = ClusterService::new(cluster.clone(), tasks.clone());
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let embedded = "descriptors that the build made";
-    Routes::new(health)
-        .add_service(GrpcInferenceServiceServer::new(OpenInferenceService::new(
-            inference.clone(),
-        )))
-        .add_service(InferenceServer::new(inference))
-        .add_service(AdminServer::new(admin))
-        .add_service(ClusterServer::new(workers).max_decoding_message_size(WORKER_MESSAGE_BYTES_MAX))
-        .add_service(reflection().build_v1().expect(embedded))
-        // grpcurl before 1.9 asks for this one only.
-        .add_service(reflection().build_v1alpha().expect(embedded))
-}
-
 /// `""` is the whole server. The admin service answers always; answers come only while a group serves.
 async fn report_health(reporter: &HealthReporter, ready: bool) {
     let status = match ready {
@@ -366,11 +385,19 @@ async fn keep_health(reporter: HealthReporter, mut ready: watch::Receiver<bool>,
     }
 }
 
-async fn serve(listener: TcpListener, routes: Routes, shutdown: &CancellationToken) -> Result<(), CoordinatorError> {
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+async fn serve(
+    listener: TcpListener,
+    door: &Door,
+    routes: Routes,
+    shutdown: &CancellationToken,
+) -> Result<(), CoordinatorError> {
+    let incoming = door.incoming(listener, &["h2"]).map_err(DoorError::from)?;
     let server = Server::builder()
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_header_list_size(HEADERS_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(door.layer())
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, shutdown.cancelled());
     let out_of_grace = async {

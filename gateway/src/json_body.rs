@@ -7,8 +7,8 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
 use crate::{ApiError, fields::Fields};
 
-/// A prompt of a million tokens in words, or of 400,000 as ids.
-const BODY_BYTES_MAX: usize = 8 << 20;
+/// A prompt of a million tokens in words, or of half a million as ids; what the service behind takes in one message.
+const BODY_BYTES_MAX: usize = 4 << 20;
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Errors if it is too large, too slow, broken, or no JSON object.

@@ -1,8 +1,9 @@
 //! `kvasir.v1.Inference` by asking others: coordinators that serve the same model, with retry and resume.
 
 use futures::StreamExt as _;
-use kvasir_client::{Client, ClientError, Update};
+use kvasir_client::{Client, ClientError, Target, Update};
 use kvasir_proto::v1::{self, inference_server::Inference};
+use kvasir_runtime::access::Principal;
 use tonic::{Request, Response, Status};
 
 use crate::answers::Responses;
@@ -14,10 +15,10 @@ pub struct RemoteInference {
 }
 
 impl RemoteInference {
-    /// Endpoints as `http://host:port`. Errors if one is no endpoint, or none is given.
-    pub fn new(endpoints: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, ClientError> {
+    /// Errors if there is no target.
+    pub fn new(targets: impl IntoIterator<Item = Target>) -> Result<Self, ClientError> {
         Ok(Self {
-            client: Client::new(endpoints)?,
+            client: Client::new(targets)?,
         })
     }
 }
@@ -27,7 +28,13 @@ impl Inference for RemoteInference {
     type GenerateStream = Responses;
 
     async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<Responses>, Status> {
-        let updates = self.client.generate(request.into_inner()).await?;
+        let owner = request.extensions().get::<Principal>().cloned();
+        let mut request = request.into_inner();
+        if let Some(owner) = owner {
+            // The coordinator knows this process alone.
+            request.tenant = owner.tenant(&request.tenant);
+        }
+        let updates = self.client.generate(request).await?;
         let responses = updates.filter_map(|update| async {
             match update {
                 Ok(Update::Response(response)) => Some(Ok(response)),

@@ -3,15 +3,22 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::Router;
+use futures::StreamExt as _;
+use hyper::{Request, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
-    service::TowerToHyperService,
 };
 use kvasir_proto::v1::inference_server::Inference;
-use tokio::net::{TcpListener, TcpStream};
+use kvasir_runtime::{
+    access::AccessService,
+    door::{Conn, Door, DoorError},
+};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tower_layer::Layer as _;
+use tower_service::Service as _;
+use tracing::{debug, info};
 
 use crate::{
     answers::{Responses, Upstream},
@@ -26,8 +33,9 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 const STREAMS_MAX: u32 = 256;
 /// Streams have ended by themselves long before; this is for clients that do not let go.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
-/// After an error of the listener that will not pass at once, such as a lack of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A connection of HTTP/2 whose peer does not answer for so long is closed.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The door and the service behind it.
 pub struct Gateway {
@@ -48,24 +56,30 @@ impl std::fmt::Debug for Gateway {
     }
 }
 
-/// Serves on `listener` until `shutdown`, and then for as long as responses take, at most three seconds.
-pub async fn serve(listener: TcpListener, gateway: Gateway, shutdown: CancellationToken) {
-    let router = routes::router(Arc::new(gateway));
+/// Serves whom the door lets in until `shutdown`, and then for as long as responses take, at most three seconds.
+///
+/// Errors if the door's certificate cannot be used.
+pub async fn serve(
+    listener: TcpListener,
+    door: &Door,
+    gateway: Gateway,
+    shutdown: CancellationToken,
+) -> Result<(), DoorError> {
+    let service = door.layer().layer(routes::router(Arc::new(gateway)));
     let connections = GracefulShutdown::new();
     if let Ok(address) = listener.local_addr() {
         info!(%address, "HTTP door listens");
     }
+    let mut incoming = door.incoming(listener, &["h2", "http/1.1"])?;
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = incoming.next() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => attend(stream, router.clone(), &connections),
-            Err(error) => {
-                warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+            Some(Ok(conn)) => attend(conn, service.clone(), &connections),
+            Some(Err(error)) => debug!(%error, "a connection did not come about"),
+            None => break,
         }
     }
     if tokio::time::timeout(SHUTDOWN_GRACE, connections.shutdown())
@@ -74,13 +88,10 @@ pub async fn serve(listener: TcpListener, gateway: Gateway, shutdown: Cancellati
     {
         debug!("some clients did not let go");
     }
+    Ok(())
 }
 
-fn attend(stream: TcpStream, router: Router, connections: &GracefulShutdown) {
-    // Tokens must not wait for others to fill a packet.
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "cannot set TCP_NODELAY");
-    }
+fn attend(conn: Conn, service: AccessService<Router>, connections: &GracefulShutdown) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -92,8 +103,16 @@ fn attend(stream: TcpStream, router: Router, connections: &GracefulShutdown) {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEAD_BYTES_MAX as u32);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    let info = conn.info().clone();
+    let answer = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(info.clone());
+        let mut service = service.clone();
+        async move { service.call(request).await }
+    });
+    let connection = builder.serve_connection(TokioIo::new(conn), answer);
     let connection = connections.watch(connection.into_owned());
     tokio::spawn(async move {
         if let Err(error) = connection.await {

@@ -6,15 +6,20 @@ use std::net::{SocketAddr, ToSocketAddrs};
 pub enum AddressError {
     #[error("`{0}` is not an address; write host:port, for example 127.0.0.1:50051")]
     NotAnAddress(String),
-    #[error("`{0}` is not an endpoint; write http://host:port, for example http://127.0.0.1:50051")]
+    #[error(
+        "`{0}` is not an endpoint; write http://host:port or https://host:port, for example http://127.0.0.1:50051"
+    )]
     NotAnEndpoint(String),
-    #[error("https is not supported yet: `{0}`; write http://host:port")]
-    Https(String),
     #[error(
         "{address} can be reached from other machines, and connections are neither encrypted nor authenticated; \
-         listen on 127.0.0.1, or pass --insecure if this network is trusted"
+         listen on 127.0.0.1, give certificates (kvasir certs makes some), or pass --insecure if this network is trusted"
     )]
     NotLoopback { address: SocketAddr },
+    #[error(
+        "{address} can be reached from other machines, and connections are encrypted but anybody may make them; give \
+         --tls-ca or --api-keys, or pass --insecure if this network is trusted"
+    )]
+    NotAuthenticated { address: SocketAddr },
 }
 
 /// An address to listen on. Names are resolved; the first address counts.
@@ -27,25 +32,17 @@ pub fn parse_address(text: &str) -> Result<SocketAddr, AddressError> {
 /// An endpoint to connect to, as a URL; a bare `host:port` is taken as http.
 pub fn parse_endpoint(text: &str) -> Result<String, AddressError> {
     let refuse = || AddressError::NotAnEndpoint(text.to_owned());
-    if text.starts_with("https://") {
-        return Err(AddressError::Https(text.to_owned()));
-    }
-    let authority = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    let (scheme, rest) = match text.strip_prefix("https://") {
+        Some(rest) => ("https", rest),
+        None => ("http", text.strip_prefix("http://").unwrap_or(text)),
+    };
+    let authority = rest.trim_end_matches('/');
     let (host, port) = authority.rsplit_once(':').ok_or_else(refuse)?;
     let forbidden = |c: char| c.is_whitespace() || c == '/' || c == '@';
     if host.is_empty() || host.contains(forbidden) || port.parse::<u16>().is_err() {
         return Err(refuse());
     }
-    Ok(format!("http://{host}:{port}"))
-}
-
-/// Errors unless only this machine can reach `address`, or the operator said that it is meant.
-pub fn require_loopback(address: SocketAddr, insecure: bool) -> Result<SocketAddr, AddressError> {
-    if address.ip().is_loopback() || insecure {
-        Ok(address)
-    } else {
-        Err(AddressError::NotLoopback { address })
-    }
+    Ok(format!("{scheme}://{host}:{port}"))
 }
 
 #[cfg(test)]
@@ -65,20 +62,7 @@ mod tests {
                 "{text}"
             );
         }
-        assert!(matches!(parse_endpoint("https://x:1"), Err(AddressError::Https(_))));
-    }
-
-    #[test]
-    fn only_loopback_is_open_without_a_word() {
-        let open = parse_address("0.0.0.0:1").unwrap();
-        let local = parse_address("127.0.0.1:1").unwrap();
-        assert!(
-            require_loopback(open, false)
-                .unwrap_err()
-                .to_string()
-                .contains("--insecure")
-        );
-        assert_eq!(require_loopback(open, true), Ok(open));
-        assert_eq!(require_loopback(local, false), Ok(local));
+        assert_eq!(parse_endpoint("https://x:1/").as_deref(), Ok("https://x:1"));
+        assert!(parse_endpoint("https://x").is_err());
     }
 }

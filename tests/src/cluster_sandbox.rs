@@ -15,12 +15,14 @@ use std::{
 
 use kvasir_kv::{PromptLogprob, TokenId};
 use kvasir_proto::v1::{self, generate_request::Prompt, generate_response::Event, inference_client::InferenceClient};
+use kvasir_runtime::tls::ClientTls;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tonic::{Status, Streaming, transport::Channel};
 
 use crate::{
+    certs::{Certs, dial},
     parity,
     rank_group::{Answer, Generation},
 };
@@ -53,7 +55,16 @@ pub fn kvasir<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
 fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(kvasir_binary());
     command.args(args).stdin(Stdio::null());
-    for name in ["KVASIR_ENDPOINT", "KVASIR_COORDINATOR", "KVASIR_LOG", "RUST_LOG"] {
+    for name in [
+        "KVASIR_API_KEY",
+        "KVASIR_COORDINATOR",
+        "KVASIR_ENDPOINT",
+        "KVASIR_LOG",
+        "KVASIR_TLS_CA",
+        "KVASIR_TLS_CERT",
+        "KVASIR_TLS_KEY",
+        "RUST_LOG",
+    ] {
         command.env_remove(name);
     }
     command
@@ -137,6 +148,9 @@ pub struct ClusterSandbox {
     endpoint: String,
     worker_pids: Vec<u32>,
     folder: TempDir,
+    /// What this test's clients show, as flags and as such.
+    credentials: Vec<String>,
+    tls: Option<ClientTls>,
 }
 
 impl ClusterSandbox {
@@ -144,26 +158,39 @@ impl ClusterSandbox {
     pub fn start(model: &Path, workers: u32, flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (model, workers) = (model.to_str().expect("a plain path"), workers.to_string());
-        let mut args = vec![
-            "up",
-            "--model",
-            model,
-            "--workers",
-            &workers,
-            "--grpc",
-            "127.0.0.1:0",
-            "--json",
-        ];
+        let mut args = vec!["up", "--model", model, "--workers", &workers, "--json"];
+        if !flags.contains(&"--grpc") {
+            args.extend(["--grpc", "127.0.0.1:0"]);
+        }
         args.extend(flags);
         let (up, line) = KvasirProcess::start_and_read_line(&args, folder.path().join("up.log"));
         let ready: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no ready line: {}", up.log()));
         let pid = |worker: &Value| worker["pid"].as_u64().expect("a pid") as u32;
         Self {
-            endpoint: ready["grpc"].as_str().expect("an address").to_owned(),
+            // Nobody is at an unspecified address.
+            endpoint: ready["grpc"]
+                .as_str()
+                .expect("an address")
+                .replace("0.0.0.0", "127.0.0.1"),
             worker_pids: ready["workers"].as_array().expect("a list").iter().map(pid).collect(),
             up,
             folder,
+            credentials: Vec::new(),
+            tls: None,
         }
+    }
+
+    /// As `start`, with TLS everywhere; whoever asks through this is the admin.
+    pub fn start_encrypted(model: &Path, workers: u32, flags: &[&str], certs: &Certs) -> Self {
+        let mut sandbox = Self::start(model, workers, &[&["--tls-dir", certs.dir()], flags].concat());
+        sandbox.credentials = certs.flags_of("admin");
+        sandbox.tls = Some(certs.tls(Some("admin")));
+        sandbox
+    }
+
+    /// Whoever asks by commands is the holder of this key.
+    pub fn show_key(&mut self, key: &str) {
+        self.credentials.extend(["--api-key".to_owned(), key.to_owned()]);
     }
 
     pub fn endpoint(&self) -> &str {
@@ -204,7 +231,13 @@ impl ClusterSandbox {
 
     /// Runs a client command of the binary against this cluster.
     pub fn kvasir(&self, args: &[&str]) -> Output {
-        kvasir(args.iter().copied().chain(["--endpoint", &self.endpoint]))
+        let credentials = self.credentials.iter().map(String::as_str);
+        kvasir(
+            args.iter()
+                .copied()
+                .chain(["--endpoint", &self.endpoint])
+                .chain(credentials),
+        )
     }
 
     /// What `kvasir status --json` prints.
@@ -245,8 +278,13 @@ impl ClusterSandbox {
     }
 
     pub async fn inference(&self) -> InferenceClient<Channel> {
-        let client = InferenceClient::connect(self.endpoint.clone()).await;
-        client.expect("the cluster accepts connections")
+        InferenceClient::new(self.channel().await)
+    }
+
+    /// Of whoever this sandbox's clients are.
+    pub async fn channel(&self) -> Channel {
+        let channel = dial(&self.endpoint, self.tls.as_ref()).await;
+        channel.expect("the cluster accepts connections")
     }
 
     /// For a test that reads the messages itself.

@@ -19,9 +19,8 @@ pub struct ClusterWatch {
 
 impl ClusterWatch {
     pub async fn of(sandbox: &ClusterSandbox) -> Self {
-        let admin = AdminClient::connect(sandbox.endpoint().to_owned()).await;
         Self {
-            admin: admin.expect("the cluster accepts connections"),
+            admin: AdminClient::new(sandbox.channel().await),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+pub mod certs;
 pub mod cluster_sandbox;
 pub mod cluster_watch;
 pub mod engine_cluster;
@@ -10,8 +11,10 @@ pub mod golden;
 pub mod gpu_bench;
 pub mod http_answer;
 pub mod hub_server;
+pub mod listening_ports;
 pub mod lockstep;
 pub mod model_folder;
+pub mod network_namespace;
 pub mod quantize;
 pub mod reference_models;
 pub mod request_set;

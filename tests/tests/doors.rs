@@ -178,7 +178,7 @@ fn addresses_that_do_not_work_are_named() {
         let at = |endpoint: &str| kvasir([client.clone(), vec!["--endpoint", endpoint]].concat());
         assert_refused(&at("127.0.0.1:1"), 1, &["http://127.0.0.1:1", "refused"]);
         assert_refused(&at("nonsense"), 1, &["nonsense", "http://host:port"]);
-        assert_refused(&at("https://127.0.0.1:1"), 1, &["https is not supported"]);
+        assert_refused(&at("https://127.0.0.1:1"), 1, &["https://127.0.0.1:1", "--tls-ca"]);
     }
 }
 

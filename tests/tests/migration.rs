@@ -10,6 +10,7 @@ use std::{
 
 use kvasir_proto::v1::{self, admin_client::AdminClient};
 use kvasir_tests::{
+    certs::Certs,
     cluster_sandbox::{ClusterSandbox, kill, terminate, wait_gone},
     moving,
     sim::dice::Dice,
@@ -126,7 +127,7 @@ async fn a_hundred_migrations_and_thirty_reshards_under_sixteen_streams_change_n
         migrations: 100,
         reshards: 30,
     };
-    let status = stir_all(&["--no-rebalance", "--groups", "1,2,3"], goal).await;
+    let status = stir_all(&["--no-rebalance", "--groups", "1,2,3"], goal, None).await;
     // All workers are on one host.
     let bytes = count(&status, "transfer_bytes");
     assert_eq!(count(&status, "transfer_shared_bytes"), bytes, "{status:#}");
@@ -138,20 +139,41 @@ async fn cells_that_go_through_connections_change_no_bit_either() {
         migrations: 20,
         reshards: 6,
     };
-    let status = stir_all(&["--no-rebalance", "--groups", "1,2,3", "--transport", "tcp"], goal).await;
+    let flags = ["--no-rebalance", "--groups", "1,2,3", "--transport", "tcp"];
+    let status = stir_all(&flags, goal, None).await;
     assert_eq!(count(&status, "transfer_shared_bytes"), 0, "{status:#}");
 }
 
+/// Certificates on every link: clients, sessions, sums and cells.
+#[tokio::test]
+async fn sums_and_cells_that_go_through_encrypted_connections_change_no_bit_either() {
+    let goal = Goal {
+        migrations: 8,
+        reshards: 3,
+    };
+    let certs = Certs::make(&["--workers", "w0,w1,w2,w3,w4,w5,spare-0,spare-1"]);
+    let flags = ["--no-rebalance", "--groups", "1,2,3", "--transport", "tcp"];
+    let status = stir_all(&flags, goal, Some(&certs)).await;
+    assert_eq!(count(&status, "transfer_shared_bytes"), 0, "{status:#}");
+    let over_tcp = |group: &Value| group["transport"] == "tcp" || group["ranks"].as_array().unwrap().len() == 1;
+    assert!(status["groups"].as_array().unwrap().iter().all(over_tcp), "{status:#}");
+}
+
 /// Moves and reshards under sixteen streams until the goal is reached; returns what the cluster says then.
-async fn stir_all(flags: &[&str], goal: Goal) -> Value {
+async fn stir_all(flags: &[&str], goal: Goal, certs: Option<&Certs>) -> Value {
     let model = kvasir_tests::default_model();
-    let sandbox = ClusterSandbox::start(&model, 6, flags);
-    let _spares = [
-        sandbox.add_worker(&model, "spare-0"),
-        sandbox.add_worker(&model, "spare-1"),
-    ];
+    let sandbox = match certs {
+        Some(certs) => ClusterSandbox::start_encrypted(&model, 6, flags, certs),
+        None => ClusterSandbox::start(&model, 6, flags),
+    };
+    let add_spare = |id: &str| {
+        let flags = certs.map_or_else(Vec::new, |certs| certs.flags_of(&format!("worker-{id}")));
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        sandbox.add_worker_with(&model, id, &flags)
+    };
+    let _spares = ["spare-0", "spare-1"].map(add_spare);
     sandbox.wait_for("the spares", |status| status["spares"].as_array().unwrap().len() == 2);
-    let mut admin = AdminClient::connect(sandbox.endpoint().to_owned()).await.unwrap();
+    let mut admin = AdminClient::new(sandbox.channel().await);
     let (expected, generations) = (moving::digests(), moving::generations());
     let (mut dice, mut epochs) = (dice(), Epochs::default());
     let (mut moves, mut reshards) = (0, 0);

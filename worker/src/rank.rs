@@ -20,6 +20,7 @@ use kvasir_kv::{
 };
 
 use kvasir_model::{Checkpoint, TokenMask};
+use kvasir_runtime::tls::PeerDoor;
 
 pub use crate::rank_control::RankControl;
 use crate::{
@@ -166,6 +167,7 @@ fn intersection(a: &Range<u32>, b: &Range<u32>) -> Range<u32> {
 #[allow(missing_debug_implementations)] // a thread's state, never printed
 pub struct RankWorker<F> {
     config: RankConfig,
+    peers: PeerDoor,
     backend: Box<dyn Backend>,
     control: Arc<RankControl>,
     send: F,
@@ -186,6 +188,7 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
         let (sampler, constrained, forward) = Default::default();
         Self {
             config,
+            peers: PeerDoor::default(),
             backend,
             control,
             send,
@@ -203,6 +206,12 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
     /// Follows constraints; without, a sequence that has one cannot be answered.
     pub fn with_constraints(mut self, checkpoint: Arc<Checkpoint>) -> Self {
         self.constrained = Constrained::new(checkpoint);
+        self
+    }
+
+    /// How its peers are met over TCP; in the open if nothing is said.
+    pub fn with_peers(mut self, peers: PeerDoor) -> Self {
+        self.peers = peers;
         self
     }
 
@@ -394,7 +403,7 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             epoch: spec.epoch,
             endpoint: endpoint.0,
         });
-        Ok(listening)
+        Ok(listening.behind(self.peers.clone()))
     }
 
     /// Makes ready for an epoch beside the one that runs.

@@ -17,6 +17,7 @@ use kvasir_proto::{
     convert::{self, ConvertError},
     v1::{self, cluster_client::ClusterClient},
 };
+use kvasir_runtime::tls::{self, ClientTls, ClientTlsFiles, PeerDoor, PeerTls, PeerTlsFiles, TlsError};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -46,9 +47,11 @@ const REJOIN_WAIT_MAX: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
     pub model: PathBuf,
-    /// `http://host:port`
+    /// `http://host:port` or `https://host:port`
     pub coordinator: String,
-    /// Unique in the cluster; made from host and process id if absent.
+    /// For a coordinator with TLS. With a pair, peers are met with TLS as well.
+    pub tls: Option<ClientTlsFiles>,
+    /// Unique in the cluster; that of the certificate if absent, or made from the process id.
     pub id: Option<String>,
     /// Threads of the rank, at least 1.
     pub threads: usize,
@@ -73,6 +76,7 @@ impl WorkerConfig {
         Self {
             model,
             coordinator,
+            tls: None,
             id: None,
             threads: 1,
             kv_dtype: KvDtype::F16,
@@ -96,7 +100,9 @@ pub enum WorkerError {
     Block(#[from] CellLayoutError),
     #[error(transparent)]
     Backend(#[from] BackendError),
-    #[error("`{url}` is not a coordinator's address: {reason}; expected http://HOST:PORT")]
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("`{url}` is not a coordinator's address: {reason}; expected http://HOST:PORT or https://HOST:PORT")]
     Address { url: String, reason: String },
     #[error("the coordinator refused this worker: {0}")]
     Refused(String),
@@ -148,7 +154,7 @@ fn endpoint(url: &str) -> Result<Endpoint, WorkerError> {
         url: url.to_owned(),
         reason,
     };
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| bad(error.to_string()))?;
+    let endpoint = tls::endpoint(url).map_err(|error| bad(error.to_string()))?;
     if endpoint.uri().host().is_none() || endpoint.uri().scheme().is_none() {
         return Err(bad("no scheme or host".to_owned()));
     }
@@ -161,6 +167,7 @@ fn endpoint(url: &str) -> Result<Endpoint, WorkerError> {
 
 struct Worker {
     config: WorkerConfig,
+    tls: Option<ClientTls>,
     id: WorkerId,
     numerics_id: NumericsId,
     control: Arc<RankControl>,
@@ -173,6 +180,10 @@ struct Worker {
 
 impl Worker {
     fn start(config: WorkerConfig) -> Result<Self, WorkerError> {
+        let tls = config.tls.clone().map(ClientTls::to_coordinator).transpose()?;
+        let peer_tls = peer_files(&config).map(PeerTls::open).transpose()?;
+        let certified = peer_tls.as_ref().map(PeerTls::worker_id);
+        let peers = PeerDoor::new(peer_tls);
         let open = Checkpoint::open(&config.model);
         let checkpoint = Arc::new(open.map_err(|source| WorkerError::Model {
             path: config.model.clone(),
@@ -184,6 +195,7 @@ impl Worker {
             config
                 .id
                 .clone()
+                .or(certified)
                 .unwrap_or_else(|| format!("worker-{}", std::process::id())),
         );
         let control = Arc::new(RankControl::default());
@@ -198,7 +210,7 @@ impl Worker {
                 let _ = wake.send(RankInput::Wake);
             },
         );
-        let hub = Arc::new(hub);
+        let hub = Arc::new(hub.with_peers(peers.clone()));
         let own_inbox = to_rank.clone();
         // Fails only when the process is ending.
         let notify = move |input| drop(own_inbox.send(input));
@@ -214,6 +226,7 @@ impl Worker {
             },
         )
         .with_constraints(checkpoint)
+        .with_peers(peers)
         .with_transfers(hub, notify);
         let rank = std::thread::Builder::new()
             .name("kvasir-rank-0".to_owned())
@@ -222,6 +235,7 @@ impl Worker {
         let from_rank = tokio::sync::Mutex::new(from_rank);
         Ok(Self {
             config,
+            tls,
             id,
             numerics_id,
             control,
@@ -311,8 +325,7 @@ impl Worker {
         &self,
         endpoint: &Endpoint,
     ) -> Result<(Sender<v1::FromWorker>, tonic::Streaming<v1::ToWorker>), SessionEnd> {
-        let channel_up = endpoint
-            .connect()
+        let channel_up = tls::dial(endpoint, self.tls.as_ref())
             .await
             .map_err(|error| SessionEnd::Lost(with_source(&error)))?;
         let mut client = ClusterClient::new(channel_up)
@@ -353,6 +366,12 @@ impl Worker {
         let sent = self.to_rank.send(RankInput::FromCoordinator(message));
         (sent.is_err() || self.rank.is_finished()).then_some(SessionEnd::RankDied)
     }
+}
+
+/// Workers with a certificate meet each other with it.
+fn peer_files(config: &WorkerConfig) -> Option<PeerTlsFiles> {
+    let ClientTlsFiles { authority, pair } = config.tls.clone()?;
+    pair.map(|pair| PeerTlsFiles { authority, pair })
 }
 
 fn make_backend(config: &WorkerConfig, checkpoint: Arc<Checkpoint>) -> Result<Box<dyn Backend>, WorkerError> {
@@ -397,10 +416,16 @@ async fn heartbeats(control: Arc<RankControl>, up: Sender<v1::FromWorker>) {
 /// A coordinator that names a fault of ours will name it again; anything else may pass.
 fn lost(status: &tonic::Status) -> SessionEnd {
     match status.code() {
-        tonic::Code::FailedPrecondition | tonic::Code::InvalidArgument | tonic::Code::Unimplemented => {
-            SessionEnd::Refused(status.message().to_owned())
-        }
-        _ => SessionEnd::Lost(status.message().to_owned()),
+        tonic::Code::FailedPrecondition
+        | tonic::Code::InvalidArgument
+        | tonic::Code::Unimplemented
+        | tonic::Code::PermissionDenied
+        | tonic::Code::Unauthenticated => SessionEnd::Refused(status.message().to_owned()),
+        // A certificate that is turned away in the handshake is told of here, too: it may be renewed.
+        _ => match std::error::Error::source(status) {
+            Some(source) => SessionEnd::Lost(format!("{}: {}", status.message(), with_source(source))),
+            None => SessionEnd::Lost(status.message().to_owned()),
+        },
     }
 }
 

@@ -3,9 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
-use tonic::transport::Channel;
 
-use crate::client;
+use kvasir_client::{Channel, Target};
 
 const STREAMS_PER_CHANNEL: usize = 16;
 /// When all of these are full, they get more streams each.
@@ -13,7 +12,7 @@ const CHANNELS_MAX: usize = 256;
 
 #[derive(Debug)]
 pub struct Channels {
-    endpoint: String,
+    target: Target,
     open: Mutex<Vec<Lane>>,
 }
 
@@ -34,13 +33,13 @@ pub struct Lease {
 impl Channels {
     /// Opens as many as `streams` streams need, so that no measured request waits for it. Errors if the endpoint does
     /// not answer.
-    pub async fn connect(endpoint: &str, streams: usize) -> Result<Self> {
+    pub async fn connect(target: &Target, streams: usize) -> Result<Self> {
         let mut open = Vec::new();
         for _ in 0..streams.div_ceil(STREAMS_PER_CHANNEL).clamp(1, CHANNELS_MAX) {
-            open.push(Lane::connect(endpoint).await?);
+            open.push(Lane::connect(target).await?);
         }
         Ok(Self {
-            endpoint: endpoint.to_owned(),
+            target: target.clone(),
             open: Mutex::new(open),
         })
     }
@@ -50,7 +49,7 @@ impl Channels {
         if let Some(lease) = self.lease_open() {
             return Ok(lease);
         }
-        let lane = Lane::connect(&self.endpoint).await?;
+        let lane = Lane::connect(&self.target).await?;
         let lease = lane.lease();
         self.lock().push(lane);
         Ok(lease)
@@ -69,9 +68,9 @@ impl Channels {
 }
 
 impl Lane {
-    async fn connect(endpoint: &str) -> Result<Self> {
+    async fn connect(target: &Target) -> Result<Self> {
         Ok(Self {
-            channel: client::connect(endpoint).await?,
+            channel: target.connect().await?,
             streams: Arc::default(),
         })
     }

@@ -202,8 +202,8 @@ impl<'a> Run<'a> {
 
     /// Asks, and waits until the answer has begun.
     async fn begin(&mut self) -> Result<Stream> {
-        wait_until_quiet(&self.args.server.endpoint).await?;
-        let channel = client::connect(&self.args.server.endpoint).await?;
+        wait_until_quiet(&self.args.server.target()?).await?;
+        let channel = self.args.server.target()?.connect().await?;
         let request = self.workload.request(self.streams_begun);
         self.streams_begun += 1;
         let answer = tokio::spawn(Outcome::of(channel, request, |_| ()));
@@ -234,7 +234,7 @@ impl<'a> Run<'a> {
     }
 
     async fn requests(&self) -> Result<Vec<v1::SequenceStatus>> {
-        Ok(client::status(&self.args.server.endpoint).await?.sequences)
+        Ok(client::status(&self.args.server.target()?).await?.sequences)
     }
 
     async fn find(&self, stream: &Stream) -> Result<Option<v1::SequenceStatus>> {
@@ -260,7 +260,7 @@ impl<'a> Run<'a> {
     }
 
     async fn move_once(&mut self, stream: &Stream) -> Result<(Place, Duration)> {
-        let status = client::status(&self.args.server.endpoint).await?;
+        let status = client::status(&self.args.server.target()?).await?;
         match self.args.reshard {
             true => self.reshard(&status).await,
             false => self.migrate(stream, &status).await,
@@ -284,7 +284,7 @@ impl<'a> Run<'a> {
             request_id: stream.request_id.clone(),
             target_group: Some(target),
         };
-        let moved = client::migrate(&self.args.server.endpoint, order).await?;
+        let moved = client::migrate(&self.args.server.target()?, order).await?;
         let moved = moved.first().context("nothing was moved")?;
         if moved.outcome != "moved" {
             bail!("not moved: {}", moved.detail);
@@ -302,7 +302,7 @@ impl<'a> Run<'a> {
             _ => bail!("no free worker: start one more `kvasir worker`"),
         };
         let order = v1::ReshardRequest { group: group.id, ranks };
-        let done = client::reshard(&self.args.server.endpoint, order).await?;
+        let done = client::reshard(&self.args.server.target()?, order).await?;
         if done.outcome != "switched" {
             bail!("not resharded: {}", done.detail);
         }

@@ -5,7 +5,9 @@
 use std::time::{Duration, Instant};
 
 use kvasir_proto::v1::{self, generate_response::Event, inference_client::InferenceClient};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
+
+use kvasir_client::Channel;
 
 use crate::{answer::Answer, client};
 

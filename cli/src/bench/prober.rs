@@ -16,6 +16,8 @@ use super::{
     trial::{Trial, TrialKind},
     workload::Workload,
 };
+use kvasir_client::Target;
+
 use crate::client;
 
 #[derive(Debug)]
@@ -40,8 +42,8 @@ pub struct Sample {
 
 impl Prober {
     /// Opens the connections that so many streams need.
-    pub async fn connect(endpoint: &str, streams: u32) -> Result<Self> {
-        let status = client::status(endpoint).await?;
+    pub async fn connect(target: &Target, streams: u32) -> Result<Self> {
+        let status = client::status(target).await?;
         ensure!(
             status.vocab_size >= Workload::VOCAB_SIZE_MIN,
             "the coordinator names a vocabulary of {} tokens; prompts need {} or more, and a coordinator of this version",
@@ -49,7 +51,7 @@ impl Prober {
             Workload::VOCAB_SIZE_MIN
         );
         Ok(Self {
-            channels: Channels::connect(endpoint, streams as usize).await?,
+            channels: Channels::connect(target, streams as usize).await?,
             model: status.model,
             context_len: status.context_len,
             vocab_size: status.vocab_size,

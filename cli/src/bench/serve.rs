@@ -116,7 +116,7 @@ pub async fn run(args: ServeArgs) -> Result<()> {
 async fn measure(args: &ServeArgs) -> Result<Report> {
     let load = args.load();
     let client = Client {
-        channels: Channels::connect(&args.server.endpoint, load.streams()).await?,
+        channels: Channels::connect(&args.server.target()?, load.streams()).await?,
         workload: args.workload(),
     };
     let backgrounds = start_backgrounds(args).await?;
@@ -142,7 +142,7 @@ async fn start_backgrounds(args: &ServeArgs) -> Result<Vec<Background>> {
     let mut backgrounds = Vec::new();
     for (place, options) in (1..).zip(&args.background) {
         let client = Client {
-            channels: Channels::connect(&args.server.endpoint, usize::from(options.concurrency.get())).await?,
+            channels: Channels::connect(&args.server.target()?, usize::from(options.concurrency.get())).await?,
             workload: Workload {
                 place,
                 prompt_tokens: options.prompt_tokens,

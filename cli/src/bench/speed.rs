@@ -61,9 +61,9 @@ pub async fn run(args: SpeedArgs) -> Result<()> {
 
 async fn measure(args: &SpeedArgs) -> Result<Report> {
     let streams_max = args.streams.iter().copied().max().unwrap_or(1);
-    let mut prober = Prober::connect(&args.server.endpoint, streams_max).await?;
+    let mut prober = Prober::connect(&args.server.target()?, streams_max).await?;
     let trials = args.sizes().trials(prober.context_len)?;
-    wait_until_quiet(&args.server.endpoint).await?;
+    wait_until_quiet(&args.server.target()?).await?;
     // A warm-up of each: what it takes is not counted.
     for trial in &trials {
         prober.measure(trial).await?;

@@ -17,6 +17,8 @@ use super::{
     trial::{Trial, TrialKind, without_repetition},
     up_child::UpChild,
 };
+use kvasir_client::Target;
+
 use crate::{client, engine_options::EngineOptions, worker::WorkerSize};
 
 /// A coordinator's default, unless more are measured.
@@ -78,11 +80,11 @@ async fn measure(args: &StepsArgs) -> Result<Report> {
     let alone = RanksAlone::start(&args.engine, &args.size, &shape).await?;
     let up = UpChild::start(args.up_flags(&shape)?).await?;
     let mut sides = Sides {
-        prober: Prober::connect(&up.grpc, args.streams_max()).await?,
+        prober: Prober::connect(&Target::plain(&up.grpc)?, args.streams_max()).await?,
         alone,
     };
     let rows = sides.rows(args).await?;
-    check_whole(&client::status(&up.grpc).await?, args.ranks)?;
+    check_whole(&client::status(&Target::plain(&up.grpc)?).await?, args.ranks)?;
     let Sides { prober, alone } = sides;
     up.stop().await?;
     alone.stop().await?;

@@ -1,9 +1,10 @@
 //! `kvasir.v1.Admin`: what operators see.
 
-use std::{ops::Range, time::Duration};
+use std::{collections::HashMap, ops::Range, sync::Arc, time::Duration};
 
 use kvasir_kv::{GroupId, NumericsId, RequestId, WorkerId};
 use kvasir_proto::v1::{self, admin_server::Admin};
+use kvasir_runtime::refusals::Refusals;
 use tonic::{Request, Response, Status};
 
 use super::status;
@@ -15,11 +16,12 @@ use crate::{
     },
 };
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AdminService {
     cluster: ClusterHandle,
     model: ModelFacts,
     workers_wanted: u32,
+    refusals: Arc<Refusals>,
 }
 
 /// What operators see of the model.
@@ -36,18 +38,21 @@ pub struct ModelFacts {
 }
 
 impl AdminService {
-    pub fn new(cluster: ClusterHandle, model: ModelFacts, workers_wanted: u32) -> Self {
+    pub fn new(cluster: ClusterHandle, model: ModelFacts, workers_wanted: u32, refusals: Arc<Refusals>) -> Self {
         Self {
             cluster,
             model,
             workers_wanted,
+            refusals,
         }
     }
-}
 
-#[tonic::async_trait]
-impl Admin for AdminService {
-    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+    pub fn model(&self) -> &ModelFacts {
+        &self.model
+    }
+
+    /// What `Status` answers. Errors if the coordinator goes away.
+    pub async fn report(&self) -> Result<v1::StatusResponse, Status> {
         let ClusterStatus {
             groups,
             workers,
@@ -56,7 +61,7 @@ impl Admin for AdminService {
             reshards,
             counters,
         } = self.cluster.status().await.map_err(status::shutting_down)?;
-        Ok(Response::new(v1::StatusResponse {
+        Ok(v1::StatusResponse {
             model: self.model.name.clone(),
             numerics_id: self.model.numerics_id.to_string(),
             context_len: self.model.context_len,
@@ -73,13 +78,22 @@ impl Admin for AdminService {
             transfers: transfers.into_iter().map(transfer).collect(),
             reshards: reshards.into_iter().map(reshard).collect(),
             prefix_hit_rate: hit_rate(&counters),
-            counters: counters
-                .named()
-                .into_iter()
-                .map(|(name, count)| (name.to_owned(), count))
-                .collect(),
+            counters: self.counters(&counters),
             uptime_ms: self.cluster.uptime().as_millis() as u64,
-        }))
+        })
+    }
+
+    /// The cluster's, and those of the door.
+    fn counters(&self, cluster: &Counters) -> HashMap<String, u64> {
+        let all = cluster.named().into_iter().chain(self.refusals.named());
+        all.map(|(name, count)| (name.to_owned(), count)).collect()
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        self.report().await.map(Response::new)
     }
 
     async fn migrate(&self, request: Request<v1::MigrateRequest>) -> Result<Response<v1::MigrateResponse>, Status> {

@@ -1,11 +1,16 @@
 //! `kvasir.v1.Cluster`: a worker's stream. It begins with a hello; its end is the end of the worker's lease.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use kvasir_kv::WorkerInfo;
 use kvasir_proto::{
     convert::{self, Arrival},
     v1::{self, cluster_server::Cluster},
+};
+use kvasir_runtime::{
+    door::ConnInfo,
+    refusals::{Refusal, Refusals},
+    tls::Identity,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,12 +32,31 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 pub struct ClusterService {
     cluster: ClusterHandle,
     sessions: TaskTracker,
+    refusals: Arc<Refusals>,
 }
 
 impl ClusterService {
     /// `sessions` tracks one task per worker.
-    pub fn new(cluster: ClusterHandle, sessions: TaskTracker) -> Self {
-        Self { cluster, sessions }
+    pub fn new(cluster: ClusterHandle, sessions: TaskTracker, refusals: Arc<Refusals>) -> Self {
+        Self {
+            cluster,
+            sessions,
+            refusals,
+        }
+    }
+
+    /// A certificate is for one worker: another's name is not to be had with it.
+    fn check_identity(&self, info: &WorkerInfo, conn: Option<&ConnInfo>) -> Result<(), Status> {
+        let Some((conn, identity)) = conn.and_then(|conn| Some((conn, conn.identity.as_ref()?))) else {
+            // Nobody asked for certificates, or the request would not have come this far.
+            return Ok(());
+        };
+        if *identity == Identity::Worker(info.id.0.clone()) {
+            return Ok(());
+        }
+        let error = status::other_identity(&info.id, identity);
+        self.refusals.refuse(Refusal::OtherIdentity, conn.peer, error.message());
+        Err(error)
     }
 }
 
@@ -41,10 +65,12 @@ impl Cluster for ClusterService {
     type JoinStream = ReceiverStream<Result<v1::ToWorker, Status>>;
 
     async fn join(&self, request: Request<Streaming<v1::FromWorker>>) -> Result<Response<Self::JoinStream>, Status> {
+        let conn = request.extensions().get::<ConnInfo>().cloned();
         let mut inbound = request.into_inner();
         let info = tokio::time::timeout(HELLO_DEADLINE, read_hello(&mut inbound))
             .await
             .map_err(|_| status::no_hello(HELLO_DEADLINE))??;
+        self.check_identity(&info, conn.as_ref())?;
         let session = self.cluster.next_session();
         let (outbox, outbound) = mpsc::channel(OUTBOX_MAX);
         let closing = CancellationToken::new();

@@ -1,10 +1,14 @@
 //! `kvasir.v1.Inference`.
+//!
+//! Where clients are known, a request's tenant begins with who asks: nobody gets another's share, or finds another's cached
+//! prefixes.
 
 use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc};
 
 use futures::Stream;
 use kvasir_kv::{RequestId, SequenceId};
-use kvasir_proto::v1::{self, inference_server::Inference};
+use kvasir_proto::v1::{self, generate_request::Prompt, inference_server::Inference};
+use kvasir_runtime::access::Principal;
 use tonic::{Request, Response, Status};
 
 use super::{ModelFacts, status};
@@ -12,7 +16,7 @@ use crate::{
     driver::ClusterHandle,
     generate::{self, unix_ms},
     intake::{Accepted, Intake},
-    running_requests::RunningRequests,
+    running_requests::{OwnRequest, RunningRequests},
 };
 
 #[derive(Clone)]
@@ -57,18 +61,29 @@ impl Inference for InferenceService {
     type GenerateStream = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Status>> + Send>>;
 
     async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
-        let accepted = self.accept(request.into_inner()).await?;
+        let owner = owner_of(&request);
+        let mut request = request.into_inner();
+        if let Some(owner) = &owner {
+            own(&mut request, owner)?;
+        }
+        let accepted = self.accept(request).await?;
         let cluster = &self.cluster;
-        let request_id = accepted.request.id.clone();
+        let running_request = OwnRequest {
+            owner: owner.map(|owner| owner.name),
+            id: accepted.request.id.clone(),
+        };
         let choices: BTreeMap<u32, SequenceId> = accepted
             .choices()
             .map(|choice| (choice, cluster.next_sequence()))
             .collect();
         let running = if accepted.resumed {
-            let take_over = |(choice, sequence)| self.running.take_over(cluster, request_id.clone(), choice, sequence);
+            let take_over = |(choice, sequence)| {
+                self.running
+                    .take_over(cluster, running_request.clone(), choice, sequence)
+            };
             choices.into_iter().map(take_over).collect()
         } else {
-            let entered = self.running.enter(cluster, request_id, choices);
+            let entered = self.running.enter(cluster, running_request, choices);
             entered.map_err(status::already_running)?
         };
         let tokenizer = self.intake.tokenizer();
@@ -110,13 +125,79 @@ impl Inference for InferenceService {
     }
 
     async fn abort(&self, request: Request<v1::AbortRequest>) -> Result<Response<v1::AbortResponse>, Status> {
-        let request_id = RequestId(request.into_inner().request_id);
-        let sequences = self.running.find(&request_id);
+        let owner = owner_of(&request).map(|owner| owner.name);
+        let id = RequestId(request.into_inner().request_id);
+        let sequences = self.running.find(&OwnRequest { owner, id });
         for sequence in &sequences {
             self.cluster.cancel(*sequence).await.map_err(status::shutting_down)?;
         }
         Ok(Response::new(v1::AbortResponse {
             found: !sequences.is_empty(),
         }))
+    }
+}
+
+fn owner_of<T>(request: &Request<T>) -> Option<Principal> {
+    request.extensions().get::<Principal>().cloned()
+}
+
+/// Makes the tenant one of the owner's. Errors if a descriptor is of somebody else's answer.
+fn own(request: &mut v1::GenerateRequest, owner: &Principal) -> Result<(), Status> {
+    if let Some(Prompt::Resume(resume)) = &request.prompt {
+        let tenant = resume.descriptor.as_ref().map_or("", |found| found.tenant.as_str());
+        let rest = tenant.strip_prefix(owner.name.as_str());
+        return match rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+            true => Ok(()),
+            false => Err(status::not_own(&owner.name)),
+        };
+    }
+    request.tenant = owner.tenant(&request.tenant);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn principal(name: &str) -> Principal {
+        Principal {
+            name: name.to_owned(),
+            admin: false,
+        }
+    }
+
+    fn tenant_of(owner: &str, tenant: &str) -> String {
+        let mut request = v1::GenerateRequest {
+            tenant: tenant.to_owned(),
+            ..Default::default()
+        };
+        own(&mut request, &principal(owner)).unwrap();
+        request.tenant
+    }
+
+    fn resumes(owner: &str, tenant: &str) -> bool {
+        let descriptor = Some(v1::ResumeDescriptor {
+            tenant: tenant.to_owned(),
+            ..Default::default()
+        });
+        let mut request = v1::GenerateRequest {
+            prompt: Some(Prompt::Resume(v1::Resume {
+                descriptor,
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        own(&mut request, &principal(owner)).is_ok()
+    }
+
+    #[test]
+    fn a_tenant_is_ones_own() {
+        assert_eq!(tenant_of("ada", ""), "ada");
+        assert_eq!(tenant_of("ada", "team"), "ada/team");
+        assert_eq!(tenant_of("ada", "bob"), "ada/bob");
+        assert!(resumes("ada", "ada") && resumes("ada", "ada/team"));
+        for tenant in ["", "bob", "adam", "bob/ada"] {
+            assert!(!resumes("ada", tenant), "{tenant}");
+        }
     }
 }

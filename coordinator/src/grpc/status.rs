@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use kvasir_kv::{FinishReason, WorkerId};
+use kvasir_runtime::tls::Identity;
 use tonic::{Code, Status, metadata::MetadataValue};
 
 use super::tensors::InferError;
@@ -134,6 +135,18 @@ pub fn internal(what: &str) -> Status {
 /// A worker's first message is not a hello, or cannot be read.
 pub fn bad_hello(why: String) -> Status {
     status(Code::InvalidArgument, "bad_hello", why, None)
+}
+
+/// A worker says that it is another one than its certificate says.
+pub fn other_identity(worker: &WorkerId, identity: &Identity) -> Status {
+    let message = format!("worker `{worker}` shows a certificate of {identity}");
+    status(Code::PermissionDenied, "other_identity", message, None)
+}
+
+/// A descriptor that somebody else's answer began with.
+pub fn not_own(owner: &str) -> Status {
+    let message = format!("the descriptor is not of an answer to `{owner}`");
+    status(Code::PermissionDenied, "not_own", message, None)
 }
 
 /// Not a fault of what the worker said: it may try again.

@@ -1,18 +1,23 @@
 //! How the ranks of one epoch find each other over TCP.
 //!
 //! Each rank listens before its address is given out; then each calls all lower ranks and answers all higher ones.
-//! Both sides say who they are and show the epoch's nonce before anything else is sent. Whoever does not is dropped
-//! without harm: strangers cannot block the meeting, and are told nothing.
+//! Both sides say who they are and show the epoch's nonce before anything else is sent, where workers have certificates by
+//! TLS and behind these. Whoever does not is dropped without harm and counted: strangers cannot block the meeting, and are
+//! told nothing.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 
+use kvasir_runtime::{
+    refusals::Refusal,
+    tls::{PeerDoor, PolledStream, Side},
+};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::exchange::poll;
-use super::link::Link;
+use super::link::{Link, flags};
 use super::patience::Patience;
 use super::tcp_wire::TcpWire;
 use super::{CollectiveError, Endpoint, Seat, Transport};
@@ -48,14 +53,20 @@ impl TcpListening {
         Ok((Self { seat, listener }, Endpoint::tcp(address)))
     }
 
-    pub fn connect(self, endpoints: &[Endpoint], patience: &mut Patience<'_>) -> Result<TcpWire, CollectiveError> {
+    pub fn connect(
+        self,
+        endpoints: &[Endpoint],
+        peers: PeerDoor,
+        patience: &mut Patience<'_>,
+    ) -> Result<TcpWire, CollectiveError> {
         let Self { seat, listener } = self;
         let mut meeting = Meeting {
             seat,
             listener,
             calls: (0..seat.rank)
-                .map(|peer| call(peer, &endpoints[peer]))
+                .map(|peer| call(peer, &endpoints[peer], &peers))
                 .collect::<Result<_, _>>()?,
+            peers,
             callers: Vec::new(),
             met: (0..seat.world_size).map(|_| None).collect(),
         };
@@ -73,17 +84,15 @@ impl TcpListening {
     }
 }
 
-fn call(peer: usize, endpoint: &Endpoint) -> Result<Call, CollectiveError> {
+fn call(peer: usize, endpoint: &Endpoint, peers: &PeerDoor) -> Result<Call, CollectiveError> {
     let address = endpoint.as_tcp().ok_or_else(|| CollectiveError::BadEndpoint {
         rank: peer,
         endpoint: endpoint.0.clone(),
         transport: Transport::Tcp,
     })?;
-    let stream = start_connecting(address).map_err(CollectiveError::io("cannot connect to a peer"))?;
-    Ok(Call {
-        peer,
-        greeting: Greeting::new(stream),
-    })
+    let greeting = start_connecting(address).and_then(|stream| Greeting::new(stream, address, peers, Side::Calling));
+    let greeting = greeting.map_err(CollectiveError::io("cannot connect to a peer"))?;
+    Ok(Call { peer, greeting })
 }
 
 /// A stream that will be connected, or fail, at its first write.
@@ -106,12 +115,13 @@ fn start_connecting(address: SocketAddr) -> io::Result<TcpStream> {
 struct Meeting {
     seat: Seat,
     listener: TcpListener,
+    peers: PeerDoor,
     /// To lower ranks.
     calls: Vec<Call>,
     /// From anybody; ours are the higher ranks.
     callers: Vec<Greeting>,
     /// met: [world_size]
-    met: Vec<Option<TcpStream>>,
+    met: Vec<Option<PolledStream>>,
 }
 
 #[derive(Debug)]
@@ -164,7 +174,7 @@ impl Meeting {
     fn accept_callers(&mut self) -> Result<(), CollectiveError> {
         loop {
             match self.listener.accept() {
-                Ok((stream, _)) => self.admit(stream),
+                Ok((stream, from)) => self.admit(stream, from),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error)
                     if matches!(
@@ -176,32 +186,38 @@ impl Meeting {
         }
     }
 
-    fn admit(&mut self, stream: TcpStream) {
-        if stream.set_nonblocking(true).is_err() {
+    fn admit(&mut self, stream: TcpStream, from: SocketAddr) {
+        let ready = stream.set_nonblocking(true);
+        let Ok(greeting) = ready.and_then(|()| Greeting::new(stream, from, &self.peers, Side::Answering)) else {
             return;
-        }
+        };
         if self.callers.len() == self.seat.world_size + STRANGERS_MAX {
-            self.callers.remove(0);
+            let silent = self.callers.remove(0);
+            self.peers.turn_away(
+                Refusal::CollectiveStranger,
+                silent.address,
+                io::ErrorKind::TimedOut.into(),
+            );
         }
-        self.callers.push(Greeting::new(stream));
+        self.callers.push(greeting);
     }
 
     /// Callers speak first, and get an answer only if they are ranks of this epoch. Whoever fails is dropped.
     fn advance_callers(&mut self) {
         let answer = self.hello();
         for mut caller in std::mem::take(&mut self.callers) {
-            match caller.receive() {
-                Err(_) => {}
-                Ok(None) => self.callers.push(caller),
-                Ok(Some(hello)) => {
-                    if let Some(peer) = self.awaited(hello) {
-                        match caller.send(&answer) {
-                            Err(_) => {}
-                            Ok(false) => self.callers.push(caller),
-                            Ok(true) => self.met[peer] = Some(caller.stream),
-                        }
-                    }
+            let peer = match caller.receive() {
+                Ok(None) => {
+                    self.callers.push(caller);
+                    continue;
                 }
+                Ok(Some(hello)) => self.awaited(hello).ok_or_else(not_of_this_epoch),
+                Err(error) => Err(error),
+            };
+            match peer.and_then(|peer| Ok((peer, caller.send(&answer)?))) {
+                Ok((peer, true)) => self.met[peer] = Some(caller.stream),
+                Ok((_, false)) => self.callers.push(caller),
+                Err(error) => self.peers.turn_away(Refusal::CollectiveStranger, caller.address, error),
             }
         }
     }
@@ -237,38 +253,48 @@ fn hello(seat: &Seat, rank: usize) -> [u8; HELLO_BYTES] {
     bytes
 }
 
+fn not_of_this_epoch() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "its hello is of no rank that this epoch waits for",
+    )
+}
+
 /// A connection on which two hellos cross, and nothing is read beyond them.
 #[derive(Debug)]
 struct Greeting {
-    /// Does not block.
-    stream: TcpStream,
+    stream: PolledStream,
+    address: SocketAddr,
     sent_bytes: usize,
     hello: [u8; HELLO_BYTES],
     received_bytes: usize,
 }
 
 impl Greeting {
-    fn new(stream: TcpStream) -> Self {
+    /// `stream` must not block.
+    fn new(stream: TcpStream, address: SocketAddr, peers: &PeerDoor, side: Side) -> io::Result<Self> {
         // Without it small frames wait for acknowledgements: slow, and still right.
         let _nodelay = stream.set_nodelay(true);
-        Self {
-            stream,
+        Ok(Self {
+            stream: peers.polled(stream, side)?,
+            address,
             sent_bytes: 0,
             hello: [0; HELLO_BYTES],
             received_bytes: 0,
-        }
+        })
     }
 
     /// True once all of it is out.
     fn send(&mut self, hello: &[u8; HELLO_BYTES]) -> io::Result<bool> {
-        while !self.is_sent() {
+        while !self.is_written() {
             match self.stream.write(&hello[self.sent_bytes..]) {
                 Ok(bytes) => self.sent_bytes += bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
-        Ok(true)
+        self.stream.flush_some()?;
+        Ok(self.is_sent())
     }
 
     /// The other side's hello, once all of it is here.
@@ -284,8 +310,12 @@ impl Greeting {
         Ok(Some(self.hello))
     }
 
-    fn is_sent(&self) -> bool {
+    fn is_written(&self) -> bool {
         self.sent_bytes == HELLO_BYTES
+    }
+
+    fn is_sent(&self) -> bool {
+        self.is_written() && self.stream.is_flushed()
     }
 
     fn is_received(&self) -> bool {
@@ -293,6 +323,6 @@ impl Greeting {
     }
 
     fn poll_fd(&self, reads: bool) -> PollFd<'_> {
-        PollFd::from_borrowed_fd(self.stream.as_fd(), if reads { PollFlags::IN } else { PollFlags::OUT })
+        PollFd::from_borrowed_fd(self.stream.as_fd(), flags(self.stream.interest(reads, !reads)))
     }
 }

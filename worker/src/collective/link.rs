@@ -1,9 +1,9 @@
 //! The connection to one peer, and how far the frames of the current exchange have got on it.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::net::TcpStream;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
+use kvasir_runtime::tls::{Interest, PolledStream};
 use rustix::event::{PollFd, PollFlags};
 
 use super::CollectiveError;
@@ -21,8 +21,7 @@ pub(super) enum Expected {
 #[derive(Debug)]
 pub(super) struct Link {
     peer: usize,
-    /// Does not block.
-    stream: TcpStream,
+    stream: PolledStream,
     outgoing: FrameHead,
     sent_bytes: usize,
     expected: Expected,
@@ -41,7 +40,7 @@ pub(super) enum LinkError {
 }
 
 impl Link {
-    pub fn new(peer: usize, stream: TcpStream) -> Self {
+    pub fn new(peer: usize, stream: PolledStream) -> Self {
         Self {
             peer,
             stream,
@@ -95,15 +94,16 @@ impl Link {
 
     /// What the rest of the exchange waits for.
     pub fn poll_fd(&self) -> Option<PollFd<'_>> {
-        let mut wanted = PollFlags::empty();
-        wanted.set(PollFlags::OUT, !self.is_sent());
-        wanted.set(PollFlags::IN, !self.is_received());
-        let descriptor: BorrowedFd<'_> = self.stream.as_fd();
-        (!wanted.is_empty()).then(|| PollFd::from_borrowed_fd(descriptor, wanted))
+        let wanted = flags(self.stream.interest(!self.is_received(), !self.is_sent()));
+        (!wanted.is_empty()).then(|| PollFd::from_borrowed_fd(self.stream.as_fd(), wanted))
+    }
+
+    fn is_written(&self) -> bool {
+        self.sent_bytes == HEAD_BYTES + self.outgoing.payload_bytes as usize
     }
 
     fn is_sent(&self) -> bool {
-        self.sent_bytes == HEAD_BYTES + self.outgoing.payload_bytes as usize
+        self.is_written() && self.stream.is_flushed()
     }
 
     fn is_received(&self) -> bool {
@@ -111,6 +111,10 @@ impl Link {
     }
 
     fn send_some(&mut self, payload: &[u8]) -> Result<bool, LinkError> {
+        if self.is_written() {
+            let flushed = self.stream.flush_some();
+            return flushed.map(|bytes| bytes > 0).map_err(|_| LinkError::Closed);
+        }
         let moved = match self.sent_bytes.checked_sub(HEAD_BYTES) {
             Some(payload_sent) => self.stream.write(&payload[payload_sent..]),
             None => {
@@ -174,6 +178,13 @@ impl Link {
             self.inbox.resize(payload_bytes, 0);
         }
     }
+}
+
+pub(super) fn flags(interest: Interest) -> PollFlags {
+    let mut flags = PollFlags::empty();
+    flags.set(PollFlags::IN, interest.readable);
+    flags.set(PollFlags::OUT, interest.writable);
+    flags
 }
 
 /// 0 if the stream would block. A peer's end and a broken connection are the same to us.

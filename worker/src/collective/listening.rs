@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use kvasir_runtime::tls::PeerDoor;
+
 use super::handshake::TcpListening;
 use super::member::{Member, Wire};
 use super::patience::Patience;
@@ -52,6 +54,7 @@ pub struct Terms {
 pub struct Listening {
     seat: Seat,
     place: Place,
+    peers: PeerDoor,
 }
 
 #[derive(Debug)]
@@ -77,13 +80,20 @@ impl Listening {
                 (Place::Tcp(listening), endpoint)
             }
         };
-        Ok((Listening { seat, place }, endpoint))
+        let peers = PeerDoor::default();
+        Ok((Listening { seat, place, peers }, endpoint))
+    }
+
+    /// Peers are met so over TCP: in the open if nothing is said.
+    pub fn behind(mut self, peers: PeerDoor) -> Self {
+        self.peers = peers;
+        self
     }
 
     /// Meets the peers; endpoints: `[world_size]`, in rank order. Returns once all of them are there, and waits at
     /// most the connect deadline.
     pub fn connect(self, endpoints: &[Endpoint], terms: Terms) -> Result<Box<dyn Collective>, CollectiveError> {
-        let Listening { seat, place } = self;
+        let Listening { seat, place, peers } = self;
         if endpoints.len() != seat.world_size {
             return Err(seat.refused(format!("there are {} endpoints", endpoints.len())));
         }
@@ -91,7 +101,7 @@ impl Listening {
         Ok(match place {
             Place::Solo => seat.member(SoloWire, &terms),
             Place::SharedMemory(listening) => seat.member(listening.connect(endpoints, &mut patience)?, &terms),
-            Place::Tcp(listening) => seat.member(listening.connect(endpoints, &mut patience)?, &terms),
+            Place::Tcp(listening) => seat.member(listening.connect(endpoints, peers, &mut patience)?, &terms),
         })
     }
 }

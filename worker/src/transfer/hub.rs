@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::{Shutdown, TcpStream},
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use kvasir_kv::{NumericsId, Rank, Ticket, TransferFault, TransferId};
+use kvasir_runtime::tls::{PeerDoor, SharedStream};
 
 use super::{
     frame::{Header, Hello},
@@ -18,6 +18,8 @@ use super::{
 const WAITING_BYTES_MAX: usize = 32 << 20;
 /// How long a connection waits for its ticket to be announced: both are sent at the same time, on different ways.
 const TICKET_WAIT: Duration = Duration::from_secs(5);
+/// What strangers do is told to the coordinator, and no more of it than this waits to be.
+const FAILURES_MAX: usize = 256;
 /// Ended transfers that are remembered, to tell a late cell from a stranger.
 const ENDED_MAX: usize = 1024;
 
@@ -65,6 +67,7 @@ pub struct TransferHub {
     wake: Box<dyn Fn() + Send + Sync>,
     numerics: NumericsId,
     cell_bytes: usize,
+    peers: PeerDoor,
 }
 
 #[derive(Default)]
@@ -84,7 +87,7 @@ struct Open {
     ticket: Ticket,
     target_rank: Rank,
     /// The one connection that showed the ticket.
-    stream: Option<TcpStream>,
+    stream: Option<SharedStream>,
 }
 
 impl TransferHub {
@@ -96,7 +99,18 @@ impl TransferHub {
             wake: Box::new(wake),
             numerics,
             cell_bytes,
+            peers: PeerDoor::default(),
         }
+    }
+
+    /// How other workers are met; in the open if nothing is said.
+    pub fn with_peers(mut self, peers: PeerDoor) -> Self {
+        self.peers = peers;
+        self
+    }
+
+    pub(super) fn peers(&self) -> &PeerDoor {
+        &self.peers
     }
 
     pub(super) fn numerics(&self) -> NumericsId {
@@ -134,8 +148,7 @@ impl TransferHub {
             .collect();
         for rank in ranks {
             if let Some(stream) = state.open.remove(&(transfer, rank)).and_then(|open| open.stream) {
-                // It may have ended by itself.
-                let _ = stream.shutdown(Shutdown::Both);
+                stream.cut();
             }
         }
         state.forget(transfer);
@@ -148,7 +161,7 @@ impl TransferHub {
     }
 
     /// Admits a connection that shows its ticket, or says why not.
-    pub(super) fn admit(&self, hello: &Hello, stream: &TcpStream) -> Result<(), (TransferFault, String)> {
+    pub(super) fn admit(&self, hello: &Hello, stream: &SharedStream) -> Result<(), (TransferFault, String)> {
         let key = (hello.ticket.transfer, hello.source_rank);
         let deadline = Instant::now() + TICKET_WAIT;
         let mut state = self.lock();
@@ -193,8 +206,7 @@ impl TransferHub {
         if open.stream.is_some() {
             return Err((TransferFault::Ticket, "the ticket was shown before".to_owned()));
         }
-        let clone = stream.try_clone();
-        open.stream = Some(clone.map_err(|error| (TransferFault::Connection, error.to_string()))?);
+        open.stream = Some(stream.clone());
         Ok(())
     }
 
@@ -221,7 +233,8 @@ impl TransferHub {
     pub(super) fn fail(&self, failure: Failure) {
         let mut state = self.lock();
         // Whoever ended it cuts its connections, and knows.
-        if !state.ended.contains(&failure.transfer) || failure.fault == TransferFault::Ticket {
+        let is_news = !state.ended.contains(&failure.transfer) || failure.fault == TransferFault::Ticket;
+        if is_news && state.failures.len() < FAILURES_MAX {
             state.failures.push_back(failure);
             drop(state);
             self.wake();

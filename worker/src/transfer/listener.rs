@@ -1,4 +1,5 @@
-//! The door through which cells come in: one listener per worker, a thread for each connection that shows a ticket.
+//! The door through which cells come in: one listener per worker, a thread for each connection that shows a ticket, where
+//! workers have certificates by TLS.
 
 use std::{
     io::{self, BufReader, Read},
@@ -8,10 +9,14 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kvasir_kv::{TransferFault, TransferId};
+use kvasir_runtime::{
+    refusals::Refusal,
+    tls::{SharedStream, Side},
+};
 
 use super::{
     frame::{FrameError, Header, Hello, Verdict},
@@ -64,19 +69,21 @@ fn serve(stream: TcpStream, hub: &Arc<TransferHub>, connections: &Arc<AtomicUsiz
     }
 }
 
-fn receive(mut stream: TcpStream, hub: &TransferHub) {
-    let timeouts = stream.set_read_timeout(Some(SILENCE_MAX)).and(stream.set_nodelay(true));
-    let hello = match timeouts
-        .map_err(FrameError::from)
-        .and_then(|()| Hello::read(&mut stream))
-    {
-        Ok(hello) => hello,
+fn receive(stream: TcpStream, hub: &TransferHub) {
+    let from = stream.peer_addr();
+    let (mut stream, hello) = match greet(stream, hub) {
+        Ok(greeted) => greeted,
         Err(error) => {
-            tracing::warn!(%error, "a connection for cells shows no ticket");
+            let reason = error.to_string();
+            let who = from.map_or_else(|_| "unknown".to_owned(), |from| from.to_string());
+            match error {
+                FrameError::Io(error) => hub.peers().turn_away(Refusal::TransferStranger, who, error),
+                FrameError::Malformed(_) => hub.peers().refusals().refuse(Refusal::TransferStranger, who, &reason),
+            }
             return hub.fail(Failure {
                 transfer: TransferId::default(),
                 fault: TransferFault::Ticket,
-                reason: error.to_string(),
+                reason,
             });
         }
     };
@@ -107,6 +114,15 @@ fn receive(mut stream: TcpStream, hub: &TransferHub) {
     }
 }
 
+/// The handshake and the hello, in a time that dribbling bytes do not lengthen.
+fn greet(stream: TcpStream, hub: &TransferHub) -> Result<(SharedStream, Hello), FrameError> {
+    stream.set_nodelay(true)?;
+    let mut stream = hub.peers().shared(stream, Side::Answering, SILENCE_MAX)?;
+    let hello = Hello::read(&mut stream.until(Instant::now() + SILENCE_MAX))?;
+    stream.set_read_timeout(Some(SILENCE_MAX))?;
+    Ok((stream, hello))
+}
+
 type Fault = (TransferFault, String);
 
 impl From<FrameError> for Fault {
@@ -116,7 +132,7 @@ impl From<FrameError> for Fault {
 }
 
 /// `None` if none are offered, or they cannot be opened here: then cells come through the connection.
-fn open_slots(hello: &Hello, stream: &TcpStream, hub: &TransferHub) -> Option<Arc<SlotsIn>> {
+fn open_slots(hello: &Hello, stream: &SharedStream, hub: &TransferHub) -> Option<Arc<SlotsIn>> {
     let opened = SlotsIn::open(hello.offer?, hub.cell_bytes(), stream);
     if let Err(error) = &opened {
         let transfer = hello.ticket.transfer;
@@ -126,11 +142,16 @@ fn open_slots(hello: &Hello, stream: &TcpStream, hub: &TransferHub) -> Option<Ar
 }
 
 /// Until the source has no more, or the transfer ends.
-fn take_cells(hello: &Hello, stream: TcpStream, slots: Option<Arc<SlotsIn>>, hub: &TransferHub) -> Result<(), Fault> {
+fn take_cells(
+    hello: &Hello,
+    stream: SharedStream,
+    slots: Option<Arc<SlotsIn>>,
+    hub: &TransferHub,
+) -> Result<(), Fault> {
     let io = |error| FrameError::Io(error);
     // Between cells it may be silent: the next round comes when the sequence has got on.
     stream.set_read_timeout(None).map_err(io)?;
-    let control = stream.try_clone().map_err(io)?;
+    let control = stream.clone();
     let mut stream = BufReader::with_capacity(HEADERS_BYTES, stream);
     while let Some(header) = Header::read(&mut stream)? {
         if header.bytes as usize != hub.cell_bytes() {

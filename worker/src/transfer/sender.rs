@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufReader, IoSlice, Write},
-    net::{Shutdown, TcpStream, ToSocketAddrs},
+    net::{TcpStream, ToSocketAddrs},
     os::fd::{AsRawFd, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError,
@@ -13,6 +13,7 @@ use std::{
 };
 
 use kvasir_kv::TransferFault;
+use kvasir_runtime::tls::{PeerDoor, SharedStream, Side};
 
 use super::{
     frame::{FrameError, Header, Hello, Verdict},
@@ -45,7 +46,7 @@ pub(super) struct CellSender {
     given_back: Receiver<Buffer>,
     /// The one that came back last is last: what it holds is still in a cache.
     spare: Vec<Buffer>,
-    stream: Arc<Mutex<Option<TcpStream>>>,
+    stream: Arc<Mutex<Option<SharedStream>>>,
 }
 
 /// The thread's end.
@@ -53,7 +54,7 @@ struct Sending {
     hello: Hello,
     address: String,
     give_back: Sender<Buffer>,
-    stream: Arc<Mutex<Option<TcpStream>>>,
+    stream: Arc<Mutex<Option<SharedStream>>>,
     hub: Arc<TransferHub>,
 }
 
@@ -118,11 +119,10 @@ impl Drop for CellSender {
     }
 }
 
-fn cut(stream: &Mutex<Option<TcpStream>>) {
+fn cut(stream: &Mutex<Option<SharedStream>>) {
     let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(stream) = stream {
-        // It may have ended by itself.
-        let _ = stream.shutdown(Shutdown::Both);
+        stream.cut();
     }
 }
 
@@ -131,10 +131,9 @@ type Fault = (TransferFault, String);
 impl Sending {
     fn run(mut self, cells: &Receiver<Outgoing>, slots: Option<u32>) -> Result<(), Fault> {
         let file = self.make_buffers(slots);
-        let mut stream = connect(&self.address)?;
+        let mut stream = connect(&self.address, self.hub.peers())?;
         let io = |error| FrameError::Io(error);
-        let ours = Some(stream.try_clone().map_err(io)?);
-        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = ours;
+        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream.clone());
         self.hello.write(&mut stream).map_err(io)?;
         let verdict = Verdict::read(&mut stream)?;
         // Whoever could open it has.
@@ -187,7 +186,7 @@ impl Sending {
         self.hub.wake();
     }
 
-    fn send_in_stream(&self, cells: &Receiver<Outgoing>, stream: &mut TcpStream) -> Result<(), Fault> {
+    fn send_in_stream(&self, cells: &Receiver<Outgoing>, stream: &mut SharedStream) -> Result<(), Fault> {
         for mut cell in cells {
             cell.seal();
             let header = cell.header.bytes();
@@ -197,9 +196,9 @@ impl Sending {
         Ok(())
     }
 
-    fn send_in_slots(&self, cells: &Receiver<Outgoing>, stream: &mut TcpStream) -> Result<(), Fault> {
+    fn send_in_slots(&self, cells: &Receiver<Outgoing>, stream: &mut SharedStream) -> Result<(), Fault> {
         let out = SlotsOut::default();
-        let back = stream.try_clone().map_err(FrameError::Io)?;
+        let back = stream.clone();
         // Between rounds the target has nothing to give back.
         back.set_read_timeout(None).map_err(FrameError::Io)?;
         thread::scope(|scope| {
@@ -213,7 +212,7 @@ impl Sending {
     }
 
     /// Headers go together while there are more.
-    fn name_slots(&self, cells: &Receiver<Outgoing>, out: &SlotsOut, stream: &mut TcpStream) -> Result<(), Fault> {
+    fn name_slots(&self, cells: &Receiver<Outgoing>, out: &SlotsOut, stream: &mut SharedStream) -> Result<(), Fault> {
         let mut headers = Vec::new();
         let mut next = cells.recv().ok();
         while let Some(mut cell) = next {
@@ -233,7 +232,7 @@ impl Sending {
         Ok(())
     }
 
-    fn take_slots_back(&self, out: &SlotsOut, stream: TcpStream) {
+    fn take_slots_back(&self, out: &SlotsOut, stream: SharedStream) {
         let mut stream = BufReader::with_capacity(4 * SLOTS as usize, stream);
         loop {
             match out.come_back(&mut stream) {
@@ -257,7 +256,7 @@ impl Sending {
 }
 
 /// Both in one packet, if it has room.
-fn write_both(stream: &mut TcpStream, header: &[u8], bytes: &[u8]) -> io::Result<()> {
+fn write_both(stream: &mut SharedStream, header: &[u8], bytes: &[u8]) -> io::Result<()> {
     let written = stream.write_vectored(&[IoSlice::new(header), IoSlice::new(bytes)])?;
     match written.checked_sub(header.len()) {
         Some(written) => stream.write_all(&bytes[written..]),
@@ -268,7 +267,7 @@ fn write_both(stream: &mut TcpStream, header: &[u8], bytes: &[u8]) -> io::Result
     }
 }
 
-fn connect(address: &str) -> Result<TcpStream, Fault> {
+fn connect(address: &str, peers: &PeerDoor) -> Result<SharedStream, Fault> {
     let failed = |error: std::io::Error| {
         let reason = format!("cannot reach the target at {address}: {error}");
         (TransferFault::Connection, reason)
@@ -282,7 +281,7 @@ fn connect(address: &str) -> Result<TcpStream, Fault> {
         .and(stream.set_read_timeout(Some(ANSWER_MAX)))
         .and(stream.set_write_timeout(Some(SILENCE_MAX)))
         .map_err(failed)?;
-    Ok(stream)
+    peers.shared(stream, Side::Calling, CONNECT_MAX).map_err(failed)
 }
 
 impl Outgoing {

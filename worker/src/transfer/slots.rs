@@ -5,10 +5,11 @@
 
 use std::{
     io::{self, Read, Write},
-    net::TcpStream,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
+
+use kvasir_runtime::tls::SharedStream;
 
 use super::{slot_memory::SlotMemory, slot_memory::SlotView};
 use crate::collective::SegmentFile;
@@ -93,12 +94,12 @@ struct SlotsInState {
     taken: Vec<bool>,
     /// Of these, those whose cells are in their place.
     done: Vec<u32>,
-    connection: TcpStream,
+    connection: SharedStream,
 }
 
 impl SlotsIn {
     /// Errors if the slots cannot be opened here, or are not what they should be.
-    pub fn open(offer: SlotOffer, cell_bytes: usize, connection: &TcpStream) -> io::Result<Arc<Self>> {
+    pub fn open(offer: SlotOffer, cell_bytes: usize, connection: &SharedStream) -> io::Result<Arc<Self>> {
         if offer.count > SLOTS {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -106,7 +107,7 @@ impl SlotsIn {
             ));
         }
         let view = SlotView::open(offer.file, offer.count, cell_bytes)?;
-        let connection = connection.try_clone()?;
+        let connection = connection.clone();
         connection.set_write_timeout(Some(GIVE_BACK_MAX))?;
         let taken = vec![false; offer.count as usize];
         Ok(Arc::new(Self {
@@ -154,7 +155,7 @@ impl SlotsInState {
         }
         if self.connection.write_all(&message).is_err() {
             // Its thread finds out, and whoever ended the transfer knows.
-            let _ = self.connection.shutdown(std::net::Shutdown::Both);
+            self.connection.cut();
         }
     }
 }

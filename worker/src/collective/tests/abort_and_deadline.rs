@@ -9,7 +9,7 @@ use crate::collective::{CollectiveError, Terms};
 
 #[test]
 fn abort_wakes_every_waiter_and_kills_for_good() {
-    for transport in TRANSPORTS {
+    for transport in LINES {
         let terms = patient_terms();
         let (entering, entries) = mpsc::channel();
         std::thread::scope(|scope| {
@@ -54,7 +54,7 @@ fn abort_wakes_every_waiter_and_kills_for_good() {
 
 #[test]
 fn abort_ends_connecting() {
-    for transport in TRANSPORTS {
+    for transport in LINES {
         let (mut listening, endpoints) = prepare(transport, 2);
         let terms = patient_terms();
         let abort = terms.abort.clone();
@@ -70,7 +70,7 @@ fn abort_ends_connecting() {
 
 #[test]
 fn deadline_names_the_missing_rank() {
-    for transport in TRANSPORTS {
+    for transport in LINES {
         let terms = Terms {
             call_deadline: Duration::from_millis(60),
             ..patient_terms()
@@ -98,7 +98,7 @@ fn deadline_names_the_missing_rank() {
 
 #[test]
 fn connecting_names_the_missing_rank() {
-    for transport in TRANSPORTS {
+    for transport in LINES {
         let (mut listening, endpoints) = prepare(transport, 3);
         let terms = Terms {
             connect_deadline: Duration::from_millis(300),
@@ -123,7 +123,7 @@ fn connecting_names_the_missing_rank() {
 
 #[test]
 fn a_peer_that_leaves_is_named() {
-    for transport in TRANSPORTS {
+    for transport in LINES {
         run_group(transport, 2, &patient_terms(), |collective| {
             check_all_reduce(collective, 0, 576).unwrap();
             if collective.rank() == 0 {
@@ -139,7 +139,7 @@ fn a_peer_that_leaves_is_named() {
 
 #[test]
 fn entered_counts_calls_and_not_pieces() {
-    for transport in TRANSPORTS {
+    for transport in LINES {
         let terms = patient_terms();
         run_group(transport, 2, &terms, |collective| {
             check_all_reduce(collective, 0, 0).unwrap();

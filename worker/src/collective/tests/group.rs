@@ -1,16 +1,53 @@
 //! Groups of threads, and the plain definition that they are held to.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use super::certificates::Certificates;
 use crate::collective::{Abort, Collective, CollectiveError, Endpoint, EpochNonce, Listening, Seat, Terms, Transport};
 
 pub const NONCE: EpochNonce = EpochNonce(0x0123_4567_89ab_cdef);
 
 /// Both transports that connect anybody.
 pub const TRANSPORTS: [Transport; 2] = [Transport::SharedMemory, Transport::Tcp];
+
+/// All ways to connect anybody.
+pub const LINES: [Line; 3] = [Line::SharedMemory, Line::Tcp, Line::Tls];
+
+/// A transport, and whether it is encrypted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Line {
+    SharedMemory,
+    Tcp,
+    Tls,
+}
+
+impl Line {
+    fn transport(self) -> Transport {
+        match self {
+            Self::SharedMemory => Transport::SharedMemory,
+            Self::Tcp | Self::Tls => Transport::Tcp,
+        }
+    }
+}
+
+impl From<Transport> for Line {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Tcp => Self::Tcp,
+            _ => Self::SharedMemory,
+        }
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{self:?}")
+    }
+}
 
 pub fn seat(rank: usize, world_size: usize) -> Seat {
     Seat {
@@ -32,20 +69,27 @@ pub fn patient_terms() -> Terms {
 }
 
 /// Listening ranks and their endpoints, in rank order.
-pub fn prepare(transport: Transport, world_size: usize) -> (Vec<Listening>, Vec<Endpoint>) {
-    (0..world_size)
-        .map(|rank| Listening::prepare(transport, seat(rank, world_size)).unwrap())
-        .unzip()
+pub fn prepare(line: impl Into<Line>, world_size: usize) -> (Vec<Listening>, Vec<Endpoint>) {
+    let line = line.into();
+    let certificates = (line == Line::Tls).then(Certificates::new);
+    let prepare = |rank| {
+        let (listening, endpoint) = Listening::prepare(line.transport(), seat(rank, world_size)).unwrap();
+        match &certificates {
+            Some(certificates) => (listening.behind(certificates.worker(&format!("w{rank}"))), endpoint),
+            None => (listening, endpoint),
+        }
+    };
+    (0..world_size).map(prepare).unzip()
 }
 
 /// Runs `body` as every rank of a connected group, each on a thread, and returns what they return in rank order.
 pub fn run_group<T: Send>(
-    transport: Transport,
+    line: impl Into<Line>,
     world_size: usize,
     terms: &Terms,
     body: impl Fn(&mut dyn Collective) -> T + Sync,
 ) -> Vec<T> {
-    let (listening, endpoints) = prepare(transport, world_size);
+    let (listening, endpoints) = prepare(line, world_size);
     std::thread::scope(|scope| {
         let ranks: Vec<_> = listening
             .into_iter()

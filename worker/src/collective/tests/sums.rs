@@ -17,7 +17,7 @@ const LENGTHS: [usize; 8] = [0, 1, 7, 576, 2048, 2049, 577 * 5, 100_000];
 
 #[test]
 fn every_world_and_length_sums_to_the_plain_definition() {
-    for transport in TRANSPORTS {
+    for transport in LINES {
         for world_size in 1..=6 {
             run_group(transport, world_size, &patient_terms(), |collective| {
                 for (round, len) in LENGTHS.into_iter().enumerate() {
@@ -65,7 +65,7 @@ fn dawdle(random: &mut Random) {
 #[test]
 fn gathered_bytes_come_in_rank_order_whatever_their_lengths() {
     let lens = [0, 5, 1_000_003, 8, 262_144, 262_145];
-    for transport in TRANSPORTS {
+    for transport in LINES {
         for world_size in 1..=6 {
             run_group(transport, world_size, &patient_terms(), |collective| {
                 let mut gathered = vec![vec![9; 100]; 9];
@@ -112,7 +112,7 @@ fn a_gather_that_is_too_long_is_refused() {
 
 #[test]
 fn ranks_in_different_calls_notice() {
-    for transport in TRANSPORTS {
+    for transport in LINES {
         let outcomes = run_group(transport, 2, &patient_terms(), |collective| match collective.rank() {
             0 => collective.all_reduce(&[1; 4], &mut [0.0; 4]),
             _ => collective.all_reduce(&[1; 5], &mut [0.0; 5]),
