@@ -118,7 +118,7 @@ mod tests {
             (format!("{line}\n{line}"), 2, "second key"),
             ("{}".to_owned(), 1, "name"),
             ("\n{\"name\":\"a\",\"sha256\":\"00\"}".to_owned(), 2, "64"),
-            (line.replace("60", "0"), 1, "limit of 0"),
+            (line.replace(":60", ":0"), 1, "limit of 0"),
             (line.replace("ada", "a/b"), 1, "not a name"),
         ] {
             let (found, reason) = ApiKeys::parse(&text).unwrap_err();
