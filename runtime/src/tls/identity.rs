@@ -91,7 +91,7 @@ mod tests {
             "kvasir://worker/",
             "kvasir://worker/a/b",
             "kvasir://coordinator/x",
-            "kvasir://root/x",
+            "kvasir://owner/x",
             "http://worker/w0",
         ] {
             assert_eq!(Identity::parse(uri), None, "{uri}");
