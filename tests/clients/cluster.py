@@ -14,14 +14,15 @@ STOP_MAX_S = 30
 class Cluster:
     """`kvasir up` with two workers, on ports that the system picks. Ends with `stop`."""
 
-    def __init__(self, binary, model):
+    def __init__(self, binary, model, *flags):
         self._log = tempfile.TemporaryFile("w+")
         command = [binary, "up", "--model", model, "--workers", "2", "--threads", "1", "--kv-memory", "256MiB"]
-        command += ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--json"]
+        command += ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--json", *flags]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
         ready = json.loads(self._first_line())
         self.http = ready["http"]
-        self.grpc = ready["grpc"].removeprefix("http://")
+        self.grpc_url = ready["grpc"]
+        self.grpc = self.grpc_url.split("://")[1]
         self.worker_pids = [worker["pid"] for worker in ready["workers"]]
 
     def _first_line(self):
