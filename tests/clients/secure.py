@@ -52,8 +52,8 @@ class KeyFile:
 
     def add(self, name, *flags):
         """Returns the key, which the file does not hold."""
-        made = self._made(name, *flags, "--add-to", self.path)
-        return made["key"]
+        command = [self.binary, "key", name, *flags, "--add-to", self.path, "--json"]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["key"]
 
     def remove(self, name):
         lines = self.path.read_text().splitlines(keepends=True)
@@ -63,10 +63,6 @@ class KeyFile:
         draft = self.path.with_suffix(".draft")
         draft.write_text(text)
         draft.replace(self.path)
-
-    def _made(self, *arguments):
-        command = [self.binary, "key", *arguments, "--json"]
-        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 class Secure:
@@ -78,9 +74,7 @@ class Secure:
         self.key_file = KeyFile(binary, Path(folder) / "keys.jsonl")
         self.key = self.key_file.add("ada")
         self.admin_key = self.key_file.add("ops", "--admin")
-        self.cluster = Cluster(
-            binary, model, "--tls-dir", self.authority.folder, "--api-keys", self.key_file.path
-        )
+        self.cluster = Cluster(binary, model, "--tls-dir", self.authority.folder, "--api-keys", self.key_file.path)
         self.url = self.cluster.http
         with self.client(self.key) as client:
             self.model = client.models.list().data[0].id
@@ -95,15 +89,11 @@ class Secure:
     def client(self, key=None, certificate=None, url=None):
         """OpenAI's, as they are told to use it with an authority of one's own."""
         url = url or self.url
-        # The client wants some key; without one of ours it sends none.
-        headers = {} if key else {"Authorization": openai.Omit()}
-        return openai.OpenAI(
-            base_url=f"{url}/v1",
-            api_key=key or "none",
-            default_headers=headers,
-            max_retries=0,
-            http_client=self.http(certificate, url),
-        )
+        http = self.http(certificate, url)
+        if not key:
+            # The client wants some key, and sends it; this keeps it back.
+            http.event_hooks["request"].append(lambda request: request.headers.pop("authorization"))
+        return openai.OpenAI(base_url=f"{url}/v1", api_key=key or "none", max_retries=0, http_client=http)
 
     def complete(self, client, **fields):
         fields = {"model": self.model, "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0} | fields
