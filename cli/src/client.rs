@@ -102,7 +102,7 @@ pub async fn generate(
     let mut updates = client.generate(request).await.map_err(explained)?;
     while let Some(update) = updates.next().await {
         match update.map_err(explained)? {
-            Update::Response(response) => take(&mut answers, response, &mut show)?,
+            Update::Response(response) => take(&mut answers, *response, &mut show)?,
             Update::Resuming { choice } => answer_of(&mut answers, choice)?.resumes += 1,
             _ => {}
         }

@@ -17,7 +17,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Update {
-    Response(v1::GenerateResponse),
+    Response(Box<v1::GenerateResponse>),
     /// The stream of this choice broke, and is about to be asked for again.
     Resuming {
         choice: u32,
@@ -127,7 +127,7 @@ impl Client {
                     return;
                 }
                 match begun.next(&mut choices).await {
-                    Ok(Some(response)) => yield Update::Response(response),
+                    Ok(Some(response)) => yield Update::Response(Box::new(response)),
                     Ok(None) => {}
                     Err(error) => break error,
                 }
@@ -172,7 +172,7 @@ impl Client {
                             return;
                         }
                         match begun.next(std::slice::from_mut(&mut choice)).await {
-                            Ok(Some(response)) => yield Update::Response(response),
+                            Ok(Some(response)) => yield Update::Response(Box::new(response)),
                             Ok(None) => {}
                             Err(error) => break error,
                         }

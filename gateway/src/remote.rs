@@ -37,7 +37,7 @@ impl Inference for RemoteInference {
         let updates = self.client.generate(request).await?;
         let responses = updates.filter_map(|update| async {
             match update {
-                Ok(Update::Response(response)) => Some(Ok(response)),
+                Ok(Update::Response(response)) => Some(Ok(*response)),
                 Ok(_) => None,
                 Err(error) => Some(Err(error.into())),
             }

@@ -7,7 +7,7 @@ use crate::Checkpoint;
 
 fn tokenizer() -> Tokenizer {
     let path = std::env::var_os("KVASIR_MODEL").expect("KVASIR_MODEL names the model: cargo xtask test sets it");
-    Checkpoint::open(&PathBuf::from(path)).unwrap().tokenizer().unwrap()
+    Checkpoint::open(PathBuf::from(path)).unwrap().tokenizer().unwrap()
 }
 
 fn regex(text: &str) -> Constraint {
