@@ -24,6 +24,7 @@ mod migrate;
 mod model_source;
 mod movements;
 mod perplexity;
+mod plain;
 mod plan;
 mod plan_report;
 mod reshard;

@@ -4,6 +4,8 @@ use kvasir_proto::v1;
 use kvasir_runtime::ByteSize;
 use serde::Serialize;
 
+use crate::plain::plain;
+
 #[derive(Serialize)]
 pub struct TransferJson {
     id: u64,
@@ -103,7 +105,7 @@ impl TransferJson {
     pub fn line(&self) -> String {
         format!(
             "moves   {}  group {} to {} ({}), {}, {}",
-            self.request_id,
+            plain(&self.request_id),
             self.source_group,
             self.target_group,
             self.reason,

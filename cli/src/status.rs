@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::{
     client::{self, Server},
     movements::{ReshardJson, TransferJson},
+    plain::plain,
 };
 
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -288,10 +289,14 @@ fn print(status: &StatusJson) {
 fn line_of(sequence: &SequenceJson) -> String {
     let mut line = format!(
         "{:<8}{}  group {}, {} tokens, {} computed",
-        sequence.state, sequence.request_id, sequence.group, sequence.tokens, sequence.computed
+        sequence.state,
+        plain(&sequence.request_id),
+        sequence.group,
+        sequence.tokens,
+        sequence.computed
     );
     if !sequence.tenant.is_empty() {
-        line += &format!(", tenant {}", sequence.tenant);
+        line += &format!(", tenant {}", plain(&sequence.tenant));
     }
     if sequence.priority != 0 {
         line += &format!(", priority {}", sequence.priority);

@@ -1,9 +1,10 @@
 //! What chats and completions have in common: the fields that become a [`v1::GenerateRequest`].
 
+use axum::body::Body;
 use kvasir_proto::v1;
 use serde_json::{Value, json};
 
-use crate::{ApiError, constraint, fields::Fields};
+use crate::{ApiError, Gateway, constraint, fields::Fields, json_body};
 
 /// OpenAI's default; ours is 0.
 const TEMPERATURE: f32 = 1.0;
@@ -20,25 +21,39 @@ pub struct Sending {
     pub return_token_ids: bool,
 }
 
-/// What the common fields come to.
-#[derive(Clone, Debug)]
+/// A body whose common fields are taken, and the rest of it.
+#[derive(Debug)]
 pub struct Asked {
+    pub fields: Fields,
+    /// As the client calls it.
+    pub model: String,
     /// Without a prompt, `max_tokens` and logprobs.
     pub request: v1::GenerateRequest,
     pub sending: Sending,
-    /// Which field the constraint came from.
-    pub constraint_field: &'static str,
+    /// Fields of the service's that have other names here, with those.
+    pub names: Vec<(&'static str, &'static str)>,
 }
 
 impl Asked {
-    /// Fields of the service's that have other names in OpenAI's API, with those.
-    pub fn names(&self) -> Vec<(&'static str, &'static str)> {
-        vec![("tenant", "user"), ("constraint", self.constraint_field)]
+    /// Errors if the body cannot be read, or the model is not served here.
+    pub async fn read(gateway: &Gateway, body: Body) -> Result<Self, ApiError> {
+        let mut fields = json_body::read(body).await?;
+        let model = gateway.check_model(&mut fields).await?;
+        let sending = take_sending(&mut fields)?;
+        let (request, constraint_field) = take_request(&mut fields)?;
+        refuse_others(&mut fields)?;
+        Ok(Self {
+            fields,
+            model,
+            request,
+            sending,
+            names: vec![("tenant", "user"), ("constraint", constraint_field)],
+        })
     }
 }
 
-pub fn take(fields: &mut Fields) -> Result<Asked, ApiError> {
-    let sending = take_sending(fields)?;
+/// And which field the constraint came from.
+fn take_request(fields: &mut Fields) -> Result<(v1::GenerateRequest, &'static str), ApiError> {
     let sampling = v1::SamplingParams {
         temperature: Some(fields.decimal("temperature")?.unwrap_or(TEMPERATURE)),
         top_p: fields.decimal("top_p")?,
@@ -63,12 +78,7 @@ pub fn take(fields: &mut Fields) -> Result<Asked, ApiError> {
         constraint,
         ..Default::default()
     };
-    refuse_others(fields)?;
-    Ok(Asked {
-        request,
-        sending,
-        constraint_field,
-    })
+    Ok((request, constraint_field))
 }
 
 fn take_sending(fields: &mut Fields) -> Result<Sending, ApiError> {

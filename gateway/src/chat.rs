@@ -6,48 +6,52 @@ use serde_json::Value;
 
 use crate::{
     ApiError,
-    answers::Answers,
-    asked,
+    asked::Asked,
     chat_form::ChatForm,
     fields::Fields,
-    json_body,
     reply::{Reply, unix_now},
     routes::{self, Shared},
 };
 
 pub async fn create(State(gateway): State<Shared>, request: Request<Body>) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
-    let mut fields = json_body::read(body).await?;
-    let model = gateway.check_model(&mut fields).await?;
-    let asked = asked::take(&mut fields)?;
-    let mut names = asked.names();
-    names.push(("prompt", "messages"));
-    let (mut asked, sending) = (asked.request, asked.sending);
-    let logprobs = take_logprobs(&mut fields)?;
+    let mut asked = Asked::read(&gateway, body).await?;
+    asked.names.push(("prompt", "messages"));
+    let form = take_form(&mut asked)?;
+    asked.fields.finish()?;
+    let id = routes::request_id("chatcmpl", &parts.headers);
+    let request = v1::GenerateRequest {
+        request_id: id.clone(),
+        ..asked.request
+    };
+    let reply = Reply {
+        id,
+        model: asked.model,
+        created: unix_now(),
+        form,
+        sending: asked.sending,
+        num_choices: request.n.unwrap_or(1),
+        prompts: vec![None],
+        names: asked.names,
+    };
+    reply.answer(&gateway, vec![request], &parts.extensions).await
+}
+
+/// What is wanted of the answer; the chat and its bounds go into the request.
+fn take_form(asked: &mut Asked) -> Result<ChatForm, ApiError> {
+    let (fields, request) = (&mut asked.fields, &mut asked.request);
+    let logprobs = take_logprobs(fields)?;
     let max_tokens = fields.count("max_tokens")?;
-    asked.max_tokens = fields.count("max_completion_tokens")?.or(max_tokens);
-    asked.prompt = Some(Prompt::Chat(take_chat(&mut fields)?));
-    fields.finish()?;
-    asked.token_bytes = logprobs.is_some();
-    if let Some(sampling) = &mut asked.sampling {
+    request.max_tokens = fields.count("max_completion_tokens")?.or(max_tokens);
+    request.prompt = Some(Prompt::Chat(take_chat(fields)?));
+    request.token_bytes = logprobs.is_some();
+    if let Some(sampling) = &mut request.sampling {
         sampling.top_logprobs = logprobs.unwrap_or(0);
     }
-    asked.request_id = routes::request_id("chatcmpl", &parts.headers);
-    let reply = Reply {
-        id: asked.request_id.clone(),
-        model,
-        created: unix_now(),
-        form: ChatForm {
-            logprobs: logprobs.is_some(),
-            return_token_ids: sending.return_token_ids,
-        },
-        sending,
-        num_choices: asked.n.unwrap_or(1),
-        prompts: vec![None],
-    };
-    let answers = Answers::begin(&gateway.upstream, vec![asked], &parts.extensions).await;
-    let answers = answers.map_err(|error| error.renamed(&names))?;
-    reply.send(answers).await.map_err(|error| error.renamed(&names))
+    Ok(ChatForm {
+        logprobs: logprobs.is_some(),
+        return_token_ids: asked.sending.return_token_ids,
+    })
 }
 
 /// How many likeliest tokens to report, if logprobs are wanted.

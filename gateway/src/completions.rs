@@ -6,12 +6,10 @@ use serde_json::Value;
 
 use crate::{
     ApiError,
-    answers::Answers,
-    asked,
+    asked::Asked,
     completion_form::CompletionForm,
     fields::{Fields, token_ids},
     form::Form as _,
-    json_body,
     reply::{Reply, unix_now},
     routes::{self, Shared},
 };
@@ -24,34 +22,15 @@ const CHOICES_MAX: u32 = 128;
 
 pub async fn create(State(gateway): State<Shared>, request: Request<Body>) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
-    let mut fields = json_body::read(body).await?;
-    let model = gateway.check_model(&mut fields).await?;
-    let asked = asked::take(&mut fields)?;
-    let mut names = asked.names();
-    names.extend([("top_logprobs", "logprobs"), ("prompt_logprobs", "logprobs")]);
-    let (mut asked, sending) = (asked.request, asked.sending);
-    let form = CompletionForm {
-        echo: fields.flag("echo")?.unwrap_or(false),
-        logprobs: fields.count("logprobs")?,
-        return_token_ids: sending.return_token_ids,
-    };
-    asked.max_tokens = Some(fields.count("max_tokens")?.unwrap_or(MAX_TOKENS));
-    let mut num_choices = asked.n.unwrap_or(1);
-    fields.refuse(
-        "best_of",
-        &[Value::from(num_choices)],
-        "is supported only where it equals 'n'",
-    )?;
-    fields.refuse("suffix", &[], "is not supported with this model")?;
-    let mut prompts = take_prompts(&mut fields)?;
-    fields.finish()?;
-    if form.echo && asked.max_tokens == Some(0) && (1..=CHOICES_MAX).contains(&num_choices) {
-        // Answers of no token differ in nothing: each is asked for as if it had a prompt of its own.
-        let repeated = |prompt: &Prompt| vec![prompt.clone(); num_choices as usize];
-        prompts = prompts.iter().flat_map(repeated).collect();
-        (num_choices, asked.n) = (1, None);
-    }
-    ask_for_logprobs(&mut asked, &form);
+    let mut asked = Asked::read(&gateway, body).await?;
+    asked
+        .names
+        .extend([("top_logprobs", "logprobs"), ("prompt_logprobs", "logprobs")]);
+    let form = take_form(&mut asked)?;
+    let prompts = take_prompts(&mut asked.fields)?;
+    asked.fields.finish()?;
+    let prompts = repeat_echoes(&form, &mut asked.request, prompts);
+    ask_for_logprobs(&mut asked.request, &form);
     let id = routes::request_id("cmpl", &parts.headers);
     let requests = prompts.iter().enumerate().map(|(nth, prompt)| v1::GenerateRequest {
         prompt: Some(prompt.clone()),
@@ -59,20 +38,45 @@ pub async fn create(State(gateway): State<Shared>, request: Request<Body>) -> Re
             1 => id.clone(),
             _ => format!("{id}-{nth}"),
         },
-        ..asked.clone()
+        ..asked.request.clone()
     });
-    let answers = Answers::begin(&gateway.upstream, requests.collect(), &parts.extensions).await;
-    let answers = answers.map_err(|error| error.renamed(&names))?;
+    let requests = requests.collect();
     let reply = Reply {
         id,
-        model,
+        model: asked.model,
         created: unix_now(),
         form,
-        sending,
-        num_choices,
+        sending: asked.sending,
+        num_choices: asked.request.n.unwrap_or(1),
         prompts: prompts.into_iter().map(as_text).collect(),
+        names: asked.names,
     };
-    reply.send(answers).await.map_err(|error| error.renamed(&names))
+    reply.answer(&gateway, requests, &parts.extensions).await
+}
+
+/// What is wanted of the answers; their length goes into the request.
+fn take_form(asked: &mut Asked) -> Result<CompletionForm, ApiError> {
+    let (fields, request) = (&mut asked.fields, &mut asked.request);
+    request.max_tokens = Some(fields.count("max_tokens")?.unwrap_or(MAX_TOKENS));
+    let num_choices = Value::from(request.n.unwrap_or(1));
+    fields.refuse("best_of", &[num_choices], "is supported only where it equals 'n'")?;
+    fields.refuse("suffix", &[], "is not supported with this model")?;
+    Ok(CompletionForm {
+        echo: fields.flag("echo")?.unwrap_or(false),
+        logprobs: fields.count("logprobs")?,
+        return_token_ids: asked.sending.return_token_ids,
+    })
+}
+
+/// Answers of no token differ in nothing: each is asked for as if it had a prompt of its own.
+fn repeat_echoes(form: &CompletionForm, request: &mut v1::GenerateRequest, prompts: Vec<Prompt>) -> Vec<Prompt> {
+    let num_choices = request.n.unwrap_or(1);
+    if !form.echo || request.max_tokens != Some(0) || !(1..=CHOICES_MAX).contains(&num_choices) {
+        return prompts;
+    }
+    request.n = None;
+    let repeated = |prompt: &Prompt| vec![prompt.clone(); num_choices as usize];
+    prompts.iter().flat_map(repeated).collect()
 }
 
 /// An echo with logprobs has those of its prompt; one without an answer is asked for by them, too.

@@ -11,6 +11,8 @@ use kvasir_client::{error_name, retry_after};
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
+/// Of a path, in an error.
+const PATH_CHARS_MAX: usize = 200;
 /// Metadata: which field of the request is wrong.
 const PARAM: &str = "kvasir-param";
 
@@ -83,6 +85,7 @@ impl ApiError {
     }
 
     pub fn no_such_path(method: &str, path: &str) -> Self {
+        let path: String = path.chars().take(PATH_CHARS_MAX).collect();
         let message = format!("Invalid URL ({method} {path})");
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
     }

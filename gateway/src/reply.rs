@@ -8,7 +8,7 @@ use std::{
 
 use axum::{
     Json,
-    http::HeaderValue,
+    http::{Extensions, HeaderValue},
     response::{
         IntoResponse, Response,
         sse::{Event as SseEvent, KeepAlive, Sse},
@@ -18,7 +18,7 @@ use kvasir_proto::v1::{self, generate_response::Event};
 use serde_json::{Value, json};
 
 use crate::{
-    ApiError,
+    ApiError, Gateway,
     answers::Answers,
     asked::Sending,
     form::{Form, Part, Spelled, TextPlace, text},
@@ -40,10 +40,27 @@ pub struct Reply<F> {
     pub num_choices: u32,
     /// Of each prompt that came as text, its text.
     pub prompts: Vec<Option<String>>,
+    /// Fields of the service's that have other names in this API, with those.
+    pub names: Vec<(&'static str, &'static str)>,
 }
 
 impl<F: Form> Reply<F> {
-    pub async fn send(self, answers: Answers) -> Result<Response, ApiError> {
+    /// Asks, and sends what comes of it. Errors name fields as this API calls them.
+    pub async fn answer(
+        self,
+        gateway: &Gateway,
+        requests: Vec<v1::GenerateRequest>,
+        extensions: &Extensions,
+    ) -> Result<Response, ApiError> {
+        let names = self.names.clone();
+        let answered = async {
+            self.send(Answers::begin(&gateway.upstream, requests, extensions).await?)
+                .await
+        };
+        answered.await.map_err(|error| error.renamed(&names))
+    }
+
+    async fn send(self, answers: Answers) -> Result<Response, ApiError> {
         let id = self.id.clone();
         let mut response = match self.sending.stream {
             true => self.pieces(answers.look_ahead().await?),

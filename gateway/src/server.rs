@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::Router;
 use futures::StreamExt as _;
-use hyper::{Request, body::Incoming, service::service_fn};
+use hyper::{Request, body::Incoming, header::CONTENT_TYPE, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
@@ -109,6 +109,8 @@ fn attend(conn: Conn, service: AccessService<Router>, connections: &GracefulShut
     let info = conn.info().clone();
     let answer = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(info.clone());
+        // All is JSON here, whatever it calls itself; and whoever is refused is told so in JSON.
+        request.headers_mut().remove(CONTENT_TYPE);
         let mut service = service.clone();
         async move { service.call(request).await }
     });

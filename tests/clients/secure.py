@@ -56,8 +56,8 @@ class KeyFile:
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["key"]
 
     def remove(self, name):
-        lines = self.path.read_text().splitlines(keepends=True)
-        self.write("".join(line for line in lines if json.loads(line)["name"] != name))
+        lines = filter(None, self.path.read_text().splitlines())
+        self.write("".join(f"{line}\n" for line in lines if json.loads(line)["name"] != name))
 
     def write(self, text):
         draft = self.path.with_suffix(".draft")

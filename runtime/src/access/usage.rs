@@ -49,7 +49,8 @@ impl Usages {
     pub fn begin(&self, name: &str, limits: KeyLimits, now: Instant) -> Result<OpenUse, OverLimit> {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let bucket = buckets.entry(name.to_owned()).or_insert_with(|| Bucket {
-            tokens: f64::from(limits.requests_per_minute.unwrap_or(0)),
+            // As full as the limit allows, also one that comes later.
+            tokens: f64::INFINITY,
             filled: now,
             open: Arc::default(),
         });
