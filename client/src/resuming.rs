@@ -2,7 +2,10 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt as _, stream::select_all};
+use futures::{
+    Stream, StreamExt as _,
+    stream::{FuturesUnordered, select_all},
+};
 use kvasir_proto::v1::{self, inference_client::InferenceClient};
 use tonic::{Status, Streaming};
 
@@ -70,20 +73,25 @@ impl Client {
         Err(last)
     }
 
-    /// Ends a request wherever it runs. False if it runs nowhere that answers.
-    pub async fn abort(&self, request_id: &str) -> bool {
-        let mut found = false;
-        for nth in 0..self.endpoints.len() {
-            let Ok(channel) = self.endpoints.channel(nth).await else {
-                continue;
-            };
-            let request_id = request_id.to_owned();
-            let aborted = InferenceClient::new(channel)
-                .abort(v1::AbortRequest { request_id })
-                .await;
-            found |= aborted.is_ok_and(|aborted| aborted.get_ref().found);
-        }
-        found
+    /// The same question to all of them; what each says, as it comes.
+    pub fn ask_all<'a, T, F>(
+        &'a self,
+        ask: impl Fn(InferenceClient<Channel>) -> F + Send + Sync + 'a,
+    ) -> impl Stream<Item = Result<T, ClientError>> + Send + 'a
+    where
+        F: Future<Output = Result<tonic::Response<T>, Status>> + Send + 'a,
+        T: Send + 'a,
+    {
+        let ask = Arc::new(ask);
+        let asked = (0..self.endpoints.len()).map(move |nth| {
+            let ask = Arc::clone(&ask);
+            async move {
+                let channel = self.endpoints.channel(nth).await?;
+                let response = ask(InferenceClient::new(channel)).await;
+                response.map(tonic::Response::into_inner).map_err(ClientError::Refused)
+            }
+        });
+        asked.collect::<FuturesUnordered<_>>()
     }
 
     /// Asks the coordinators one after the other until one takes the request. An answer that has begun goes on at any of

@@ -66,15 +66,35 @@ impl Inference for RemoteInference {
         Ok(Response::new(asked.await?))
     }
 
+    /// Wherever it runs.
     async fn abort(&self, request: Request<v1::AbortRequest>) -> Result<Response<v1::AbortResponse>, Status> {
-        let found = self.client.abort(&request.into_inner().request_id).await;
+        let request = request.into_inner();
+        let asked = self.client.ask_all(|mut one| {
+            let request = request.clone();
+            async move { one.abort(request).await }
+        });
+        let mut asked = std::pin::pin!(asked);
+        let mut found = false;
+        while let Some(aborted) = asked.next().await {
+            found |= aborted.is_ok_and(|aborted| aborted.found);
+        }
         Ok(Response::new(v1::AbortResponse { found }))
     }
 
+    /// Of the first coordinator that says it can answer, else of any. Errors if none can be reached.
     async fn get_model(&self, _: Request<v1::GetModelRequest>) -> Result<Response<v1::GetModelResponse>, Status> {
         let asked = self
             .client
-            .ask(|mut one| async move { one.get_model(v1::GetModelRequest {}).await });
-        Ok(Response::new(asked.await?))
+            .ask_all(|mut one| async move { one.get_model(v1::GetModelRequest {}).await });
+        let mut asked = std::pin::pin!(asked);
+        let mut best = Err(ClientError::NoEndpoint);
+        while let Some(model) = asked.next().await {
+            match model {
+                Ok(model) if model.ready => return Ok(Response::new(model)),
+                model if best.is_err() => best = model,
+                _ => {}
+            }
+        }
+        Ok(Response::new(best?))
     }
 }

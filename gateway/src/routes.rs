@@ -87,7 +87,14 @@ impl Gateway {
     /// The name of the model, as the client calls it. Errors if it is not served here.
     pub async fn check_model(&self, fields: &mut Fields) -> Result<String, ApiError> {
         let name = fields.text("model")?.ok_or_else(|| ApiError::missing("model"))?;
-        match self.model().await?.served_names.contains(&name) {
+        // What was served once is not asked for again with each request.
+        if self.knows(&name) {
+            return Ok(name);
+        }
+        let names = self.model().await?.served_names;
+        let is_served = names.contains(&name);
+        self.remember(names);
+        match is_served {
             true => Ok(name),
             false => Err(ApiError::no_such_model(&name)),
         }

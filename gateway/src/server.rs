@@ -1,6 +1,9 @@
 //! The listener: connections in, within bounds, until the end.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::Router;
 use futures::StreamExt as _;
@@ -40,13 +43,25 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The door and the service behind it.
 pub struct Gateway {
     pub(crate) upstream: Upstream,
+    /// What the service was called when it was last asked.
+    served_names: Mutex<Vec<String>>,
 }
 
 impl Gateway {
     pub fn new(upstream: impl Inference<GenerateStream = Responses>) -> Self {
         Self {
             upstream: Arc::new(upstream),
+            served_names: Mutex::default(),
         }
+    }
+
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        let names = self.served_names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.iter().any(|known| known == name)
+    }
+
+    pub(crate) fn remember(&self, names: Vec<String>) {
+        *self.served_names.lock().unwrap_or_else(PoisonError::into_inner) = names;
     }
 }
 

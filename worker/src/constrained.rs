@@ -57,7 +57,9 @@ impl Constrained {
                 Some(constraint) => match self.mask(work, constraint) {
                     Ok(mask) => Ok(Some(mask)),
                     Err(error) => {
-                        tracing::warn!(sequence = %work.sequence, %error, "a constraint is given up");
+                        // What is wrong quotes the answer, which is nobody's to read unless they ask.
+                        tracing::debug!(sequence = %work.sequence, %error, "a constraint is given up");
+                        tracing::warn!(sequence = %work.sequence, "a constraint cannot be followed; its sequence ends");
                         Err(())
                     }
                 },
