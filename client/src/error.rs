@@ -16,8 +16,8 @@ pub enum ClientError {
     #[error(transparent)]
     Address(#[from] AddressError),
     #[error(
-        "{url} needs --tls-ca FILE, the authority to believe (what this system believes is often in \
-         /etc/ssl/certs/ca-certificates.crt)"
+        "{url} needs an authority to believe: --tls-ca FILE, for a gateway --coordinator-ca FILE (what this system \
+         believes is often in /etc/ssl/certs/ca-certificates.crt)"
     )]
     NoAuthority { url: String },
     #[error("{url} is not encrypted, and certificates are given; write https://")]
