@@ -1,5 +1,5 @@
-//! The programs that the tests need beside cargo: those on PATH, else prebuilt ones in the cache, and g++ from the system's
-//! packages.
+//! The programs that the tests need beside cargo: those on PATH, else prebuilt ones in the cache, and g++ and `ip` from the
+//! system's packages.
 //!
 //! Never `cargo install`: compiling them takes longer than all our tests.
 
@@ -34,6 +34,7 @@ const DENY: Tool = Tool {
 pub fn ensure() -> Result<OsString> {
     ensure_components()?;
     ensure_cpp_compiler()?;
+    ensure_ip()?;
     let mut folders: Vec<PathBuf> = env::var_os("PATH").iter().flat_map(env::split_paths).collect();
     for tool in [NEXTEST, DENY] {
         if folders.iter().any(|folder| folder.join(tool.binary).is_file()) {
@@ -46,22 +47,36 @@ pub fn ensure() -> Result<OsString> {
 
 /// The kernels for GPUs are tested as C++ on the host, and llama.cpp is written in it.
 pub fn ensure_cpp_compiler() -> Result<()> {
-    let runs = |name: &str| {
-        let mut asked = Command::new(name);
-        asked.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
-        asked.status().is_ok_and(|status| status.success())
-    };
-    if runs("c++") || runs("g++") {
+    if answers("c++", "--version") || answers("g++", "--version") {
         return Ok(());
     }
-    eprintln!("installing g++");
+    install("there is no C++ compiler", "g++")
+}
+
+/// Tests that look at a cluster from another network make one, with `ip`.
+fn ensure_ip() -> Result<()> {
+    if answers("ip", "-V") {
+        return Ok(());
+    }
+    install("there is no `ip`, which makes networks for tests", "iproute2")
+}
+
+fn answers(program: &str, flag: &str) -> bool {
+    let mut asked = Command::new(program);
+    asked.arg(flag).stdout(Stdio::null()).stderr(Stdio::null());
+    asked.status().is_ok_and(|status| status.success())
+}
+
+/// From the system's packages.
+fn install(missing: &str, package: &str) -> Result<()> {
+    eprintln!("installing {package}");
     let mut install = Command::new("apt-get");
-    install.args(["install", "--yes", "--no-install-recommends", "g++"]);
+    install.args(["install", "--yes", "--no-install-recommends", package]);
     let installed = install
         .status()
-        .context("there is no C++ compiler, and no apt-get to install g++ with");
+        .with_context(|| format!("{missing}, and no apt-get to install {package} with"));
     if !installed?.success() {
-        bail!("there is no C++ compiler, and `apt-get install g++` failed: install g++, then try again");
+        bail!("{missing}, and `apt-get install {package}` failed: install {package}, then try again");
     }
     Ok(())
 }
