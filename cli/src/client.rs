@@ -47,8 +47,7 @@ pub struct Server {
 impl Server {
     /// Errors if what is given does not fit together, or files cannot be used.
     pub fn target(&self) -> Result<Target> {
-        let pair = self.tls_cert.clone().zip(self.tls_key.clone());
-        let pair = pair.map(|(certificate, key)| KeyPairFiles { certificate, key });
+        let pair = KeyPairFiles::of(self.tls_cert.as_ref(), self.tls_key.as_ref());
         let files = self.tls_ca.clone().map(|authority| ClientTlsFiles { authority, pair });
         let tls = files.map(ClientTls::open).transpose()?;
         Ok(Target::new(&self.endpoint, tls, self.api_key.as_deref())?)

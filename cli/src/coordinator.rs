@@ -134,7 +134,7 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
     raise_descriptor_limit();
     let shutdown = shutdown::on_signals()?;
     let doors = args.serving.bind().await?;
-    let addresses = doors.addresses()?;
+    let addresses = doors.addresses.clone();
     let listening = Listening {
         grpc: addresses.grpc,
         http: addresses.http,

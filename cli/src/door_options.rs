@@ -41,9 +41,9 @@ pub struct DoorOptions {
 
 impl DoorOptions {
     pub fn config(&self) -> DoorConfig {
-        let pair = self.tls_cert.clone().zip(self.tls_key.clone());
-        let files = pair.map(|(certificate, key)| ServerTlsFiles {
-            pair: KeyPairFiles { certificate, key },
+        let pair = KeyPairFiles::of(self.tls_cert.as_ref(), self.tls_key.as_ref());
+        let files = pair.map(|pair| ServerTlsFiles {
+            pair,
             authority: self.tls_ca.clone(),
         });
         let of_folder = self.folder().map(|folder| ServerTlsFiles {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 pub struct Doors {
     grpc: TcpListener,
     http: Option<TcpListener>,
-    scheme: &'static str,
+    pub addresses: Addresses,
 }
 
 /// As URLs.
@@ -37,35 +37,21 @@ pub async fn bind(config: &DoorConfig, address: &str) -> Result<TcpListener> {
 
 /// For people and other processes.
 pub fn url(config: &DoorConfig, listener: &TcpListener) -> Result<String> {
-    Ok(format!("{}://{}", scheme(config), listener.local_addr()?))
-}
-
-fn scheme(config: &DoorConfig) -> &'static str {
-    match config.tls {
-        Some(_) => "https",
-        None => "http",
-    }
+    Ok(format!("{}://{}", config.scheme(), listener.local_addr()?))
 }
 
 impl Doors {
     pub async fn bind(config: &DoorConfig, grpc: &str, http: Option<&str>) -> Result<Self> {
-        Ok(Self {
-            grpc: bind(config, grpc).await?,
-            http: match http {
-                Some(http) => Some(bind(config, http).await?),
-                None => None,
-            },
-            scheme: scheme(config),
-        })
-    }
-
-    pub fn addresses(&self) -> Result<Addresses> {
-        let url =
-            |listener: &TcpListener| Ok::<_, std::io::Error>(format!("{}://{}", self.scheme, listener.local_addr()?));
-        Ok(Addresses {
-            grpc: url(&self.grpc)?,
-            http: self.http.as_ref().map(url).transpose()?,
-        })
+        let grpc = bind(config, grpc).await?;
+        let http = match http {
+            Some(http) => Some(bind(config, http).await?),
+            None => None,
+        };
+        let addresses = Addresses {
+            grpc: url(config, &grpc)?,
+            http: http.as_ref().map(|http| url(config, http)).transpose()?,
+        };
+        Ok(Self { grpc, http, addresses })
     }
 
     /// Until `shutdown`, which it calls for itself when one of them cannot serve.

@@ -67,11 +67,9 @@ impl GatewayArgs {
     }
 
     fn coordinator_tls(&self) -> Option<ClientTlsFiles> {
-        let pair = self.coordinator_cert.clone().zip(self.coordinator_key.clone());
-        let given = self.coordinator_ca.clone().map(|authority| ClientTlsFiles {
-            authority,
-            pair: pair.map(|(certificate, key)| KeyPairFiles { certificate, key }),
-        });
+        let pair = KeyPairFiles::of(self.coordinator_cert.as_ref(), self.coordinator_key.as_ref());
+        let authority = self.coordinator_ca.clone();
+        let given = authority.map(|authority| ClientTlsFiles { authority, pair });
         given.or_else(|| {
             let folder = self.door.folder()?;
             Some(ClientTlsFiles {

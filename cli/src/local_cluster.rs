@@ -59,7 +59,7 @@ impl LocalCluster {
         doors: Doors,
         shutdown: CancellationToken,
     ) -> Result<Self> {
-        let addresses = doors.addresses()?;
+        let addresses = doors.addresses.clone();
         let num_workers = config.group_sizes.iter().sum();
         let coordinator = Coordinator::open(config).await?;
         let admin = coordinator.admin();

@@ -78,8 +78,7 @@ impl WorkerSize {
 
 impl WorkerArgs {
     fn tls_files(&self) -> Option<ClientTlsFiles> {
-        let pair = self.tls_cert.clone().zip(self.tls_key.clone());
-        let pair = pair.map(|(certificate, key)| KeyPairFiles { certificate, key });
+        let pair = KeyPairFiles::of(self.tls_cert.as_ref(), self.tls_key.as_ref());
         self.tls_ca.clone().map(|authority| ClientTlsFiles { authority, pair })
     }
 }

@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use kvasir_runtime::AddressError;
+use kvasir_runtime::{
+    AddressError,
+    status_metadata::{ERROR_NAME, RETRY_AFTER_MS},
+};
 use tonic::{Code, Status};
-
-/// Metadata that the server's own errors carry: without it, the connection broke.
-pub const ERROR_NAME: &str = "kvasir-error";
-/// Metadata: when it is worth trying again, in milliseconds.
-pub const RETRY_AFTER: &str = "retry-after-ms";
 
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -86,7 +84,7 @@ pub fn error_name(status: &Status) -> Option<&str> {
 
 /// When the server says that it is worth trying again.
 pub fn retry_after(status: &Status) -> Option<Duration> {
-    let hint = status.metadata().get(RETRY_AFTER)?.to_str().ok()?;
+    let hint = status.metadata().get(RETRY_AFTER_MS)?.to_str().ok()?;
     hint.parse().ok().map(Duration::from_millis)
 }
 

@@ -33,6 +33,6 @@ mod progress;
 mod resuming;
 mod target;
 
-pub use error::{ClientError, ERROR_NAME, RETRY_AFTER, error_name, retry_after};
+pub use error::{ClientError, error_name, retry_after};
 pub use resuming::{Answers, Client, Update};
 pub use target::{Bearer, Channel, Target};

@@ -8,13 +8,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use kvasir_client::{error_name, retry_after};
+use kvasir_runtime::status_metadata::{PARAM, RETRY_AFTER_MS};
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
 /// Of a path, in an error.
 const PATH_CHARS_MAX: usize = 200;
-/// Metadata: which field of the request is wrong.
-const PARAM: &str = "kvasir-param";
 
 /// One error, on its way to a client.
 #[derive(Clone, PartialEq, Debug)]
@@ -193,7 +192,7 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         if let Some(wait) = self.retry_after {
             // OpenAI's clients read the first, everybody else the second, in whole seconds.
-            headers.insert("retry-after-ms", HeaderValue::from(wait.as_millis() as u64));
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(wait.as_millis() as u64));
             let seconds = wait.as_millis().div_ceil(1000) as u64;
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

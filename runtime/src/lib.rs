@@ -10,6 +10,7 @@ pub mod logging;
 pub mod refusals;
 mod reloading;
 pub mod shutdown;
+pub mod status_metadata;
 pub mod tls;
 
 pub use address::{AddressError, parse_address, parse_endpoint};

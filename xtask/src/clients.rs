@@ -9,10 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 
 use crate::download::Download;
-use crate::{model, paths, pip, process};
+use crate::{checksum, model, paths, pip, process};
 
 /// Runs the tests in `tests/clients`; `filters` go to pytest as they are. The binary must be built.
 pub fn run(filters: &[String]) -> Result<ExitCode> {
@@ -50,13 +49,10 @@ fn named(tests: &Path, filters: &[String]) -> Vec<OsString> {
 
 /// Where they are importable from.
 fn ensure_packages(requirements: &Path) -> Result<PathBuf> {
-    let list = fs::read(requirements).with_context(|| format!("cannot read {}", requirements.display()))?;
-    let sum: String = Sha256::digest(&list)
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let place = paths::cache()?.join("tools").join(format!("clients-{sum}"));
+    let list = fs::read_to_string(requirements);
+    let list = list.with_context(|| format!("cannot read {}", requirements.display()))?;
+    let sum = checksum::of_text(&list);
+    let place = paths::cache()?.join("tools").join(format!("clients-{}", &sum[..16]));
     if place.is_dir() {
         return Ok(place);
     }

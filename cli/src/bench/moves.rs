@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, value_parser};
+use kvasir_client::Target;
 use kvasir_proto::v1;
 use serde::Serialize;
 use tokio::task::JoinHandle;
@@ -88,9 +89,10 @@ struct Line {
 }
 
 pub async fn run(args: MovesArgs) -> Result<()> {
+    let target = args.server.target()?;
     let mut moves = Vec::new();
     for (index, context) in (0..).zip(&args.contexts) {
-        moves.extend(Run::new(&args, index, *context).measure().await?);
+        moves.extend(Run::new(&args, target.clone(), index, *context).measure().await?);
     }
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&Report { moves })?),
@@ -116,6 +118,7 @@ fn print(line: &Line) {
 /// One context.
 struct Run<'a> {
     args: &'a MovesArgs,
+    target: Target,
     context: u32,
     workload: Workload,
     streams_begun: u32,
@@ -140,7 +143,7 @@ impl Drop for Stream {
 }
 
 impl<'a> Run<'a> {
-    fn new(args: &'a MovesArgs, index: u32, context: u32) -> Self {
+    fn new(args: &'a MovesArgs, target: Target, index: u32, context: u32) -> Self {
         let workload = Workload {
             seed: args.seed,
             place: index,
@@ -154,6 +157,7 @@ impl<'a> Run<'a> {
         };
         Self {
             args,
+            target,
             context,
             workload,
             streams_begun: 0,
@@ -202,8 +206,8 @@ impl<'a> Run<'a> {
 
     /// Asks, and waits until the answer has begun.
     async fn begin(&mut self) -> Result<Stream> {
-        wait_until_quiet(&self.args.server.target()?).await?;
-        let channel = self.args.server.target()?.connect().await?;
+        wait_until_quiet(&self.target).await?;
+        let channel = self.target.connect().await?;
         let request = self.workload.request(self.streams_begun);
         self.streams_begun += 1;
         let answer = tokio::spawn(Outcome::of(channel, request, |_| ()));
@@ -234,7 +238,7 @@ impl<'a> Run<'a> {
     }
 
     async fn requests(&self) -> Result<Vec<v1::SequenceStatus>> {
-        Ok(client::status(&self.args.server.target()?).await?.sequences)
+        Ok(client::status(&self.target).await?.sequences)
     }
 
     async fn find(&self, stream: &Stream) -> Result<Option<v1::SequenceStatus>> {
@@ -260,7 +264,7 @@ impl<'a> Run<'a> {
     }
 
     async fn move_once(&mut self, stream: &Stream) -> Result<(Place, Duration)> {
-        let status = client::status(&self.args.server.target()?).await?;
+        let status = client::status(&self.target).await?;
         match self.args.reshard {
             true => self.reshard(&status).await,
             false => self.migrate(stream, &status).await,
@@ -284,7 +288,7 @@ impl<'a> Run<'a> {
             request_id: stream.request_id.clone(),
             target_group: Some(target),
         };
-        let moved = client::migrate(&self.args.server.target()?, order).await?;
+        let moved = client::migrate(&self.target, order).await?;
         let moved = moved.first().context("nothing was moved")?;
         if moved.outcome != "moved" {
             bail!("not moved: {}", moved.detail);
@@ -302,7 +306,7 @@ impl<'a> Run<'a> {
             _ => bail!("no free worker: start one more `kvasir worker`"),
         };
         let order = v1::ReshardRequest { group: group.id, ranks };
-        let done = client::reshard(&self.args.server.target()?, order).await?;
+        let done = client::reshard(&self.target, order).await?;
         if done.outcome != "switched" {
             bail!("not resharded: {}", done.detail);
         }

@@ -4,10 +4,9 @@
 
 use std::time::{Duration, Instant};
 
+use kvasir_client::Channel;
 use kvasir_proto::v1::{self, generate_response::Event, inference_client::InferenceClient};
 use tonic::{Code, Status};
-
-use kvasir_client::Channel;
 
 use crate::{answer::Answer, client};
 
@@ -123,6 +122,8 @@ async fn stream(
 
 #[cfg(test)]
 mod tests {
+    use kvasir_runtime::status_metadata::RETRY_AFTER_MS;
+
     use super::*;
 
     #[test]
@@ -139,7 +140,7 @@ mod tests {
     #[test]
     fn no_room_is_refused_and_all_else_has_failed() {
         let mut full = Status::resource_exhausted("the queue is full");
-        full.metadata_mut().insert(kvasir_client::RETRY_AFTER, 750.into());
+        full.metadata_mut().insert(RETRY_AFTER_MS, 750.into());
         let refused = Outcome::from(&full);
         assert!(
             matches!(

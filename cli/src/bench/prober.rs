@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use kvasir_client::Target;
 use tokio::task::JoinSet;
 
 use super::{
@@ -16,8 +17,6 @@ use super::{
     trial::{Trial, TrialKind},
     workload::Workload,
 };
-use kvasir_client::Target;
-
 use crate::client;
 
 #[derive(Debug)]

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-
 use kvasir_client::Target;
 
 use crate::client;

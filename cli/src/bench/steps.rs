@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, value_parser};
+use kvasir_client::Target;
 use kvasir_proto::v1;
 use kvasir_runtime::shutdown;
 
@@ -17,8 +18,6 @@ use super::{
     trial::{Trial, TrialKind, without_repetition},
     up_child::UpChild,
 };
-use kvasir_client::Target;
-
 use crate::{client, engine_options::EngineOptions, worker::WorkerSize};
 
 /// A coordinator's default, unless more are measured.

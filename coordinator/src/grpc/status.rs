@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use kvasir_kv::{FinishReason, WorkerId};
+use kvasir_runtime::status_metadata::{ERROR_NAME, PARAM, RETRY_AFTER_MS};
 use kvasir_runtime::tls::Identity;
 use tonic::{Code, Status, metadata::MetadataValue};
 
@@ -12,14 +13,6 @@ use crate::{
     MigrationError, ReshardError, SequenceError, driver::ShuttingDown, intake::RequestError,
     running_requests::AlreadyRunning,
 };
-
-/// Metadata: what happened, in one word.
-pub const ERROR_NAME: &str = "kvasir-error";
-/// Metadata: when it is worth trying again.
-pub const RETRY_AFTER: &str = "retry-after-ms";
-
-/// Metadata: which field of the request is wrong.
-const PARAM: &str = "kvasir-param";
 
 /// A place in the queue comes free when some sequence ends: seconds, not milliseconds.
 const QUEUE_RETRY_MS: u64 = 1000;
@@ -169,7 +162,9 @@ fn status(code: Code, name: &'static str, message: String, retry_ms: Option<u64>
         .metadata_mut()
         .insert(ERROR_NAME, MetadataValue::from_static(name));
     if let Some(retry_ms) = retry_ms {
-        status.metadata_mut().insert(RETRY_AFTER, MetadataValue::from(retry_ms));
+        status
+            .metadata_mut()
+            .insert(RETRY_AFTER_MS, MetadataValue::from(retry_ms));
     }
     status
 }
@@ -186,7 +181,7 @@ mod tests {
             num_choices: 1,
         });
         assert_eq!(status.code(), Code::ResourceExhausted);
-        assert_eq!(status.metadata().get(RETRY_AFTER).unwrap(), "1000");
+        assert_eq!(status.metadata().get(RETRY_AFTER_MS).unwrap(), "1000");
         assert!(status.message().contains('9'));
     }
 

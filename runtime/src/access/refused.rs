@@ -8,11 +8,10 @@ use http::{
 use tonic::{Code, Status, metadata::MetadataValue};
 
 use super::{guard::Denied, guarded_body::GuardedBody};
-use crate::refusals::Refusal;
-
-/// What the coordinator's own errors carry, too: a client that sees it knows that trying again changes nothing.
-const ERROR_NAME: &str = "kvasir-error";
-const RETRY_AFTER_MS: &str = "retry-after-ms";
+use crate::{
+    refusals::Refusal,
+    status_metadata::{ERROR_NAME, RETRY_AFTER_MS},
+};
 
 /// How it is told.
 struct Kind {

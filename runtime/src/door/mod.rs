@@ -70,6 +70,14 @@ impl DoorConfig {
         }
     }
 
+    /// `http` or `https`.
+    pub fn scheme(&self) -> &'static str {
+        match self.tls {
+            Some(_) => "https",
+            None => "http",
+        }
+    }
+
     /// What is open to whoever reaches `address`, for a warning. `None` if nothing is.
     pub fn open_to_all(&self, address: SocketAddr) -> Option<&'static str> {
         let restricted = self.api_keys.is_some() || self.tls.as_ref().is_some_and(|tls| tls.authority.is_some());
@@ -124,14 +132,6 @@ impl Door {
 
     pub fn refusals(&self) -> &Arc<Refusals> {
         &self.refusals
-    }
-
-    /// `http` or `https`.
-    pub fn scheme(&self) -> &'static str {
-        match self.tls {
-            Some(_) => "https",
-            None => "http",
-        }
     }
 }
 

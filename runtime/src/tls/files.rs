@@ -43,6 +43,12 @@ pub(super) struct KeyPair {
 }
 
 impl KeyPairFiles {
+    /// Of two flags of which each needs the other.
+    pub fn of(certificate: Option<&PathBuf>, key: Option<&PathBuf>) -> Option<Self> {
+        let (certificate, key) = (certificate?.clone(), key?.clone());
+        Some(Self { certificate, key })
+    }
+
     pub(super) fn read(&self) -> Result<KeyPair, TlsError> {
         let chain = certificates(&self.certificate)?;
         let text = read(&self.key)?;

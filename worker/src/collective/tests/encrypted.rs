@@ -75,14 +75,8 @@ fn strangers_on_an_encrypted_line_harm_nobody_and_are_told_nothing_of_the_epoch(
         stranger.write_all(&NONCE.0.to_le_bytes()).unwrap();
         stranger.write_all(&[1, 0, 0, 0, 3, 0, 0, 0]).unwrap();
     }
-    std::thread::scope(|scope| {
-        for listening in listening {
-            let endpoints = &endpoints;
-            scope.spawn(move || {
-                let mut collective = listening.connect(endpoints, patient_terms()).unwrap();
-                check_all_reduce(&mut *collective, 5, 576).unwrap();
-            });
-        }
+    run_ranks(listening, &endpoints, &patient_terms(), |collective| {
+        check_all_reduce(collective, 5, 576).unwrap();
     });
     for stranger in &mut loud {
         let mut answer = Vec::new();

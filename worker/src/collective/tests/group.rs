@@ -90,11 +90,21 @@ pub fn run_group<T: Send>(
     body: impl Fn(&mut dyn Collective) -> T + Sync,
 ) -> Vec<T> {
     let (listening, endpoints) = prepare(line, world_size);
+    run_ranks(listening, &endpoints, terms, body)
+}
+
+/// The same for ranks that listen already.
+pub fn run_ranks<T: Send>(
+    listening: Vec<Listening>,
+    endpoints: &[Endpoint],
+    terms: &Terms,
+    body: impl Fn(&mut dyn Collective) -> T + Sync,
+) -> Vec<T> {
     std::thread::scope(|scope| {
         let ranks: Vec<_> = listening
             .into_iter()
             .map(|listening| {
-                let (endpoints, body) = (&endpoints, &body);
+                let body = &body;
                 scope.spawn(move || {
                     let mut collective = listening.connect(endpoints, terms.clone()).unwrap();
                     body(&mut *collective)

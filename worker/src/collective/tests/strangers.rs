@@ -55,14 +55,8 @@ fn strangers_on_the_line_harm_nobody() {
             .unwrap();
     }
     (0..5).for_each(|_| drop(TcpStream::connect(address).unwrap()));
-    std::thread::scope(|scope| {
-        for listening in listening {
-            let endpoints = &endpoints;
-            scope.spawn(move || {
-                let mut collective = listening.connect(endpoints, patient_terms()).unwrap();
-                check_all_reduce(&mut *collective, 5, 576).unwrap();
-            });
-        }
+    run_ranks(listening, &endpoints, &patient_terms(), |collective| {
+        check_all_reduce(collective, 5, 576).unwrap();
     });
     for stranger in silent.iter_mut().chain(&mut loud) {
         let mut answer = Vec::new();
