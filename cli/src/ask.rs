@@ -9,17 +9,21 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args;
 use kvasir_proto::v1::{self, constraint::Kind, generate_request::Prompt};
+use kvasir_runtime::telemetry::propagation;
 use owo_colors::OwoColorize;
 
 use crate::{
     answer::{Answer, Pace, Shown, to_json},
     client::{self, Server},
+    telemetry_options::OtlpOptions,
 };
 
 #[derive(Args, Clone, Debug)]
 pub struct AskOptions {
     #[command(flatten)]
     server: Server,
+    #[command(flatten)]
+    pub otlp: OtlpOptions,
     /// Most tokens of the answer [default: what is left of the context]
     #[arg(long, value_name = "N")]
     pub max_tokens: Option<u32>,
@@ -151,7 +155,13 @@ impl AskOptions {
             title.update(pace);
         };
         let request = self.request(prompt, wanted)?;
-        let answers = client::generate(&self.server.target()?, request, !self.no_resume, show).await;
+        let target = self.server.target()?;
+        // A shell, or whatever else started this, may be in a trace.
+        let parent = std::env::var("TRACEPARENT")
+            .ok()
+            .and_then(|text| propagation::of_text(&text));
+        let asked = client::generate(&target, request, !self.no_resume, show);
+        let answers = opentelemetry::trace::FutureExt::with_context(asked, parent.unwrap_or_default()).await;
         if !self.json && shown {
             // Errors, too, begin on a line of their own.
             println!();

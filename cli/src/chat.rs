@@ -22,6 +22,13 @@ pub struct ChatArgs {
 }
 
 pub async fn run(args: ChatArgs) -> Result<()> {
+    let telemetry = args.ask.otlp.start()?;
+    let talked = talk(&args).await;
+    telemetry.end().await;
+    talked
+}
+
+async fn talk(args: &ChatArgs) -> Result<()> {
     let mut messages: Vec<v1::ChatMessage> = args.system.iter().map(|text| message("system", text)).collect();
     if let Some(prompt) = &args.prompt {
         return turn(&args.ask, &mut messages, prompt).await;

@@ -87,6 +87,14 @@ pub async fn drain(target: &Target, worker: &str) -> Result<()> {
     drained.map(|_| ()).map_err(|status| refused(&status))
 }
 
+/// Which log lines the cluster writes from now on; returns how many workers were told.
+pub async fn set_log_filter(target: &Target, filter: &str) -> Result<v1::SetLogFilterResponse> {
+    let mut admin = AdminClient::new(target.connect().await?);
+    let filter = filter.to_owned();
+    let set = admin.set_log_filter(v1::SetLogFilterRequest { filter }).await;
+    set.map(tonic::Response::into_inner).map_err(|status| refused(&status))
+}
+
 /// Streams the answers to a request, one for each of its choices from 0 on; `show` is called with each new piece of text,
 /// the answer that it belongs to, and the pace so far. Goes on elsewhere, or later, when the connection breaks and
 /// `resume` is set.

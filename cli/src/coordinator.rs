@@ -8,9 +8,10 @@ use serde::Serialize;
 
 use crate::{
     door_options::DoorOptions,
-    doors::Doors,
+    doors::{Doors, Watched, Watching},
     engine_options::{EngineOptions, TransportChoice},
     groups::GroupOptions,
+    telemetry_options::TelemetryOptions,
 };
 
 /// Runs a coordinator: workers join it, clients ask it
@@ -23,6 +24,8 @@ pub struct CoordinatorArgs {
     pub serving: ServingOptions,
     #[command(flatten)]
     pub groups: GroupOptions,
+    #[command(flatten)]
+    pub telemetry: TelemetryOptions,
     /// Prints one JSON line when it listens
     #[arg(long)]
     pub json: bool,
@@ -127,6 +130,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 struct Listening {
     grpc: String,
     http: Option<String>,
+    metrics: Option<String>,
     pid: u32,
 }
 
@@ -134,10 +138,13 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
     raise_descriptor_limit();
     let shutdown = shutdown::on_signals()?;
     let doors = args.serving.bind().await?;
+    let metrics = args.telemetry.bind().await?;
+    let telemetry = args.telemetry.start("coordinator", args.serving.http.is_some())?;
     let addresses = doors.addresses.clone();
     let listening = Listening {
         grpc: addresses.grpc,
         http: addresses.http,
+        metrics: metrics.as_ref().map(|door| door.url.clone()),
         pid: std::process::id(),
     };
     let coordinator = Coordinator::open(args.serving.config(&args.engine, &args.groups)?).await?;
@@ -146,8 +153,11 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
     } else {
         println!("coordinator listens on {}", listening.grpc);
         if let Some(http) = listening.http {
-            println!("OpenAI's API is at {http}/v1");
+            println!("OpenAI's API is at {http}/v1, the live page at {http}/");
         }
     }
-    Ok(doors.serve(coordinator, shutdown).await?)
+    let watched = Watched::new(&coordinator, Watching { telemetry, metrics }, &shutdown);
+    let served = doors.serve(coordinator, watched.exposition(), shutdown).await;
+    watched.end().await;
+    Ok(served?)
 }

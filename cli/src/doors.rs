@@ -1,11 +1,22 @@
 //! The doors of a coordinator: gRPC, and OpenAI's HTTP where it is asked for. Both let in whom the other lets in.
 
+use std::{sync::Arc, time::Duration};
+
 use anyhow::{Context, Result};
 use kvasir_coordinator::{Coordinator, CoordinatorError};
 use kvasir_gateway::Gateway;
-use kvasir_runtime::{door::DoorConfig, parse_address};
-use tokio::net::TcpListener;
+use kvasir_runtime::{
+    door::DoorConfig,
+    parse_address,
+    telemetry::{Exposition, Telemetry},
+};
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
+
+use crate::telemetry_options::MetricsDoor;
+
+/// How often what a collector is sent is brought up to date.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Bound, and not served yet.
 #[derive(Debug)]
@@ -55,8 +66,16 @@ impl Doors {
     }
 
     /// Until `shutdown`, which it calls for itself when one of them cannot serve.
-    pub async fn serve(self, coordinator: Coordinator, shutdown: CancellationToken) -> Result<(), CoordinatorError> {
-        let (gateway, door) = (Gateway::new(coordinator.inference()), coordinator.door());
+    pub async fn serve(
+        self,
+        coordinator: Coordinator,
+        exposition: Option<Exposition>,
+        shutdown: CancellationToken,
+    ) -> Result<(), CoordinatorError> {
+        let door = coordinator.door();
+        let gateway = Gateway::new(coordinator.inference())
+            .with_operations(coordinator.admin())
+            .with_metrics(exposition);
         let http = async {
             match self.http {
                 Some(listener) => {
@@ -69,5 +88,68 @@ impl Doors {
         };
         let (grpc, http) = tokio::join!(coordinator.serve(self.grpc, shutdown.clone()), http);
         grpc.and(http.map_err(CoordinatorError::Door))
+    }
+}
+
+/// What a coordinator's process is to tell of itself; nothing by default.
+#[derive(Debug, Default)]
+pub struct Watching {
+    pub telemetry: Telemetry,
+    pub metrics: Option<MetricsDoor>,
+}
+
+/// What it tells, while it serves.
+#[derive(Debug)]
+pub struct Watched {
+    telemetry: Telemetry,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Watched {
+    pub fn new(
+        coordinator: &Coordinator,
+        Watching { telemetry, metrics }: Watching,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        let mut tasks = Vec::new();
+        if let Some(exposition) = telemetry.exposition() {
+            let source = Arc::new(coordinator.show_metrics());
+            let refreshed = Arc::clone(&source);
+            exposition.refresh_with(Arc::new(move || {
+                let source = Arc::clone(&refreshed);
+                Box::pin(async move { source.refresh().await })
+            }));
+            if telemetry.sends() {
+                let shutdown = shutdown.clone();
+                tasks.push(tokio::spawn(async move {
+                    while !shutdown.is_cancelled() {
+                        source.refresh().await;
+                        tokio::select! {
+                            () = shutdown.cancelled() => {}
+                            () = tokio::time::sleep(REFRESH_INTERVAL) => {}
+                        }
+                    }
+                }));
+            }
+        }
+        if let Some(door) = metrics {
+            let admin = coordinator.admin();
+            let exposition = telemetry.exposition().cloned();
+            tasks.push(door.serve(exposition, move || admin.is_ready(), shutdown.clone()));
+        }
+        Self { telemetry, tasks }
+    }
+
+    pub fn exposition(&self) -> Option<Exposition> {
+        self.telemetry.exposition().cloned()
+    }
+
+    /// After `shutdown`.
+    pub async fn end(self) {
+        for task in self.tasks {
+            // It has nothing left to lose.
+            let _ = task.await;
+        }
+        self.telemetry.end().await;
     }
 }

@@ -17,6 +17,7 @@ use serde::Serialize;
 use crate::{
     door_options::DoorOptions,
     doors::{bind, url},
+    telemetry_options::TelemetryOptions,
 };
 
 /// Serves OpenAI's HTTP API in front of one coordinator or several
@@ -46,6 +47,8 @@ pub struct GatewayArgs {
     coordinator_api_key: Option<String>,
     #[command(flatten)]
     door: DoorOptions,
+    #[command(flatten)]
+    telemetry: TelemetryOptions,
     /// Prints one JSON line when it listens
     #[arg(long)]
     json: bool,
@@ -54,6 +57,7 @@ pub struct GatewayArgs {
 #[derive(Serialize)]
 struct Listening {
     http: String,
+    metrics: Option<String>,
     pid: u32,
 }
 
@@ -83,17 +87,28 @@ impl GatewayArgs {
 pub async fn run(args: GatewayArgs) -> Result<()> {
     raise_descriptor_limit();
     let shutdown = shutdown::on_signals()?;
-    let gateway = Gateway::new(RemoteInference::new(args.targets()?)?);
+    let metrics = args.telemetry.bind().await?;
+    let telemetry = args.telemetry.start("gateway", true)?;
+    let exposition = telemetry.exposition().cloned();
+    let gateway = Gateway::new(RemoteInference::new(args.targets()?)?).with_metrics(exposition.clone());
     let config = args.door.config();
     let door = Door::open(&config)?;
     let listener = bind(&config, &args.http).await?;
     let listening = Listening {
         http: url(&config, &listener)?,
+        metrics: metrics.as_ref().map(|door| door.url.clone()),
         pid: std::process::id(),
     };
+    // It is as healthy as it lives: whether a coordinator answers, its other door tells.
+    let door_of_metrics = metrics.map(|door| door.serve(exposition, || true, shutdown.clone()));
     match args.json {
         true => println!("{}", serde_json::to_string(&listening)?),
         false => println!("OpenAI's API is at {}/v1", listening.http),
     }
-    Ok(kvasir_gateway::serve(listener, &door, gateway, shutdown).await?)
+    let served = kvasir_gateway::serve(listener, &door, gateway, shutdown).await;
+    if let Some(door) = door_of_metrics {
+        door.abort();
+    }
+    telemetry.end().await;
+    Ok(served?)
 }

@@ -44,5 +44,8 @@ pub async fn run(args: GenerateArgs) -> Result<()> {
         choices: args.n,
         prompt_logprobs: args.prompt_logprobs,
     };
-    args.ask.ask(prompt, wanted).await.map(drop)
+    let telemetry = args.ask.otlp.start()?;
+    let answered = args.ask.ask(prompt, wanted).await;
+    telemetry.end().await;
+    answered.map(drop)
 }

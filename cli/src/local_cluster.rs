@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cert_folder::CertFolder,
-    doors::{Addresses, Doors},
+    doors::{Addresses, Doors, Watched, Watching},
     engine_options::EngineOptions,
     worker::WorkerSize,
 };
@@ -39,6 +39,7 @@ pub struct LocalCluster {
     pub addresses: Addresses,
     pub workers: Workers,
     admin: AdminService,
+    watched: Watched,
     serving: JoinHandle<Result<(), CoordinatorError>>,
     shutdown: CancellationToken,
 }
@@ -47,6 +48,9 @@ pub struct LocalCluster {
 pub struct LocalOptions<'a> {
     pub engine: &'a EngineOptions,
     pub size: &'a WorkerSize,
+    pub watching: Watching,
+    /// For each of them besides.
+    pub worker_flags: Vec<String>,
     /// Where each finds the certificate for its name.
     pub certificates: Option<CertFolder>,
 }
@@ -67,12 +71,16 @@ impl LocalCluster {
         if let Some(folder) = options.certificates {
             workers.certify(folder);
         }
+        workers.flags.extend(options.worker_flags);
         workers.start_all(num_workers)?;
+        let watched = Watched::new(&coordinator, options.watching, &shutdown);
+        let serving = doors.serve(coordinator, watched.exposition(), shutdown.clone());
         Ok(Self {
-            serving: tokio::spawn(doors.serve(coordinator, shutdown.clone())),
+            serving: tokio::spawn(serving),
             addresses,
             workers,
             admin,
+            watched,
             shutdown,
         })
     }
@@ -86,7 +94,9 @@ impl LocalCluster {
     pub async fn stop(self) -> Result<()> {
         self.shutdown.cancel();
         self.workers.stop().await;
-        Ok(self.serving.await.context("the coordinator failed")??)
+        let served = self.serving.await.context("the coordinator failed");
+        self.watched.end().await;
+        Ok(served??)
     }
 }
 

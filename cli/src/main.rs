@@ -20,6 +20,7 @@ mod generate;
 mod groups;
 mod key;
 mod local_cluster;
+mod log;
 mod migrate;
 mod model_source;
 mod movements;
@@ -29,6 +30,7 @@ mod plan;
 mod plan_report;
 mod reshard;
 mod status;
+mod telemetry_options;
 mod up;
 mod worker;
 
@@ -66,6 +68,7 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     Reshard(reshard::ReshardArgs),
     Drain(drain::DrainArgs),
+    Log(log::LogArgs),
     Certs(certs::CertsArgs),
     Key(key::KeyArgs),
     Plan(plan::PlanArgs),
@@ -90,6 +93,7 @@ impl Command {
             | Self::Migrate(_)
             | Self::Reshard(_)
             | Self::Drain(_)
+            | Self::Log(_)
             | Self::Certs(_)
             | Self::Key(_) => None,
         }
@@ -106,6 +110,7 @@ fn main() -> ExitCode {
             | Command::Migrate(_)
             | Command::Reshard(_)
             | Command::Drain(_)
+            | Command::Log(_)
             | Command::Bench(_)
     );
     // `up` tells people what happens in its own words.
@@ -156,6 +161,7 @@ fn run(mut command: Command) -> anyhow::Result<ExitCode> {
             Command::Migrate(args) => migrate::run(args).await,
             Command::Reshard(args) => reshard::run(args).await,
             Command::Drain(args) => drain::run(args).await,
+            Command::Log(args) => log::run(args).await,
             Command::Plan(args) => plan::run(&args),
             Command::Certs(args) => certs::run(&args),
             Command::Key(args) => key::run(&args),

@@ -22,7 +22,7 @@ use self::{chunks::Chunks, estimate::Estimate};
 use crate::{
     answer::Answer,
     client,
-    doors::Doors,
+    doors::{Doors, Watching},
     engine_options::EngineOptions,
     local_cluster::{LocalCluster, LocalOptions},
     worker::WorkerSize,
@@ -66,6 +66,8 @@ pub async fn run(args: PerplexityArgs) -> Result<()> {
         engine: &args.engine,
         size: &args.size,
         certificates: None,
+        watching: Watching::default(),
+        worker_flags: Vec::new(),
     };
     let mut cluster = LocalCluster::start(config(&args)?, options, doors, shutdown.clone()).await?;
     let target = Target::plain(&cluster.addresses.grpc)?;

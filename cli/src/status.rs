@@ -1,21 +1,19 @@
 //! `kvasir status`: what a cluster does right now.
 
 use std::{
-    collections::BTreeMap,
     io::{IsTerminal, stdout},
     time::Duration,
 };
 
 use anyhow::Result;
 use clap::Args;
-use kvasir_proto::v1;
+use kvasir_gateway::{GroupJson, SequenceJson, StatusJson};
 use kvasir_runtime::ByteSize;
 use owo_colors::{OwoColorize, Stream::Stdout};
-use serde::Serialize;
 
 use crate::{
     client::{self, Server},
-    movements::{ReshardJson, TransferJson},
+    movements::{line_of_reshard, line_of_transfer},
     plain::plain,
 };
 
@@ -54,202 +52,6 @@ pub async fn run(args: StatusArgs) -> Result<()> {
     }
 }
 
-#[derive(Serialize)]
-struct StatusJson {
-    model: String,
-    numerics_id: String,
-    /// Tokens that prompt and answer may have together.
-    context_len: u32,
-    vocab_size: u32,
-    ready: bool,
-    workers_wanted: u32,
-    uptime_ms: u64,
-    groups: Vec<GroupJson>,
-    spares: Vec<WorkerJson>,
-    sequences: Vec<SequenceJson>,
-    /// On their way to other groups.
-    transfers: Vec<TransferJson>,
-    reshards: Vec<ReshardJson>,
-    counters: BTreeMap<String, u64>,
-    /// 0 to 1.
-    prefix_hit_rate: f64,
-}
-
-#[derive(Serialize)]
-struct GroupJson {
-    id: u32,
-    epoch: EpochJson,
-    role: String,
-    state: String,
-    transport: String,
-    workers_wanted: u32,
-    running: u32,
-    waiting: u32,
-    ranks: Vec<RankJson>,
-    blocks: BlocksJson,
-    block_size: u32,
-    /// Why it does not form.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    cause: String,
-}
-
-#[derive(Serialize)]
-struct EpochJson {
-    term: u64,
-    number: u64,
-}
-
-#[derive(Serialize)]
-struct RankJson {
-    rank: u32,
-    worker: String,
-    pid: u32,
-    address: String,
-    /// The heads themselves.
-    kv_heads: Vec<u32>,
-    units: UnitsJson,
-    /// Of weights.
-    bytes: u64,
-}
-
-/// Half-open ranges.
-#[derive(Serialize)]
-struct UnitsJson {
-    attention: [u32; 2],
-    ffn: [u32; 2],
-    vocab: [u32; 2],
-}
-
-#[derive(Serialize, Default)]
-struct BlocksJson {
-    free: u32,
-    cached: u32,
-    held: u32,
-    in_flight: u32,
-    total: u32,
-    /// 0, or blocks have been lost.
-    unaccounted: i64,
-}
-
-#[derive(Serialize)]
-struct WorkerJson {
-    worker: String,
-    pid: u32,
-    address: String,
-}
-
-#[derive(Serialize)]
-struct SequenceJson {
-    request_id: String,
-    tenant: String,
-    priority: i32,
-    /// Where it runs, or waits for room.
-    group: u32,
-    tokens: u32,
-    computed: u32,
-    cached_tokens: u32,
-    preemptions: u32,
-    state: String,
-}
-
-impl From<v1::StatusResponse> for StatusJson {
-    fn from(status: v1::StatusResponse) -> Self {
-        Self {
-            model: status.model,
-            numerics_id: status.numerics_id,
-            context_len: status.context_len,
-            vocab_size: status.vocab_size,
-            ready: status.ready,
-            workers_wanted: status.workers_wanted,
-            uptime_ms: status.uptime_ms,
-            groups: status.groups.into_iter().map(GroupJson::from).collect(),
-            spares: status.spares.into_iter().map(WorkerJson::from).collect(),
-            transfers: status.transfers.into_iter().map(TransferJson::from).collect(),
-            reshards: status.reshards.into_iter().map(ReshardJson::from).collect(),
-            sequences: status.sequences.into_iter().map(SequenceJson::from).collect(),
-            counters: status.counters.into_iter().collect(),
-            prefix_hit_rate: status.prefix_hit_rate,
-        }
-    }
-}
-
-impl From<v1::Group> for GroupJson {
-    fn from(group: v1::Group) -> Self {
-        let blocks = group.blocks.unwrap_or_default();
-        Self {
-            id: group.id,
-            epoch: EpochJson {
-                term: group.term,
-                number: group.epoch,
-            },
-            role: group.role,
-            state: group.state,
-            transport: group.transport,
-            workers_wanted: group.workers_wanted,
-            running: group.running,
-            waiting: group.waiting,
-            ranks: group.ranks.into_iter().map(RankJson::from).collect(),
-            blocks: BlocksJson {
-                free: blocks.free,
-                cached: blocks.cached,
-                held: blocks.held,
-                in_flight: blocks.in_flight,
-                total: blocks.total,
-                unaccounted: blocks.unaccounted,
-            },
-            block_size: group.block_size,
-            cause: group.cause,
-        }
-    }
-}
-
-impl From<v1::RankStatus> for RankJson {
-    fn from(rank: v1::RankStatus) -> Self {
-        let range = |range: Option<v1::UnitRange>| range.map_or([0, 0], |range| [range.begin, range.end]);
-        let worker = rank.worker.unwrap_or_default();
-        let heads = range(rank.kv_heads);
-        Self {
-            rank: rank.rank,
-            worker: worker.id,
-            pid: worker.pid,
-            address: worker.address,
-            kv_heads: (heads[0]..heads[1]).collect(),
-            units: UnitsJson {
-                attention: heads,
-                ffn: range(rank.ffn_units),
-                vocab: range(rank.vocab_units),
-            },
-            bytes: rank.bytes,
-        }
-    }
-}
-
-impl From<v1::Worker> for WorkerJson {
-    fn from(worker: v1::Worker) -> Self {
-        Self {
-            worker: worker.id,
-            pid: worker.pid,
-            address: worker.address,
-        }
-    }
-}
-
-impl From<v1::SequenceStatus> for SequenceJson {
-    fn from(sequence: v1::SequenceStatus) -> Self {
-        Self {
-            group: sequence.group,
-            request_id: sequence.request_id,
-            tenant: sequence.tenant,
-            priority: sequence.priority,
-            cached_tokens: sequence.cached_tokens,
-            preemptions: sequence.preemptions,
-            tokens: sequence.tokens,
-            computed: sequence.computed,
-            state: sequence.state,
-        }
-    }
-}
-
 fn print(status: &StatusJson) {
     let ready = if status.ready { "ready" } else { "not ready" };
     println!(
@@ -268,10 +70,10 @@ fn print(status: &StatusJson) {
         println!("  {}", line_of(sequence));
     }
     for transfer in &status.transfers {
-        println!("  {}", transfer.line());
+        println!("  {}", line_of_transfer(transfer));
     }
     for reshard in &status.reshards {
-        println!("  {}", reshard.line());
+        println!("  {}", line_of_reshard(reshard));
     }
     if status.prefix_hit_rate > 0.0 {
         println!(

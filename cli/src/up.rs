@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     coordinator::ServingOptions,
-    doors::Addresses,
+    doors::{Addresses, Watching},
     engine_options::EngineOptions,
     groups::GroupOptions,
     local_cluster::{LocalCluster, LocalOptions, Workers},
+    telemetry_options::TelemetryOptions,
     worker::{WorkerSize, die_with},
 };
 
@@ -37,6 +38,8 @@ pub struct UpArgs {
     serving: ServingOptions,
     #[command(flatten)]
     groups: GroupOptions,
+    #[command(flatten)]
+    telemetry: TelemetryOptions,
     /// Start a worker anew when it dies
     #[arg(long)]
     restart_workers: bool,
@@ -52,6 +55,7 @@ pub struct UpArgs {
 struct Ready {
     grpc: String,
     http: Option<String>,
+    metrics: Option<String>,
     pid: u32,
     workers: Vec<ReadyWorker>,
 }
@@ -71,9 +75,14 @@ pub async fn run(args: UpArgs) -> Result<()> {
     let certificates = args.serving.door.workers_folder()?;
     let doors = args.serving.bind().await?;
     let config = args.serving.config(&args.engine, &args.groups)?;
+    let metrics = args.telemetry.bind().await?;
+    let metrics_url = metrics.as_ref().map(|door| door.url.clone());
+    let telemetry = args.telemetry.start("coordinator", args.serving.http.is_some())?;
     let options = LocalOptions {
         engine: &args.engine,
         size: &args.size,
+        watching: Watching { telemetry, metrics },
+        worker_flags: args.telemetry.to_worker_args()?,
         certificates,
     };
     let mut cluster = LocalCluster::start(config, options, doors, shutdown.clone()).await?;
@@ -81,7 +90,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
         let Some(()) = cluster.until_ready().await? else {
             return Ok(());
         };
-        announce(&args, &cluster)?;
+        announce(&args, &cluster, metrics_url)?;
         attend(&args, &mut cluster.workers, &shutdown).await
     }
     .await;
@@ -89,7 +98,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
     result
 }
 
-fn announce(args: &UpArgs, cluster: &LocalCluster) -> Result<()> {
+fn announce(args: &UpArgs, cluster: &LocalCluster, metrics: Option<String>) -> Result<()> {
     let Addresses { grpc, http } = &cluster.addresses;
     let running = cluster.workers.running();
     let list: Vec<_> = running
@@ -100,6 +109,7 @@ fn announce(args: &UpArgs, cluster: &LocalCluster) -> Result<()> {
         let ready = Ready {
             grpc: grpc.clone(),
             http: http.clone(),
+            metrics,
             pid: std::process::id(),
             workers: list,
         };
@@ -112,7 +122,7 @@ fn announce(args: &UpArgs, cluster: &LocalCluster) -> Result<()> {
         .collect();
     println!("ready: {grpc} ({})", names.join(", "));
     if let Some(http) = http {
-        println!("OpenAI's API is at {http}/v1");
+        println!("OpenAI's API is at {http}/v1, the live page at {http}/");
     }
     if stderr().is_terminal() {
         eprintln!(

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -14,8 +15,9 @@ use kvasir_runtime::{
 };
 use kvasir_worker::session::{self, WorkerConfig};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use tokio_util::sync::CancellationToken;
 
-use crate::engine_options::EngineOptions;
+use crate::{engine_options::EngineOptions, telemetry_options::TelemetryOptions};
 
 /// Runs a worker: joins a coordinator and computes its share of the model
 #[derive(Args, Debug)]
@@ -25,6 +27,8 @@ pub struct WorkerArgs {
     pub engine: EngineOptions,
     #[command(flatten)]
     size: WorkerSize,
+    #[command(flatten)]
+    telemetry: TelemetryOptions,
     /// The coordinator to join; it is waited for when it is away
     #[arg(long, env = "KVASIR_COORDINATOR", value_name = "URL")]
     coordinator: String,
@@ -134,7 +138,20 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
         ..WorkerConfig::new(args.engine.model, coordinator)
     };
     let shutdown = shutdown::on_signals()?;
-    Ok(session::run(config, shutdown).await?)
+    let metrics = args.telemetry.bind().await?;
+    let telemetry = args.telemetry.start("worker", false)?;
+    let door = metrics.map(|door| {
+        let connected = Arc::clone(&config.connected);
+        let is_healthy = move || connected.load(Ordering::Relaxed);
+        // Asked until the process ends: one that drains is still to be watched.
+        door.serve(telemetry.exposition().cloned(), is_healthy, CancellationToken::new())
+    });
+    let ended = session::run(config, shutdown).await;
+    if let Some(door) = door {
+        door.abort();
+    }
+    telemetry.end().await;
+    Ok(ended?)
 }
 
 /// SIGKILL, because a stopped process acts on nothing else.

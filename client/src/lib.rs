@@ -30,6 +30,7 @@
 mod endpoints;
 mod error;
 mod progress;
+mod request_span;
 mod resuming;
 mod target;
 

@@ -9,7 +9,7 @@ use futures::{
 use kvasir_proto::v1::{self, inference_client::InferenceClient};
 use tonic::{Status, Streaming};
 
-use crate::{Channel, ClientError, Target, endpoints::Endpoints, progress::Progress};
+use crate::{Channel, ClientError, Target, endpoints::Endpoints, progress::Progress, request_span::RequestSpan};
 
 /// Attempts without anything new between them; with the pauses below they last about a minute.
 const RESUMES_MAX: u32 = 35;
@@ -99,15 +99,17 @@ impl Client {
     /// what is wrong with the request.
     pub async fn generate(&self, request: v1::GenerateRequest) -> Result<Answers, ClientError> {
         let choices = Progress::of_request(&request);
+        let span = RequestSpan::begin();
         let first = self.endpoints.next_turn();
         let mut nth = 0;
         loop {
-            match self.begin(first + nth, request.clone()).await {
-                Ok(begun) => return Ok(self.answers(first + nth, begun, choices)),
+            match self.begin(first + nth, request.clone(), &span).await {
+                Ok(begun) => return Ok(self.answers(first + nth, begun, choices, span)),
                 Err(error) => {
                     nth += 1;
                     let goes_on = error.is_broken_stream() || error.is_lack_of_room();
                     if !goes_on || nth == self.endpoints.len() {
+                        span.failed(&error);
                         return Err(error);
                     }
                 }
@@ -115,9 +117,14 @@ impl Client {
         }
     }
 
-    async fn begin(&self, endpoint: usize, request: v1::GenerateRequest) -> Result<Begun, ClientError> {
+    async fn begin(
+        &self,
+        endpoint: usize,
+        request: v1::GenerateRequest,
+        span: &RequestSpan,
+    ) -> Result<Begun, ClientError> {
         let channel = self.endpoints.channel(endpoint).await?;
-        let response = InferenceClient::new(channel).generate(request).await;
+        let response = InferenceClient::new(channel).generate(span.request(request)).await;
         let mut rest = response.map_err(ClientError::Refused)?.into_inner();
         // It comes at once; without it nothing could be resumed.
         let first = rest.message().await.map_err(ClientError::Refused)?;
@@ -127,7 +134,7 @@ impl Client {
         })
     }
 
-    fn answers(&self, endpoint: usize, mut begun: Begun, mut choices: Vec<Progress>) -> Answers {
+    fn answers(&self, endpoint: usize, mut begun: Begun, mut choices: Vec<Progress>, span: RequestSpan) -> Answers {
         let client = self.clone();
         Box::pin(async_stream::try_stream! {
             let broken = loop {
@@ -141,7 +148,7 @@ impl Client {
                 }
             };
             let left = choices.into_iter().filter(|choice| !choice.is_finished);
-            let resumed = left.map(|choice| client.resumed(endpoint, choice, broken.clone()));
+            let resumed = left.map(|choice| client.resumed(endpoint, choice, broken.clone(), span.clone()));
             let mut resumed = select_all(resumed);
             while let Some(update) = resumed.next().await {
                 yield update?;
@@ -150,7 +157,7 @@ impl Client {
     }
 
     /// The rest of one answer whose stream broke at this endpoint.
-    fn resumed(&self, endpoint: usize, mut choice: Progress, mut broken: ClientError) -> Answers {
+    fn resumed(&self, endpoint: usize, mut choice: Progress, mut broken: ClientError, span: RequestSpan) -> Answers {
         let client = self.clone();
         Box::pin(async_stream::try_stream! {
             let (mut attempts, mut known) = (0, choice.mark());
@@ -160,6 +167,7 @@ impl Client {
                 let waits = was_taken || choice.has_begun() || (attempts as usize) + 1 < client.endpoints.len();
                 let goes_on = broken.is_broken_stream() || broken.is_lack_of_room() && waits;
                 let Some(rest) = choice.rest().filter(|_| client.resumes && goes_on) else {
+                    span.failed(&broken);
                     Err(broken)?;
                     return;
                 };
@@ -174,7 +182,8 @@ impl Client {
                 tokio::time::sleep(pause(&broken, attempts, client.endpoints.len())).await;
                 attempts += 1;
                 yield Update::Resuming { choice: choice.choice };
-                broken = match client.begin(endpoint + attempts as usize, rest).await {
+                span.resuming();
+                broken = match client.begin(endpoint + attempts as usize, rest, &span).await {
                     Ok(mut begun) => loop {
                         if choice.is_finished {
                             return;

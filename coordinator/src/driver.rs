@@ -3,7 +3,7 @@
 //! Everyone else speaks to it through a [`ClusterHandle`], over a bounded channel.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,8 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvasir_kv::{FinishReason, FromWorker, GroupId, Request, RequestId, SequenceId, ToWorker, WorkerId, WorkerInfo};
+use kvasir_kv::{
+    FinishReason, FromWorker, GroupId, Request, RequestId, SequenceId, StepTimes, ToWorker, WorkerId, WorkerInfo,
+};
 use kvasir_proto::{convert, v1};
+use opentelemetry::Context;
 use tokio::{
     sync::{
         mpsc::{self, error::TrySendError},
@@ -26,7 +29,8 @@ use tracing::{debug, info, warn};
 
 use crate::{
     Cluster, ClusterStatus, Effect, Event, MigrationError, MigrationOutcome, MigrationReport, Now, OrderId,
-    PrefixCopyReport, ReshardError, ReshardOutcome, ReshardReport, SessionId,
+    ReshardError, ReshardOutcome, ReshardReport, SessionId,
+    telemetry::{EventMeter, StepMeter, Telemetry, telling},
     token_log::{Ending, TokenLog},
 };
 
@@ -68,7 +72,19 @@ enum Command {
         worker: WorkerId,
         reply: oneshot::Sender<bool>,
     },
-    Status(oneshot::Sender<ClusterStatus>),
+    Status(oneshot::Sender<Snapshot>),
+    SetLogFilter {
+        filter: String,
+        reply: oneshot::Sender<u32>,
+    },
+}
+
+/// What the machine shows, and what the driver has seen beside it.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub cluster: ClusterStatus,
+    /// Of each group's last step.
+    pub step_times: BTreeMap<GroupId, StepTimes>,
 }
 
 type OrderResult = Result<Vec<MigrationReport>, MigrationError>;
@@ -87,9 +103,14 @@ pub struct ClusterHandle {
     last_id: Arc<AtomicU64>,
     started: Instant,
     ready: watch::Receiver<bool>,
+    telemetry: Telemetry,
 }
 
 impl ClusterHandle {
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
     pub fn next_session(&self) -> SessionId {
         SessionId(self.next_id())
     }
@@ -160,7 +181,14 @@ impl ClusterHandle {
         }
     }
 
-    pub async fn status(&self) -> Result<ClusterStatus, ShuttingDown> {
+    /// Tells all workers which log lines to write. Returns how many have been told.
+    pub async fn set_log_filter(&self, filter: String) -> Result<u32, ShuttingDown> {
+        let (reply, told) = oneshot::channel();
+        self.send(Command::SetLogFilter { filter, reply }).await?;
+        told.await.map_err(|_| ShuttingDown)
+    }
+
+    pub async fn status(&self) -> Result<Snapshot, ShuttingDown> {
         let (reply, status) = oneshot::channel();
         self.send(Command::Status(reply)).await?;
         status.await.map_err(|_| ShuttingDown)
@@ -215,10 +243,15 @@ pub struct Driver {
     ready: watch::Sender<bool>,
     /// Came up while effects were carried out; delivered after them.
     pending: VecDeque<Event>,
+    telemetry: Telemetry,
+    steps: StepMeter,
+    events: EventMeter,
+    /// How long the machine took for what is being carried out.
+    thinking: Duration,
 }
 
 impl Driver {
-    pub fn new(cluster: Cluster) -> (Self, ClusterHandle) {
+    pub fn new(cluster: Cluster, telemetry: Telemetry) -> (Self, ClusterHandle) {
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (ready, ready_receiver) = watch::channel(false);
         let started = Instant::now();
@@ -233,12 +266,17 @@ impl Driver {
             orders_taken: 0,
             ready,
             pending: VecDeque::new(),
+            telemetry: telemetry.clone(),
+            steps: StepMeter::default(),
+            events: EventMeter::default(),
+            thinking: Duration::ZERO,
         };
         let handle = ClusterHandle {
             commands: sender,
             last_id: Arc::default(),
             started,
             ready: ready_receiver,
+            telemetry,
         };
         (driver, handle)
     }
@@ -270,6 +308,12 @@ impl Driver {
         match command {
             Command::Join { session, info, link } => {
                 info!(worker = %info.id, pid = info.pid, address = %info.address, "worker joined");
+                self.telemetry.news.tell(v1::News {
+                    kind: "worker_joined".to_owned(),
+                    text: format!("worker {} has joined", info.id),
+                    worker_id: info.id.0.clone(),
+                    ..Default::default()
+                });
                 self.links.insert(session, link);
                 self.deliver(Event::WorkerJoined { session, info });
             }
@@ -306,7 +350,13 @@ impl Driver {
             Command::Event(event) => self.deliver_if_known(event),
             Command::Status(reply) => {
                 // Whoever asked may have gone away.
-                let _ = reply.send(self.cluster.status());
+                let _ = reply.send(Snapshot {
+                    cluster: self.cluster.status(),
+                    step_times: self.steps.last_times(),
+                });
+            }
+            Command::SetLogFilter { filter, reply } => {
+                let _ = reply.send(self.set_log_filter(&filter));
             }
         }
     }
@@ -328,7 +378,10 @@ impl Driver {
         self.pending.push_back(event);
         while let Some(event) = self.pending.pop_front() {
             let now = self.now();
-            for effect in self.cluster.on(event, now) {
+            self.note_done(&event);
+            let effects = self.cluster.on(event, now);
+            self.thinking = self.now().since(now);
+            for effect in effects {
                 self.carry_out(effect);
             }
         }
@@ -336,6 +389,35 @@ impl Driver {
 
     fn now(&self) -> Now {
         Now(self.started.elapsed())
+    }
+
+    /// A step whose output comes is measured.
+    fn note_done(&mut self, event: &Event) {
+        if let Event::FromWorker {
+            message:
+                FromWorker::StepDone {
+                    epoch,
+                    step,
+                    output: Some(output),
+                },
+            ..
+        } = event
+        {
+            self.steps.done(*epoch, *step, output.times);
+        }
+    }
+
+    fn set_log_filter(&self, filter: &str) -> u32 {
+        let message = || v1::ToWorker {
+            message: Some(v1::to_worker::Message::SetLogFilter(v1::SetLogFilter {
+                filter: filter.to_owned(),
+            })),
+        };
+        let told = self
+            .links
+            .values()
+            .filter(|link| link.outbox.try_send(Ok(message())).is_ok());
+        told.count() as u32
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -381,7 +463,24 @@ impl Driver {
         let Some(link) = self.links.get(&session) else {
             return;
         };
-        if let Err(error) = link.outbox.try_send(Ok(convert::to_worker(message))) {
+        let traceparent = match &message {
+            ToWorker::Step(plan) => self.steps.sent(plan, self.thinking, |sequence| {
+                self.logs.get(&sequence)?.meter().traced()
+            }),
+            _ => String::new(),
+        };
+        if let ToWorker::Step(plan) = &message {
+            let logs = plan
+                .admitted
+                .iter()
+                .filter_map(|admitted| self.logs.get(&admitted.sequence));
+            logs.for_each(|log| log.meter().dispatched());
+        }
+        let mut message = convert::to_worker(message);
+        if let Some(v1::to_worker::Message::Step(step)) = &mut message.message {
+            step.traceparent = traceparent;
+        }
+        if let Err(error) = link.outbox.try_send(Ok(message)) {
             match error {
                 TrySendError::Full(_) => warn!(%session, "worker does not read what it is sent; giving it up"),
                 TrySendError::Closed(_) => debug!(%session, "worker's stream is closed"),
@@ -406,51 +505,38 @@ impl Driver {
     }
 
     fn report(&mut self, news: Effect) {
-        match news {
-            Effect::EpochStarted {
-                group,
-                epoch,
-                world_size,
-                transport,
-                num_blocks,
-            } => info!(%group, %epoch, world_size, %transport, num_blocks, "group serves"),
-            Effect::RankLost {
-                worker,
-                rank,
-                epoch,
-                how,
-                detection_ms,
-                reason,
-            } => {
-                let rank = rank.map(|rank| rank.0);
-                warn!(%worker, rank, %epoch, how = how.name(), detection_ms, reason, "worker lost");
+        match &news {
+            Effect::EpochStarted { group, epoch, .. } | Effect::EpochSwitched { group, epoch, .. } => {
+                self.steps.begin_epoch(*group, *epoch);
             }
-            Effect::Recovered {
-                group,
-                epoch,
-                stall_ms,
-                tokens_recomputed,
-                sequences,
-            } => info!(%group, %epoch, stall_ms, tokens_recomputed, sequences, "recovered"),
-            Effect::MigrationEnded(report) => report_migration(&report),
-            Effect::PrefixCopyEnded(report) => report_prefix_copy(&report),
-            Effect::ReshardEnded(report) => report_reshard(&report),
-            Effect::EpochSwitched {
-                group,
-                epoch,
-                world_size,
-                transport,
-                num_blocks,
+            Effect::RankLost { how, detection_ms, .. } => self.events.lost(*how, *detection_ms),
+            Effect::Recovered { stall_ms, .. } => self.events.recovered(*stall_ms),
+            Effect::MigrationEnded(report) => {
+                if let MigrationOutcome::Moved { pause } = report.outcome {
+                    self.events.moved(report.reason, pause);
+                }
+                if let Some(log) = self.logs.get(&report.sequence) {
+                    log.meter().moved(report);
+                }
+            }
+            Effect::ReshardEnded(ReshardReport {
+                outcome: ReshardOutcome::Switched { pause },
                 ..
-            } => info!(%group, %epoch, world_size, %transport, num_blocks, "group goes on with other ranks"),
-            Effect::TransferRefused {
-                transfer,
-                fault,
-                reason,
-            } => {
-                warn!(%transfer, %fault, reason, "cells refused");
-            }
+            }) => self.events.switched(*pause),
             _ => {}
+        }
+        let of_request = match &news {
+            Effect::MigrationBegan { sequence, .. } => self.logs.get(sequence),
+            Effect::MigrationEnded(report) => self.logs.get(&report.sequence),
+            _ => None,
+        };
+        // Its lines carry the trace of the request that they are about.
+        let _within = of_request
+            .and_then(|log| log.meter().context().cloned())
+            .map(Context::attach);
+        telling::log(&news);
+        if let Some(news) = telling::news(&news) {
+            self.telemetry.news.tell(news);
         }
         self.publish_readiness();
     }
@@ -471,79 +557,5 @@ impl Driver {
             log.end(Ending::Shutdown);
         }
         self.logs.clear();
-    }
-}
-
-fn report_migration(report: &MigrationReport) {
-    let MigrationReport {
-        transfer,
-        request,
-        source,
-        target,
-        reason,
-        outcome,
-        cells,
-        bytes,
-        prompt_bytes,
-        rounds,
-        took,
-        ..
-    } = report;
-    let (took_ms, reason) = (took.as_millis() as u64, reason.name());
-    match outcome {
-        MigrationOutcome::Moved { pause } => {
-            let pause_ms = pause.as_secs_f64() * 1e3;
-            info!(%transfer, %request, %source, %target, reason, cells, bytes, prompt_bytes, rounds, took_ms, pause_ms, "sequence moved");
-        }
-        _ => {
-            warn!(%transfer, %request, %source, %target, reason, cells, rounds, took_ms, %outcome, "sequence not moved")
-        }
-    }
-}
-
-fn report_prefix_copy(report: &PrefixCopyReport) {
-    let PrefixCopyReport {
-        transfer,
-        request,
-        source,
-        target,
-        tokens,
-        bytes,
-        outcome,
-        forecast,
-        took,
-    } = report;
-    let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
-    let (took_ms, forecast_ms) = (ms(*took), ms(forecast.copying));
-    let computing_ms = forecast.computing.map(ms);
-    match outcome {
-        Ok(()) => {
-            debug!(%transfer, %request, %source, %target, tokens, bytes, took_ms, forecast_ms, computing_ms, "cached prompt copied");
-        }
-        Err(reason) => {
-            info!(%transfer, %request, %source, %target, tokens, took_ms, forecast_ms, computing_ms, reason, "cached prompt not copied");
-        }
-    }
-}
-
-fn report_reshard(report: &ReshardReport) {
-    let ReshardReport {
-        group,
-        from_ranks,
-        ranks,
-        outcome,
-        cells,
-        bytes,
-        rounds,
-        took,
-        ..
-    } = report;
-    let took_ms = took.as_millis() as u64;
-    match outcome {
-        ReshardOutcome::Switched { pause } => {
-            let pause_ms = pause.as_secs_f64() * 1e3;
-            info!(%group, from_ranks, ranks, cells, bytes, rounds, took_ms, pause_ms, "group resharded");
-        }
-        _ => warn!(%group, from_ranks, ranks, cells, rounds, took_ms, %outcome, "group not resharded"),
     }
 }

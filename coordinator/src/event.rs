@@ -147,6 +147,21 @@ pub enum Effect {
         transport: Transport,
         num_blocks: u32,
     },
+    /// For the log: a sequence is on its way to another group.
+    MigrationBegan {
+        transfer: TransferId,
+        request: RequestId,
+        sequence: SequenceId,
+        source: GroupId,
+        target: GroupId,
+        reason: MigrationReason,
+    },
+    /// For the log: a group is on its way to other ranks.
+    ReshardBegan {
+        group: GroupId,
+        from_ranks: u32,
+        ranks: u32,
+    },
     /// For the log: a migration is over, however it went.
     MigrationEnded(MigrationReport),
     /// For the log: cached blocks have gone to another group, or not.

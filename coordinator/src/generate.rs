@@ -21,6 +21,7 @@ use crate::{
     running_requests::RunningChoice,
     spelling::Spelling,
     stop_strings::Scanned,
+    telemetry::{AnswerMeter, RequestRecord},
     token_log::{Ending, Place, TokenLog},
 };
 
@@ -38,11 +39,17 @@ struct Answer {
 }
 
 impl Answer {
-    fn new(accepted: Accepted, tokenizer: &Arc<Tokenizer>, running: RunningChoice) -> Self {
+    fn new(
+        accepted: Accepted,
+        tokenizer: &Arc<Tokenizer>,
+        running: RunningChoice,
+        record: &Arc<RequestRecord>,
+    ) -> Self {
+        let meter = AnswerMeter::new(Arc::clone(record));
         Self {
             text: AnswerText::new(tokenizer.clone(), accepted.stop.clone()),
             spelling: Spelling::new(accepted.token_bytes.then(|| tokenizer.clone())),
-            log: Arc::new(TokenLog::new(place_of(&accepted.request))),
+            log: Arc::new(TokenLog::new(place_of(&accepted.request)).with_meter(meter)),
             accepted,
             running,
         }
@@ -80,10 +87,11 @@ pub fn stream(
     tokenizer: &Arc<Tokenizer>,
     cluster: ClusterHandle,
     running: Vec<RunningChoice>,
+    record: &Arc<RequestRecord>,
 ) -> impl Stream<Item = Result<v1::GenerateResponse, Status>> + Send + 'static {
     let choices = (0..).zip(running);
     let mut answers: Vec<Answer> = choices
-        .map(|(nth, running)| Answer::new(accepted.nth_choice(nth), tokenizer, running))
+        .map(|(nth, running)| Answer::new(accepted.nth_choice(nth), tokenizer, running, record))
         .collect();
     async_stream::try_stream! {
         let mut over = None;
@@ -94,6 +102,7 @@ pub fn stream(
         // Only one that is resumed, hence alone, can be over.
         if let Some((reason, index)) = over && let Some(answer) = answers.pop() {
             let (choice, usage) = (answer.choice(), usage_of(&answer.accepted, index));
+            answer.log.end(Ending::Finished { reason, usage });
             yield response(choice, finished(reason, usage, answer.text.finish()));
             return;
         }

@@ -48,6 +48,7 @@ mod spelling;
 pub mod status;
 mod step_books;
 mod stop_strings;
+mod telemetry;
 mod token_log;
 mod transfer;
 mod workers;
@@ -61,5 +62,5 @@ pub use event::{
 pub use group_role::{GroupRole, UnknownRole};
 pub use grpc::{AdminService, InferenceService, ModelFacts};
 pub use prefix_copy::{PrefixCopying, UnknownPrefixCopying};
-pub use server::{Coordinator, CoordinatorConfig, CoordinatorError, run};
+pub use server::{Coordinator, CoordinatorConfig, CoordinatorError, MetricsSource, run};
 pub use status::ClusterStatus;

@@ -194,6 +194,14 @@ impl Cluster {
         };
         self.transfers_begun += 1;
         self.counters.migrations_begun += 1;
+        self.effects.push(Effect::MigrationBegan {
+            transfer: migration.transfer.ticket.transfer,
+            request: migration.request.clone(),
+            sequence: id,
+            source,
+            target,
+            reason,
+        });
         self.start_copying(migration);
         Ok(true)
     }

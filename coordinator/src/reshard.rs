@@ -160,6 +160,11 @@ impl Cluster {
         self.epochs_begun += 1;
         self.transfers_begun += 1;
         self.counters.reshards_begun += 1;
+        self.effects.push(Effect::ReshardBegan {
+            group: id,
+            from_ranks: reshard.from_ranks,
+            ranks,
+        });
         self.effects
             .extend(sessions.into_iter().zip(specs).map(|(session, spec)| Effect::Send {
                 session,

@@ -8,7 +8,7 @@ use kvasir_proto::{
     FILE_DESCRIPTOR_SET,
     inference::grpc_inference_service_server::GrpcInferenceServiceServer,
     v1::{
-        admin_server::AdminServer,
+        admin_server::{AdminServer, SERVICE_NAME as ADMIN},
         cluster_server::ClusterServer,
         inference_server::{InferenceServer, SERVICE_NAME as INFERENCE},
     },
@@ -26,6 +26,7 @@ use crate::{
     grpc::{AdminService, ClusterService, InferenceService, ModelFacts, OpenInferenceService},
     intake::Intake,
     sampling_params::random_seed,
+    telemetry::{Gauges, Telemetry},
 };
 
 /// A connection whose peer does not answer for so long is closed.
@@ -170,7 +171,8 @@ impl Coordinator {
     }
 
     fn new(config: CoordinatorConfig, door: Door, model: ServedModel) -> Self {
-        let (driver, cluster) = Driver::new(Cluster::new(cluster_config(&config, &model), model.layout));
+        let cluster = Cluster::new(cluster_config(&config, &model), model.layout);
+        let (driver, cluster) = Driver::new(cluster, Telemetry::new(model.facts.served_name()));
         let refusals = Arc::clone(door.refusals());
         let workers_wanted = config.group_sizes.iter().sum();
         let admin = AdminService::new(cluster.clone(), model.facts.clone(), workers_wanted, refusals);
@@ -197,6 +199,14 @@ impl Coordinator {
     /// What `Admin` answers, for the process that the coordinator is in. Answers while it serves.
     pub fn admin(&self) -> AdminService {
         self.admin.clone()
+    }
+
+    /// Shows the cluster's state in metrics, once a process. What they are read from is brought up to date by `refresh`.
+    pub fn show_metrics(&self) -> MetricsSource {
+        MetricsSource {
+            gauges: Gauges::new(self.admin.model()),
+            admin: self.admin.clone(),
+        }
     }
 
     /// What `run` does after opening.
@@ -245,6 +255,19 @@ impl Coordinator {
             .add_service(v1.expect(embedded).max_decoding_message_size(small))
             // grpcurl before 1.9 asks for this one only.
             .add_service(v1alpha.expect(embedded).max_decoding_message_size(small))
+    }
+}
+
+/// What the metrics of a cluster's state are read from.
+#[derive(Clone, Debug)]
+pub struct MetricsSource {
+    gauges: Gauges,
+    admin: AdminService,
+}
+
+impl MetricsSource {
+    pub async fn refresh(&self) {
+        self.admin.refresh(&self.gauges).await;
     }
 }
 
@@ -372,6 +395,8 @@ async fn report_health(reporter: &HealthReporter, ready: bool) {
     for service in ["", INFERENCE] {
         reporter.set_service_status(service, status).await;
     }
+    // Whoever would start the process anew asks for this one.
+    reporter.set_service_status(ADMIN, ServingStatus::Serving).await;
 }
 
 async fn keep_health(reporter: HealthReporter, mut ready: watch::Receiver<bool>, shutdown: CancellationToken) {

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use kvasir_kv::{FinishReason, PromptLogprob, SampledToken};
 use tokio::sync::Notify;
 
-use crate::{SequenceError, Usage};
+use crate::{SequenceError, Usage, telemetry::AnswerMeter};
 
 /// How an answer ended.
 #[derive(Clone, PartialEq, Debug)]
@@ -45,6 +45,7 @@ pub struct TokenLog {
     first: Place,
     written: Mutex<Written>,
     changed: Notify,
+    meter: AnswerMeter,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +62,18 @@ impl TokenLog {
             first,
             written: Mutex::default(),
             changed: Notify::new(),
+            meter: AnswerMeter::default(),
         }
+    }
+
+    /// Measures the answer as it is written.
+    pub fn with_meter(mut self, meter: AnswerMeter) -> Self {
+        self.meter = meter;
+        self
+    }
+
+    pub fn meter(&self) -> &AnswerMeter {
+        &self.meter
     }
 
     /// Panics unless `index` is the next.
@@ -71,6 +83,7 @@ impl TokenLog {
         assert_eq!(index, next, "an answer has no gap and no repetition");
         written.tokens.push(token);
         drop(written);
+        self.meter.token();
         self.changed.notify_one();
     }
 
@@ -86,6 +99,7 @@ impl TokenLog {
 
     /// The first ending counts.
     pub fn end(&self, ending: Ending) {
+        self.meter.ended(&ending);
         self.lock().ending.get_or_insert(ending);
         self.changed.notify_one();
     }

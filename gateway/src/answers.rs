@@ -5,6 +5,8 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use axum::http::Extensions;
 use futures::{Stream, StreamExt as _, stream::select_all};
 use kvasir_proto::v1::{self, generate_response::Event, inference_server::Inference};
+use kvasir_runtime::telemetry::propagation;
+use opentelemetry::Context;
 use tonic::Status;
 
 use crate::ApiError;
@@ -39,6 +41,7 @@ impl Answers {
         for (prompt, request) in (0..).zip(requests) {
             let mut request = tonic::Request::new(request);
             *request.extensions_mut() = extensions.clone();
+            propagation::into_metadata(&Context::current(), request.metadata_mut());
             let responses = upstream.generate(request).await?.into_inner();
             streams.push(responses.map(move |response| response.map(|response| (prompt, response))));
         }

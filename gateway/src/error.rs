@@ -83,6 +83,12 @@ impl ApiError {
             .with_code("model_not_found")
     }
 
+    /// This door stands before coordinators elsewhere.
+    pub fn no_cluster_here() -> Self {
+        let message = "This gateway shows no cluster; ask the coordinator's own HTTP door.";
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message).with_code("no_cluster_here")
+    }
+
     pub fn no_such_path(method: &str, path: &str) -> Self {
         let path: String = path.chars().take(PATH_CHARS_MAX).collect();
         let message = format!("Invalid URL ({method} {path})");

@@ -8,6 +8,7 @@ mod answers;
 mod asked;
 mod chat;
 mod chat_form;
+mod cluster_view;
 mod completion_form;
 mod completions;
 mod constraint;
@@ -16,12 +17,19 @@ mod fields;
 mod form;
 mod json_body;
 mod model_routes;
+mod page;
 mod remote;
 mod reply;
+mod request_span;
 mod routes;
 mod server;
+mod status_json;
 mod token_routes;
 
+pub use cluster_view::{Operations, Watched};
 pub use error::ApiError;
 pub use remote::RemoteInference;
 pub use server::{Gateway, serve};
+pub use status_json::{
+    GroupJson, NewsJson, ProgressJson, RankJson, ReshardJson, SequenceJson, StatusJson, TransferJson, WorkerJson,
+};

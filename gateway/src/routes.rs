@@ -14,9 +14,10 @@ use kvasir_proto::v1;
 use uuid::Uuid;
 
 use crate::{
-    ApiError, Gateway, chat, completions,
+    ApiError, Gateway, chat, cluster_view, completions,
     fields::Fields,
     model_routes::{list, live, ready, retrieve},
+    request_span,
     token_routes::{detokenize, tokenize},
 };
 
@@ -34,11 +35,17 @@ pub fn router(gateway: Shared) -> Router {
         .route("/v1/models/{*name}", get(retrieve))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
+        .route("/", get(cluster_view::page))
+        .route("/page/{name}", get(cluster_view::page_file))
+        .route("/cluster/status", get(cluster_view::status))
+        .route("/cluster/events", get(cluster_view::events))
+        .route("/metrics", get(cluster_view::metrics))
         .route("/health", get(ready))
         .route("/ready", get(ready))
         .route("/live", get(live))
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn(request_span::trace))
         .layer(middleware::from_fn(name_request))
         .with_state(gateway)
 }

@@ -12,10 +12,11 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
 };
-use kvasir_proto::v1::inference_server::Inference;
+use kvasir_proto::v1::{admin_server::Admin, inference_server::Inference};
 use kvasir_runtime::{
     access::AccessService,
     door::{Conn, Door, DoorError},
+    telemetry::Exposition,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use tracing::{debug, info};
 
 use crate::{
     answers::{Responses, Upstream},
+    cluster_view::{Operations, Watched},
     routes,
 };
 
@@ -45,6 +47,8 @@ pub struct Gateway {
     pub(crate) upstream: Upstream,
     /// What the service was called when it was last asked.
     served_names: Mutex<Vec<String>>,
+    pub(crate) operations: Option<Operations>,
+    pub(crate) exposition: Option<Exposition>,
 }
 
 impl Gateway {
@@ -52,7 +56,21 @@ impl Gateway {
         Self {
             upstream: Arc::new(upstream),
             served_names: Mutex::default(),
+            operations: None,
+            exposition: None,
         }
+    }
+
+    /// Shows the cluster to its operators.
+    pub fn with_operations(mut self, admin: impl Admin<WatchStream = Watched>) -> Self {
+        self.operations = Some(Arc::new(admin));
+        self
+    }
+
+    /// Shows these at `/metrics`.
+    pub fn with_metrics(mut self, exposition: Option<Exposition>) -> Self {
+        self.exposition = exposition;
+        self
     }
 
     pub(crate) fn knows(&self, name: &str) -> bool {

@@ -108,6 +108,7 @@ pub fn to_worker(message: kv::ToWorker) -> v1::ToWorker {
             endpoints,
         }),
         kv::ToWorker::Step(plan) => Message::Step(v1::StepPlan {
+            traceparent: String::new(),
             epoch: epoch_id(plan.epoch),
             step: plan.step.0,
             admitted: plan.admitted.into_iter().map(admitted).collect(),
@@ -181,6 +182,13 @@ pub fn parse_to_worker(message: v1::ToWorker) -> Result<kv::ToWorker, ConvertErr
                 held: switch.held.into_iter().map(kv::BlockId).collect(),
             },
             Message::Released(v1::Released {}) => kv::ToWorker::Released,
+            Message::SetLogFilter(_) => {
+                return Err(ConvertError::Bad {
+                    field: "message",
+                    found: "a log filter".to_owned(),
+                    expected: "something for a rank",
+                });
+            }
             Message::DropEpoch(drop) => kv::ToWorker::DropEpoch {
                 epoch: parse_epoch(drop.epoch)?,
             },

@@ -11,6 +11,7 @@ pub mod refusals;
 mod reloading;
 pub mod shutdown;
 pub mod status_metadata;
+pub mod telemetry;
 pub mod tls;
 
 pub use address::{AddressError, parse_address, parse_endpoint};

@@ -21,6 +21,8 @@ mod prepared_epoch;
 pub mod rank;
 pub mod rank_books;
 mod rank_control;
+mod rank_meter;
+mod running_epoch;
 pub mod sampler;
 pub mod scorer;
 pub mod session;

@@ -6,7 +6,6 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    ops::Range,
     sync::{
         Arc,
         mpsc::{Receiver, TryRecvError},
@@ -15,12 +14,13 @@ use std::{
 };
 
 use kvasir_kv::{
-    BlockId, CORRUPT_CELL, Epoch, EpochSpec, FromWorker, LoadReport, PromptLogprob, Rank, ScoredPrompt, SequenceId,
-    ShardPlan, StepOutput, StepPlan, StepTimes, ToWorker, TokenId,
+    BlockId, CORRUPT_CELL, Epoch, EpochSpec, FromWorker, PromptLogprob, Rank, ScoredPrompt, SequenceId, ShardPlan,
+    StepOutput, StepPlan, StepTimes, ToWorker, TokenId,
 };
 
 use kvasir_model::{Checkpoint, TokenMask};
 use kvasir_runtime::tls::PeerDoor;
+use opentelemetry::Context;
 
 pub use crate::rank_control::RankControl;
 use crate::{
@@ -30,9 +30,11 @@ use crate::{
     constrained::Constrained,
     prepared_epoch::{Notify, PrepareError, PreparedEpoch, PreparedOutcome},
     rank_books::{RankBooks, WorkInput},
+    rank_meter::RankMeter,
+    running_epoch::{Inherited, RunningEpoch, intersection},
     sampler::{LogitsShare, Picked, SampleRow, Sampler},
     scorer::score,
-    transfer::{RankTransfers, Side, Sides, TransferHub},
+    transfer::{RankTransfers, Sides, TransferHub},
 };
 
 /// Of a step's time, what transfers that nobody waits for may take after it.
@@ -42,6 +44,8 @@ const TRANSFER_SHARE: u32 = 8;
 #[derive(Debug)]
 pub enum RankInput {
     FromCoordinator(ToWorker),
+    /// The step that comes next is part of a trace, here.
+    Traced(Context),
     /// A transfer has something to be done; see [`TransferHub`].
     Wake,
     /// An epoch is prepared, or cannot be.
@@ -117,53 +121,6 @@ impl EpochError {
     }
 }
 
-/// An epoch that has begun; without a collective it waits for its peers' endpoints.
-struct RunningEpoch {
-    spec: EpochSpec,
-    listening: Option<Listening>,
-    terms: Terms,
-    collective: Option<Box<dyn Collective>>,
-    books: RankBooks,
-    /// Checksums of full blocks, taken when they were filled.
-    seals: BTreeMap<BlockId, Vec<u32>>,
-    inherited: Option<Inherited>,
-    load: LoadReport,
-}
-
-/// Of the epoch before, whose cells live on.
-struct Inherited {
-    heads: Range<u32>,
-    seals: BTreeMap<BlockId, Vec<u32>>,
-}
-
-impl Inherited {
-    fn seal(&self, block: BlockId, head: u32) -> Option<u32> {
-        let index = head.checked_sub(self.heads.start)?;
-        self.seals.get(&block)?.get(index as usize).copied()
-    }
-}
-
-impl RunningEpoch {
-    fn heads(&self) -> Range<u32> {
-        self.spec.shares[self.spec.rank.0 as usize].attention.clone()
-    }
-
-    fn side(&mut self) -> Side<'_> {
-        Side {
-            epoch: self.spec.epoch,
-            rank: self.spec.rank,
-            heads: self.heads(),
-            books: &mut self.books,
-            seals: Some(&self.seals),
-        }
-    }
-}
-
-fn intersection(a: &Range<u32>, b: &Range<u32>) -> Range<u32> {
-    let start = a.start.max(b.start);
-    start..a.end.min(b.end).max(start)
-}
-
 #[allow(missing_debug_implementations)] // a thread's state, never printed
 pub struct RankWorker<F> {
     config: RankConfig,
@@ -180,6 +137,7 @@ pub struct RankWorker<F> {
     forward: ForwardOutput,
     transfers: RankTransfers,
     acknowledgements: Acknowledgements,
+    meter: RankMeter,
 }
 
 impl<F: FnMut(FromWorker)> RankWorker<F> {
@@ -200,7 +158,14 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             forward,
             transfers: RankTransfers::default(),
             acknowledgements: Acknowledgements::default(),
+            meter: RankMeter::default(),
         }
+    }
+
+    /// Tells of its steps and of what it holds.
+    pub fn with_meter(mut self, meter: RankMeter) -> Self {
+        self.meter = meter;
+        self
     }
 
     /// Follows constraints; without, a sequence that has one cannot be answered.
@@ -234,6 +199,10 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
                 true => inbox.recv().map_err(|_| TryRecvError::Disconnected),
                 false => inbox.try_recv(),
             };
+            if let Ok(RankInput::Traced(context)) = input {
+                self.meter.trace_next(context);
+                continue;
+            }
             let may_wait = match &input {
                 Ok(RankInput::FromCoordinator(ToWorker::Step(plan))) => self.acknowledgements.may_wait_for(plan),
                 _ => false,
@@ -253,7 +222,7 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
                     allowance = allowance.saturating_sub(spent);
                     idle = false;
                 }
-                Ok(RankInput::Wake) => idle = false,
+                Ok(RankInput::Wake | RankInput::Traced(_)) => idle = false,
                 Ok(RankInput::Prepared(outcome)) => {
                     self.on_prepared(*outcome);
                     idle = false;
@@ -361,6 +330,7 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             .begin(epoch, terms.abort.clone(), Arc::clone(&terms.entered));
         let listening = self.listen(&spec)?;
         let load = self.backend.begin_epoch(&spec)?;
+        self.meter.begin_epoch(&spec, &load);
         let books = RankBooks::new(&spec);
         self.epoch = Some(RunningEpoch {
             spec,
@@ -474,6 +444,7 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
         }
         self.transfers.close_all(epoch);
         let load = self.backend.switch_epoch(&spec, ready.preloaded, held)?;
+        self.meter.begin_epoch(&spec, &load);
         self.control
             .begin(epoch, terms.abort.clone(), Arc::clone(&terms.entered));
         self.epoch = Some(RunningEpoch {
@@ -559,9 +530,11 @@ impl<F: FnMut(FromWorker)> RankWorker<F> {
             .collect();
         running.books.commit(&tokens);
         self.control.note_step();
-        let (epoch, step) = (plan.epoch, plan.step);
-        if running.spec.rank == Rank(0) {
-            let output = step_output(plan, &input.work, scores, picked, &self.forward, begun);
+        let (epoch, step, rank) = (plan.epoch, plan.step, running.spec.rank);
+        let times = step_times(begun, self.forward.reduce_us);
+        self.meter.note_step(plan, rank, begun, times);
+        if rank == Rank(0) {
+            let output = step_output(plan, &input.work, scores, picked, &self.forward, times);
             let output = Some(output);
             (self.send)(FromWorker::StepDone { epoch, step, output });
         } else {
@@ -631,13 +604,22 @@ fn sample(
     Ok(rows.iter().map(|row| row.sequence).zip(picked).collect())
 }
 
+fn step_times(begun: Instant, reduce_us: u32) -> StepTimes {
+    let total_us = begun.elapsed().as_micros() as u32;
+    StepTimes {
+        compute_us: total_us.saturating_sub(reduce_us),
+        reduce_us,
+        total_us,
+    }
+}
+
 fn step_output(
     plan: &StepPlan,
     work: &[WorkInput],
     scores: Vec<Option<PromptLogprob>>,
     picked: Vec<(SequenceId, Picked)>,
     forward: &ForwardOutput,
-    begun: Instant,
+    times: StepTimes,
 ) -> StepOutput {
     let mut poisoned: Vec<SequenceId> = work
         .iter()
@@ -654,12 +636,6 @@ fn step_output(
             Picked::Poisoned => {}
         }
     }
-    let total_us = begun.elapsed().as_micros() as u32;
-    let times = StepTimes {
-        compute_us: total_us.saturating_sub(forward.reduce_us),
-        reduce_us: forward.reduce_us,
-        total_us,
-    };
     StepOutput {
         epoch: plan.epoch,
         step: plan.step,

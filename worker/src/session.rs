@@ -6,7 +6,11 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -15,9 +19,10 @@ use kvasir_kv::{CellLayout, CellLayoutError, Epoch, FromWorker, KvDtype, Numeric
 use kvasir_model::{BackendKind, Checkpoint, CheckpointError, WeightMode, numerics_id};
 use kvasir_proto::{
     convert::{self, ConvertError},
-    v1::{self, cluster_client::ClusterClient},
+    v1::{self, cluster_client::ClusterClient, to_worker::Message},
 };
 use kvasir_runtime::tls::{self, ClientTls, ClientTlsFiles, PeerDoor, PeerTls, PeerTlsFiles, TlsError};
+use kvasir_runtime::{logging, telemetry, telemetry::propagation};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +34,7 @@ use crate::{
     gpu,
     oracle::Oracle,
     rank::{RankConfig, RankControl, RankInput, RankWorker},
+    rank_meter::RankMeter,
     transfer::{self, TransferHub},
 };
 
@@ -69,6 +75,8 @@ pub struct WorkerConfig {
     pub advertise: IpAddr,
     /// How long a worker that wants to leave waits until what it holds has gone to others.
     pub grace: Duration,
+    /// True while a coordinator counts on it.
+    pub connected: Arc<AtomicBool>,
 }
 
 impl WorkerConfig {
@@ -88,6 +96,7 @@ impl WorkerConfig {
             weight: 1.0,
             advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
             grace: Duration::from_secs(30),
+            connected: Arc::default(),
         }
     }
 }
@@ -126,6 +135,7 @@ enum SessionEnd {
 
 /// Serves until `shutdown`, or until a coordinator refuses this worker. A coordinator that is away is waited for.
 pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<(), WorkerError> {
+    show_connected(&config.connected);
     let endpoint = endpoint(&config.coordinator)?;
     let worker = Worker::start(config)?;
     let mut wait = REJOIN_WAIT_MIN;
@@ -147,6 +157,15 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
             () = tokio::time::sleep(wait) => wait = (wait * 2).min(REJOIN_WAIT_MAX),
         }
     }
+}
+
+fn show_connected(connected: &Arc<AtomicBool>) {
+    let connected = Arc::clone(connected);
+    telemetry::meter()
+        .u64_observable_gauge("kvasir.worker.connected")
+        .with_description("1 while a coordinator counts on this worker")
+        .with_callback(move |observer| observer.observe(u64::from(connected.load(Ordering::Relaxed)), &[]))
+        .build();
 }
 
 fn endpoint(url: &str) -> Result<Endpoint, WorkerError> {
@@ -202,14 +221,11 @@ impl Worker {
         let (to_rank, inbox) = mpsc::channel();
         let (answer, from_rank) = channel(QUEUE_LEN);
         let wake = to_rank.clone();
-        let hub = TransferHub::new(
-            numerics_id,
-            cell_layout(&config, &checkpoint)?.cell_bytes(),
-            move || {
-                // Fails only when the process is ending.
-                let _ = wake.send(RankInput::Wake);
-            },
-        );
+        let cell_bytes = cell_layout(&config, &checkpoint)?.cell_bytes();
+        let hub = TransferHub::new(numerics_id, cell_bytes, move || {
+            // Fails only when the process is ending.
+            let _ = wake.send(RankInput::Wake);
+        });
         let hub = Arc::new(hub.with_peers(peers.clone()));
         let own_inbox = to_rank.clone();
         // Fails only when the process is ending.
@@ -226,6 +242,7 @@ impl Worker {
             },
         )
         .with_constraints(checkpoint)
+        .with_meter(RankMeter::new(cell_bytes as u64))
         .with_peers(peers)
         .with_transfers(hub, notify);
         let rank = std::thread::Builder::new()
@@ -274,6 +291,7 @@ impl Worker {
             Err(end) => return end,
         };
         tracing::info!(worker = %self.id, coordinator = %self.config.coordinator, "joined");
+        self.config.connected.store(true, Ordering::Relaxed);
         let mut from_rank = self.from_rank.lock().await;
         // Answers to a coordinator that is gone.
         while from_rank.try_recv().is_ok() {}
@@ -306,6 +324,7 @@ impl Worker {
             }
         };
         heartbeats.abort();
+        self.config.connected.store(false, Ordering::Relaxed);
         // Nobody waits for what this rank computes any more.
         let epoch = self.control.progress().epoch;
         self.control.abort(epoch);
@@ -342,7 +361,15 @@ impl Worker {
     }
 
     /// Hands a message to the rank; an abort takes effect at once, whatever the rank is waiting for.
-    fn deliver(&self, message: v1::ToWorker) -> Option<SessionEnd> {
+    fn deliver(&self, mut message: v1::ToWorker) -> Option<SessionEnd> {
+        match &mut message.message {
+            Some(Message::SetLogFilter(set)) => {
+                set_log_filter(&set.filter);
+                return None;
+            }
+            Some(Message::Step(step)) => self.trace(&step.traceparent),
+            _ => {}
+        }
         let message = match convert::parse_to_worker(message) {
             Ok(message) => message,
             Err(error @ ConvertError::Version { .. }) => return Some(SessionEnd::Refused(error.to_string())),
@@ -365,6 +392,21 @@ impl Worker {
         }
         let sent = self.to_rank.send(RankInput::FromCoordinator(message));
         (sent.is_err() || self.rank.is_finished()).then_some(SessionEnd::RankDied)
+    }
+
+    /// Tells the rank where the next step is in a trace, if it is in one.
+    fn trace(&self, traceparent: &str) {
+        if let Some(context) = propagation::of_text(traceparent) {
+            // If the rank is gone, the step itself will find out.
+            let _ = self.to_rank.send(RankInput::Traced(context));
+        }
+    }
+}
+
+fn set_log_filter(filter: &str) {
+    match logging::set_filter(filter) {
+        Ok(()) => tracing::info!(filter, "log filter changed"),
+        Err(error) => tracing::warn!(%error, "log filter not changed"),
     }
 }
 

@@ -1,19 +1,29 @@
 //! `kvasir.v1.Admin`: what operators see.
 
-use std::{collections::HashMap, ops::Range, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    pin::Pin,
+    sync::Arc,
+    time::Instant,
+};
 
+use futures::Stream;
 use kvasir_kv::{GroupId, NumericsId, RequestId, WorkerId};
 use kvasir_proto::v1::{self, admin_server::Admin};
-use kvasir_runtime::refusals::Refusals;
+use kvasir_runtime::{logging, refusals::Refusals};
 use tonic::{Request, Response, Status};
+use tracing::info;
 
-use super::status;
+use super::{
+    report::{group, hit_rate, migration, reshard, reshard_response, sequence, spare, transfer},
+    status,
+    watch::watch,
+};
 use crate::{
-    ClusterStatus, MigrationOutcome, MigrationReport, ReshardOutcome, ReshardReport,
+    ClusterStatus,
     driver::ClusterHandle,
-    status::{
-        Counters, GroupPhase, GroupStatus, RankStatus, ReshardStatus, SequenceStatus, TransferStatus, WorkerStatus,
-    },
+    status::{Counters, GroupPhase},
+    telemetry::{self, Gauges, Telemetry},
 };
 
 #[derive(Clone, Debug)]
@@ -37,6 +47,13 @@ pub struct ModelFacts {
     pub vocab_size: u32,
 }
 
+impl ModelFacts {
+    /// What clients call it.
+    pub fn served_name(&self) -> &str {
+        self.served_names.first().unwrap_or(&self.name)
+    }
+}
+
 impl AdminService {
     pub fn new(cluster: ClusterHandle, model: ModelFacts, workers_wanted: u32, refusals: Arc<Refusals>) -> Self {
         Self {
@@ -47,12 +64,18 @@ impl AdminService {
         }
     }
 
+    pub(super) fn telemetry(&self) -> &Telemetry {
+        self.cluster.telemetry()
+    }
+
     pub fn model(&self) -> &ModelFacts {
         &self.model
     }
 
     /// What `Status` answers. Errors if the coordinator goes away.
     pub async fn report(&self) -> Result<v1::StatusResponse, Status> {
+        let snapshot = self.cluster.status().await.map_err(status::shutting_down)?;
+        let times = &snapshot.step_times;
         let ClusterStatus {
             groups,
             workers,
@@ -60,7 +83,12 @@ impl AdminService {
             transfers,
             reshards,
             counters,
-        } = self.cluster.status().await.map_err(status::shutting_down)?;
+        } = snapshot.cluster;
+        let recent = self.cluster.telemetry().recent.figures(Instant::now());
+        let silent: BTreeMap<WorkerId, u64> = workers
+            .iter()
+            .map(|worker| (worker.worker.clone(), worker.silent_ms))
+            .collect();
         Ok(v1::StatusResponse {
             model: self.model.name.clone(),
             numerics_id: self.model.numerics_id.to_string(),
@@ -68,7 +96,7 @@ impl AdminService {
             vocab_size: self.model.vocab_size,
             ready: groups.iter().any(|group| group.phase == GroupPhase::Running),
             workers_wanted: self.workers_wanted,
-            groups: groups.into_iter().map(group).collect(),
+            groups: groups.into_iter().map(|of| group(of, times, &silent)).collect(),
             spares: workers
                 .into_iter()
                 .filter(|worker| worker.rank.is_none())
@@ -80,7 +108,27 @@ impl AdminService {
             prefix_hit_rate: hit_rate(&counters),
             counters: self.counters(&counters),
             uptime_ms: self.cluster.uptime().as_millis() as u64,
+            tokens_per_second: recent.tokens_per_second,
+            time_to_first_token: recent.time_to_first_token,
+            inter_token: recent.inter_token,
         })
+    }
+
+    /// Brings up to date what metrics are read from.
+    pub async fn refresh(&self, gauges: &Gauges) {
+        let Ok(snapshot) = self.cluster.status().await else {
+            return;
+        };
+        gauges.set(telemetry::Snapshot {
+            status: snapshot.cluster,
+            refusals: self.refusals.named().collect(),
+            uptime_s: self.cluster.uptime().as_secs_f64(),
+        });
+    }
+
+    /// True while a group serves.
+    pub fn is_ready(&self) -> bool {
+        *self.cluster.ready().borrow()
     }
 
     /// The cluster's, and those of the door.
@@ -92,6 +140,27 @@ impl AdminService {
 
 #[tonic::async_trait]
 impl Admin for AdminService {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
+
+    async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Ok(Response::new(Box::pin(watch(self.clone()))))
+    }
+
+    async fn set_log_filter(
+        &self,
+        request: Request<v1::SetLogFilterRequest>,
+    ) -> Result<Response<v1::SetLogFilterResponse>, Status> {
+        let filter = request.into_inner().filter;
+        logging::set_filter(&filter).map_err(|error| status::bad_log_filter(&error))?;
+        info!(filter, "log filter changed");
+        let workers = self
+            .cluster
+            .set_log_filter(filter)
+            .await
+            .map_err(status::shutting_down)?;
+        Ok(Response::new(v1::SetLogFilterResponse { workers }))
+    }
+
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         self.report().await.map(Response::new)
     }
@@ -130,152 +199,5 @@ impl Admin for AdminService {
             true => Ok(Response::new(v1::DrainResponse {})),
             false => Err(status::unknown_worker(&worker)),
         }
-    }
-}
-
-fn group(group: GroupStatus) -> v1::Group {
-    v1::Group {
-        id: group.id.0,
-        term: group.epoch.term,
-        epoch: group.epoch.number,
-        role: group.role.name().to_owned(),
-        state: match group.phase {
-            GroupPhase::Running => "serving",
-            phase => phase.name(),
-        }
-        .to_owned(),
-        transport: group.transport.name().to_owned(),
-        ranks: group.ranks.into_iter().map(rank).collect(),
-        blocks: Some(v1::Blocks {
-            free: group.blocks.free,
-            cached: group.blocks.cached,
-            held: group.blocks.held,
-            in_flight: group.blocks.in_flight,
-            total: group.blocks.total,
-            unaccounted: group.blocks.unaccounted(),
-        }),
-        cause: group.cause.unwrap_or_default(),
-        block_size: group.block_size,
-        workers_wanted: group.workers_wanted,
-        running: group.running,
-        waiting: group.waiting,
-    }
-}
-
-fn rank(rank: RankStatus) -> v1::RankStatus {
-    let range = |units: Range<u32>| {
-        Some(v1::UnitRange {
-            begin: units.start,
-            end: units.end,
-        })
-    };
-    v1::RankStatus {
-        rank: rank.rank.0,
-        worker: Some(v1::Worker {
-            id: rank.worker.0,
-            pid: rank.pid,
-            address: rank.address,
-        }),
-        kv_heads: range(rank.share.attention),
-        ffn_units: range(rank.share.ffn),
-        vocab_units: range(rank.share.vocab),
-        bytes: rank.weight_bytes,
-    }
-}
-
-fn spare(worker: WorkerStatus) -> v1::Worker {
-    v1::Worker {
-        id: worker.worker.0,
-        pid: worker.pid,
-        address: worker.address,
-    }
-}
-
-fn sequence(sequence: SequenceStatus) -> v1::SequenceStatus {
-    v1::SequenceStatus {
-        request_id: sequence.request.0,
-        state: if sequence.running { "running" } else { "waiting" }.to_owned(),
-        group: sequence.group.0,
-        tokens: sequence.tokens,
-        computed: sequence.computed,
-        tenant: sequence.tenant.0,
-        priority: sequence.priority,
-        cached_tokens: sequence.cached,
-        preemptions: sequence.preemptions,
-    }
-}
-
-fn transfer(transfer: TransferStatus) -> v1::Transfer {
-    v1::Transfer {
-        id: transfer.transfer.0,
-        request_id: transfer.request.0,
-        source_group: transfer.source.0,
-        target_group: transfer.target.0,
-        stage: transfer.stage.to_owned(),
-        reason: transfer.reason.to_owned(),
-        cells_planned: transfer.cells_planned,
-        cells_arrived: transfer.cells_arrived,
-        bytes: transfer.bytes,
-        age_ms: transfer.age.as_millis() as u64,
-    }
-}
-
-fn reshard(reshard: ReshardStatus) -> v1::Reshard {
-    v1::Reshard {
-        group: reshard.group.0,
-        epoch: reshard.epoch.number,
-        stage: reshard.stage.to_owned(),
-        from_ranks: reshard.from_ranks,
-        workers: reshard.workers.into_iter().map(|worker| worker.0).collect(),
-        cells_planned: reshard.cells_planned,
-        cells_arrived: reshard.cells_arrived,
-        bytes: reshard.bytes,
-        age_ms: reshard.age.as_millis() as u64,
-    }
-}
-
-fn reshard_response(report: ReshardReport) -> v1::ReshardResponse {
-    let pause = match report.outcome {
-        ReshardOutcome::Switched { pause } => pause,
-        _ => Duration::ZERO,
-    };
-    v1::ReshardResponse {
-        group: report.group.0,
-        from_ranks: report.from_ranks,
-        ranks: report.ranks,
-        epoch: report.epoch.number,
-        outcome: report.outcome.name().to_owned(),
-        detail: report.outcome.to_string(),
-        cells: report.cells,
-        bytes: report.bytes,
-        rounds: report.rounds,
-        took_us: report.took.as_micros() as u64,
-        pause_us: pause.as_micros() as u64,
-    }
-}
-
-fn migration(report: MigrationReport) -> v1::Migration {
-    let pause = match report.outcome {
-        MigrationOutcome::Moved { pause } => pause,
-        _ => Duration::ZERO,
-    };
-    v1::Migration {
-        transfer: report.transfer.0,
-        source_group: report.source.0,
-        target_group: report.target.0,
-        outcome: report.outcome.name().to_owned(),
-        detail: report.outcome.to_string(),
-        cells: report.cells,
-        bytes: report.bytes,
-        rounds: report.rounds,
-        took_us: report.took.as_micros() as u64,
-        pause_us: pause.as_micros() as u64,
-    }
-}
-
-fn hit_rate(counters: &Counters) -> f64 {
-    match counters.prefix_queries_tokens {
-        0 => 0.0,
-        queries => counters.prefix_hits_tokens as f64 / queries as f64,
     }
 }

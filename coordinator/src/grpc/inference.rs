@@ -3,12 +3,13 @@
 //! Where clients are known, a request's tenant begins with who asks: nobody gets another's share, or finds another's cached
 //! prefixes.
 
-use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc};
+use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc, time::Instant};
 
 use futures::Stream;
 use kvasir_kv::{RequestId, SequenceId};
 use kvasir_proto::v1::{self, generate_request::Prompt, inference_server::Inference};
-use kvasir_runtime::access::Principal;
+use kvasir_runtime::{access::Principal, telemetry::propagation};
+use opentelemetry::{Context, trace::FutureExt as _};
 use tonic::{Request, Response, Status};
 
 use super::{ModelFacts, status};
@@ -16,8 +17,11 @@ use crate::{
     driver::ClusterHandle,
     generate::{self, unix_ms},
     intake::{Accepted, Intake},
-    running_requests::{OwnRequest, RunningRequests},
+    running_requests::{OwnRequest, RunningChoice, RunningRequests},
+    telemetry::{RequestRecord, request_span},
 };
+
+type Responses = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Status>> + Send>>;
 
 #[derive(Clone)]
 pub struct InferenceService {
@@ -35,6 +39,46 @@ impl InferenceService {
             model,
             running: Arc::default(),
         }
+    }
+
+    async fn begin(
+        &self,
+        request: Request<v1::GenerateRequest>,
+        began: Instant,
+        context: &Context,
+    ) -> Result<Responses, Status> {
+        let operation = request_span::operation(request.get_ref());
+        let owner = owner_of(&request);
+        let mut request = request.into_inner();
+        if let Some(owner) = &owner {
+            own(&mut request, owner)?;
+        }
+        let accepted = self.accept(request).await?;
+        let cluster = &self.cluster;
+        let running_request = OwnRequest {
+            owner: owner.map(|owner| owner.name),
+            id: accepted.request.id.clone(),
+        };
+        let choices: BTreeMap<u32, SequenceId> = accepted
+            .choices()
+            .map(|choice| (choice, cluster.next_sequence()))
+            .collect();
+        let running: Vec<RunningChoice> = if accepted.resumed {
+            let take_over = |(choice, sequence)| {
+                self.running
+                    .take_over(cluster, running_request.clone(), choice, sequence)
+            };
+            choices.into_iter().map(take_over).collect()
+        } else {
+            let entered = self.running.enter(cluster, running_request, choices);
+            entered.map_err(status::already_running)?
+        };
+        let meters = Arc::clone(&cluster.telemetry().requests);
+        let answers = running.len() as u32;
+        let record = RequestRecord::new(meters, operation, began, context.clone(), &accepted.request, answers);
+        let tokenizer = self.intake.tokenizer();
+        let stream = generate::stream(accepted, tokenizer, cluster.clone(), running, &record);
+        Ok(Box::pin(stream))
     }
 
     /// Tokenizing a long prompt takes too long for a thread that serves others.
@@ -58,37 +102,23 @@ impl fmt::Debug for InferenceService {
 
 #[tonic::async_trait]
 impl Inference for InferenceService {
-    type GenerateStream = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Status>> + Send>>;
+    type GenerateStream = Responses;
 
     async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
-        let owner = owner_of(&request);
-        let mut request = request.into_inner();
-        if let Some(owner) = &owner {
-            own(&mut request, owner)?;
+        let began = Instant::now();
+        let operation = request_span::operation(request.get_ref());
+        let parent = propagation::of_metadata(request.metadata());
+        let context = request_span::begin(&parent, self.model.served_name(), request.get_ref());
+        let begun = self.begin(request, began, &context).with_context(context.clone()).await;
+        match begun {
+            Ok(responses) => Ok(Response::new(request_span::within(context, responses))),
+            Err(status) => {
+                let code = request_span::code_name(status.code());
+                self.cluster.telemetry().requests.refused(operation, began, code);
+                request_span::refused(&context, &status);
+                Err(status)
+            }
         }
-        let accepted = self.accept(request).await?;
-        let cluster = &self.cluster;
-        let running_request = OwnRequest {
-            owner: owner.map(|owner| owner.name),
-            id: accepted.request.id.clone(),
-        };
-        let choices: BTreeMap<u32, SequenceId> = accepted
-            .choices()
-            .map(|choice| (choice, cluster.next_sequence()))
-            .collect();
-        let running = if accepted.resumed {
-            let take_over = |(choice, sequence)| {
-                self.running
-                    .take_over(cluster, running_request.clone(), choice, sequence)
-            };
-            choices.into_iter().map(take_over).collect()
-        } else {
-            let entered = self.running.enter(cluster, running_request, choices);
-            entered.map_err(status::already_running)?
-        };
-        let tokenizer = self.intake.tokenizer();
-        let stream = generate::stream(accepted, tokenizer, cluster.clone(), running);
-        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn tokenize(&self, request: Request<v1::TokenizeRequest>) -> Result<Response<v1::TokenizeResponse>, Status> {

@@ -4,8 +4,10 @@ mod admin;
 mod cluster;
 mod inference;
 mod open_inference;
+mod report;
 pub(crate) mod status;
 mod tensors;
+mod watch;
 
 pub use admin::{AdminService, ModelFacts};
 pub use cluster::ClusterService;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kvasir_kv::{FinishReason, WorkerId};
 use kvasir_runtime::status_metadata::{ERROR_NAME, PARAM, RETRY_AFTER_MS};
-use kvasir_runtime::tls::Identity;
+use kvasir_runtime::{logging::FilterError, tls::Identity};
 use tonic::{Code, Status, metadata::MetadataValue};
 
 use super::tensors::InferError;
@@ -31,6 +31,10 @@ pub fn sequence_error(error: &SequenceError) -> Status {
         SequenceError::Numerical { .. } => return numerical(&error.to_string()),
     };
     status(code, name, error.to_string(), retry_ms)
+}
+
+pub fn bad_log_filter(error: &FilterError) -> Status {
+    status(Code::InvalidArgument, "bad_log_filter", error.to_string(), None)
 }
 
 pub fn migration_error(error: &MigrationError) -> Status {

@@ -1104,6 +1104,98 @@ pub struct StatusResponse {
     /// Token ids are below this.
     #[prost(uint32, tag = "14")]
     pub vocab_size: u32,
+    /// Of answers, over the last seconds.
+    #[prost(double, tag = "15")]
+    pub tokens_per_second: f64,
+    /// Over the last minute; absent if there was nothing to measure.
+    #[prost(message, optional, tag = "16")]
+    pub time_to_first_token: ::core::option::Option<Percentiles>,
+    #[prost(message, optional, tag = "17")]
+    pub inter_token: ::core::option::Option<Percentiles>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Percentiles {
+    #[prost(uint64, tag = "1")]
+    pub p50_us: u64,
+    #[prost(uint64, tag = "2")]
+    pub p90_us: u64,
+    #[prost(uint64, tag = "3")]
+    pub p99_us: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchResponse {
+    #[prost(oneof = "watch_response::Event", tags = "1, 2")]
+    pub event: ::core::option::Option<watch_response::Event>,
+}
+/// Nested message and enum types in `WatchResponse`.
+pub mod watch_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Event {
+        #[prost(message, tag = "1")]
+        Status(super::StatusResponse),
+        #[prost(message, tag = "2")]
+        News(super::News),
+    }
+}
+/// Something that happened. What is not said is not known, or means nothing here.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct News {
+    /// Growing from 1.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(uint64, tag = "2")]
+    pub time_unix_ms: u64,
+    /// epoch_started, epoch_switched, epoch_ended, worker_joined, rank_lost, recovered, migration_began, migration_ended,
+    /// prefix_copy_ended, reshard_began, reshard_ended or cells_refused.
+    #[prost(string, tag = "3")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(bool, tag = "4")]
+    pub warning: bool,
+    /// A sentence.
+    #[prost(string, tag = "5")]
+    pub text: ::prost::alloc::string::String,
+    #[prost(uint32, optional, tag = "6")]
+    pub group: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "7")]
+    pub source_group: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "8")]
+    pub target_group: ::core::option::Option<u32>,
+    #[prost(string, tag = "9")]
+    pub request_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "10")]
+    pub worker_id: ::prost::alloc::string::String,
+    #[prost(uint32, optional, tag = "11")]
+    pub rank: ::core::option::Option<u32>,
+    #[prost(uint64, optional, tag = "12")]
+    pub transfer: ::core::option::Option<u64>,
+    #[prost(string, tag = "13")]
+    pub outcome: ::prost::alloc::string::String,
+    #[prost(string, tag = "14")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(uint64, optional, tag = "15")]
+    pub pause_us: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "16")]
+    pub took_us: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "17")]
+    pub cells: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "18")]
+    pub bytes: ::core::option::Option<u64>,
+    #[prost(uint32, optional, tag = "19")]
+    pub ranks: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetLogFilterRequest {
+    /// Levels by target, as in `debug` or `info,kvasir_coordinator=debug`.
+    #[prost(string, tag = "1")]
+    pub filter: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetLogFilterResponse {
+    /// Workers that were told.
+    #[prost(uint32, tag = "1")]
+    pub workers: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Group {
@@ -1139,6 +1231,9 @@ pub struct Group {
     pub running: u32,
     #[prost(uint32, tag = "13")]
     pub waiting: u32,
+    /// How long its steps take, as it seems.
+    #[prost(uint64, tag = "14")]
+    pub usual_step_us: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Worker {
@@ -1148,6 +1243,9 @@ pub struct Worker {
     pub pid: u32,
     #[prost(string, tag = "3")]
     pub address: ::prost::alloc::string::String,
+    /// Since it was heard last.
+    #[prost(uint64, tag = "4")]
+    pub silent_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RankStatus {
@@ -1164,6 +1262,14 @@ pub struct RankStatus {
     /// Weight bytes read per token.
     #[prost(uint64, tag = "6")]
     pub bytes: u64,
+    /// Of KV cells that it holds for the pool.
+    #[prost(uint64, tag = "7")]
+    pub cell_bytes: u64,
+    /// Of the group's last step, as its first rank had it: computing, and waiting for sums.
+    #[prost(uint64, tag = "8")]
+    pub compute_us: u64,
+    #[prost(uint64, tag = "9")]
+    pub reduce_us: u64,
 }
 /// \[begin, end)
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1214,6 +1320,8 @@ pub struct SequenceStatus {
     /// Times that it gave up its blocks.
     #[prost(uint32, tag = "9")]
     pub preemptions: u32,
+    #[prost(uint32, tag = "10")]
+    pub blocks: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Transfer {
@@ -1460,6 +1568,55 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("kvasir.v1.Admin", "Status"));
             self.inner.unary(req, path, codec).await
         }
+        /// The status at once and whenever it has changed, a few times a second at most, and what happens meanwhile. Begins with
+        /// what happened last. Ends when the coordinator does.
+        pub async fn watch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kvasir.v1.Admin/Watch");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kvasir.v1.Admin", "Watch"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Which log lines the coordinator and its workers write from now on. INVALID_ARGUMENT: it is no filter, and nothing has
+        /// changed.
+        pub async fn set_log_filter(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetLogFilterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetLogFilterResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kvasir.v1.Admin/SetLogFilter",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kvasir.v1.Admin", "SetLogFilter"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Moves the sequences of a running request to another group, with all that was computed. Returns when they have gone,
         /// or have not; the request itself goes on either way. NOT_FOUND: no such request or group. FAILED_PRECONDITION: it
         /// cannot be begun, and why.
@@ -1547,6 +1704,27 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::StatusRequest>,
         ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status>;
+        /// Server streaming response type for the Watch method.
+        type WatchStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::WatchResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The status at once and whenever it has changed, a few times a second at most, and what happens meanwhile. Begins with
+        /// what happened last. Ends when the coordinator does.
+        async fn watch(
+            &self,
+            request: tonic::Request<super::WatchRequest>,
+        ) -> std::result::Result<tonic::Response<Self::WatchStream>, tonic::Status>;
+        /// Which log lines the coordinator and its workers write from now on. INVALID_ARGUMENT: it is no filter, and nothing has
+        /// changed.
+        async fn set_log_filter(
+            &self,
+            request: tonic::Request<super::SetLogFilterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetLogFilterResponse>,
+            tonic::Status,
+        >;
         /// Moves the sequences of a running request to another group, with all that was computed. Returns when they have gone,
         /// or have not; the request itself goes on either way. NOT_FOUND: no such request or group. FAILED_PRECONDITION: it
         /// cannot be begun, and why.
@@ -1672,6 +1850,97 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kvasir.v1.Admin/Watch" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::ServerStreamingService<super::WatchRequest>
+                    for WatchSvc<T> {
+                        type Response = super::WatchResponse;
+                        type ResponseStream = T::WatchStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::watch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kvasir.v1.Admin/SetLogFilter" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetLogFilterSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::SetLogFilterRequest>
+                    for SetLogFilterSvc<T> {
+                        type Response = super::SetLogFilterResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetLogFilterRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::set_log_filter(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetLogFilterSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -1896,7 +2165,7 @@ pub mod from_worker {
 pub struct ToWorker {
     #[prost(
         oneof = "to_worker::Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15"
     )]
     pub message: ::core::option::Option<to_worker::Message>,
 }
@@ -1928,7 +2197,15 @@ pub mod to_worker {
         DropEpoch(super::DropEpoch),
         #[prost(message, tag = "12")]
         Released(super::Released),
+        #[prost(message, tag = "15")]
+        SetLogFilter(super::SetLogFilter),
     }
+}
+/// Which log lines the worker writes from now on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetLogFilter {
+    #[prost(string, tag = "1")]
+    pub filter: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkerHello {
@@ -2079,6 +2356,9 @@ pub struct StepPlan {
     /// Blocks whose cells have come by a transfer, as id, tag and positions written by turns.
     #[prost(uint32, repeated, tag = "6")]
     pub adopted: ::prost::alloc::vec::Vec<u32>,
+    /// Where this step is in a trace, as W3C's header has it; empty where nobody records it.
+    #[prost(string, tag = "7")]
+    pub traceparent: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AdmittedSequence {

@@ -60,7 +60,10 @@ impl Asked {
             "grpc.reflection.v1alpha.ServerReflection" => Self::Open,
             "kvasir.v1.Cluster" => Self::Cluster,
             "kvasir.v1.Admin" => Self::Admin,
-            _ if matches!(path, "/health" | "/ready" | "/live") => Self::Open,
+            // What people see of the cluster, they see as admins.
+            "cluster" => Self::Admin,
+            "page" => Self::Open,
+            _ if matches!(path, "/" | "/health" | "/ready" | "/live" | "/metrics") => Self::Open,
             _ => Self::Other,
         }
     }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use kvasir_kv::{
-    AdmittedSequence, BlockTag, CellSet, CellsIn, GroupId, HeadLayout, KvHead, ModelShape, NumericsId, Sampling,
-    SequenceWork, StepId, TaggedBlock, Ticket, TransferId, Transport, UnitBytes, UnitLayout,
+    AdmittedSequence, BlockTag, CellSet, CellsIn, GroupId, HeadLayout, KvHead, LoadReport, ModelShape, NumericsId,
+    Sampling, SequenceWork, StepId, TaggedBlock, Ticket, TransferId, Transport, UnitBytes, UnitLayout,
 };
 
 use super::*;

@@ -10,6 +10,8 @@ use std::{
 use kvasir_kv::{
     BlockId, CellSet, CellsIn, CellsOut, Epoch, FromWorker, Rank, TaggedBlock, Ticket, TransferFault, TransferId,
 };
+use kvasir_runtime::telemetry;
+use opentelemetry::metrics::BoundCounter;
 
 use super::{
     frame::{Header, Hello},
@@ -64,6 +66,26 @@ pub(crate) struct RankTransfers {
     /// Checksums of cells that have come: for which epoch, of which block; by KV head. The epoch keeps what a block held
     /// when it came half full apart from what it holds when it moves on.
     sums: BTreeMap<(Epoch, BlockId, u32), BTreeMap<u32, u32>>,
+    meter: Option<CellMeter>,
+}
+
+struct CellMeter {
+    sent: BoundCounter<u64>,
+    received: BoundCounter<u64>,
+}
+
+impl CellMeter {
+    fn new() -> Self {
+        let meter = telemetry::meter();
+        let counter = |name, description| {
+            let counter = meter.u64_counter(name).with_description(description);
+            counter.build().bind(&[])
+        };
+        Self {
+            sent: counter("kvasir.worker.cells_sent", "KV cells sent to other workers"),
+            received: counter("kvasir.worker.cells_received", "KV cells taken from other workers"),
+        }
+    }
 }
 
 struct Outgoing {
@@ -105,6 +127,7 @@ impl RankTransfers {
     pub fn new(hub: Arc<TransferHub>) -> Self {
         Self {
             hub: Some(hub),
+            meter: Some(CellMeter::new()),
             ..Self::default()
         }
     }
@@ -320,7 +343,12 @@ impl RankTransfers {
         }
         let target = incoming.ticket.target;
         match self.try_put(at, backend, cell) {
-            Ok(news) => report.extend(news),
+            Ok(news) => {
+                report.extend(news);
+                if let Some(meter) = &self.meter {
+                    meter.received.add(1);
+                }
+            }
             Err(fault) => report.push(failed(target, transfer, fault)),
         }
     }
@@ -401,9 +429,16 @@ impl RankTransfers {
             if round.next == round.cells.num_cells() {
                 outgoing.rounds.pop_front();
             }
-            if let Err(fault) = copied {
-                outgoing.rounds.clear();
-                report.push(failed(outgoing.ticket.source, key.0, fault));
+            match copied {
+                Ok(()) => {
+                    if let Some(meter) = &self.meter {
+                        meter.sent.add(1);
+                    }
+                }
+                Err(fault) => {
+                    outgoing.rounds.clear();
+                    report.push(failed(outgoing.ticket.source, key.0, fault));
+                }
             }
             return true;
         }

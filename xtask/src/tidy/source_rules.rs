@@ -75,13 +75,15 @@ const IO: [&str; 12] = [
 ];
 /// What of the coordinator acts, by the start of its path: the task around the machines, and the doors to clients and
 /// workers. All other files decide.
-const DRIVERS: [&str; 6] = [
+const DRIVERS: [&str; 7] = [
     "coordinator/src/driver.rs",
     "coordinator/src/driver/",
     "coordinator/src/generate.rs",
     "coordinator/src/grpc/",
     "coordinator/src/server.rs",
     "coordinator/src/token_log.rs",
+    // What the drivers tell of themselves.
+    "coordinator/src/telemetry/",
 ];
 const UNSAFE_FILES: [&str; 8] = [
     "model/src/mapped.rs",
