@@ -15,7 +15,7 @@ DESK = {"width": 1440, "height": 900}
 
 @pytest.fixture(scope="session")
 def kvasir():
-    return Kvasir(os.environ["KVASIR_BINARY"], os.environ["KVASIR_MODEL"])
+    return Kvasir(os.environ["KVASIR_BIN"], os.environ["KVASIR_MODEL"])
 
 
 @pytest.fixture(scope="session")

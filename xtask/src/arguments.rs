@@ -5,6 +5,7 @@ use lexopt::Arg::{Long, Short, Value};
 use lexopt::{Parser, ValueExt};
 
 use crate::bench::{self, BenchOptions};
+use crate::python_suite::PythonSuite;
 
 pub const HELP: &str = "\
 usage: cargo xtask CHORE [FLAGS]
@@ -24,6 +25,9 @@ usage: cargo xtask CHORE [FLAGS]
   fuzz [TARGET] [--seconds N]     runs the fuzz targets, all or one, on bytes that nobody would send
       --seconds N                 how long each target runs, 10 unless given
   clients [FILTER...]             runs other people's clients (Python, grpcurl) against a cluster of the built binary
+  page [FILTER...]                looks at the live page of the built binary in a browser
+  telemetry [FILTER...]           reads metrics, traces and logs of the built binary with a collector and Prometheus
+  deploy [FILTER...]              holds deploy/ against helm, Kubernetes' schemas and promtool, and rolls an update out
   bench --against llama.cpp [--model FILE...] [--runs N] [--depths N,N|none] [--streams N,N|none] [--rpc] [--json FILE]
                                   measures Kvasir and llama.cpp, built here, in turn on the same file and cores
       --model FILE                a GGUF file instead of the default model; may be given several times
@@ -58,7 +62,8 @@ pub enum Chore {
     Simulation(SimulationOptions),
     Fuzz(FuzzOptions),
     /// Handed to pytest as they are.
-    Clients {
+    Python {
+        suite: PythonSuite,
         filters: Vec<String>,
     },
     Bench(BenchOptions),
@@ -114,7 +119,10 @@ pub fn parse(mut parser: Parser) -> Result<Chore> {
         "test" => parse_test(&mut parser)?,
         "sim" => parse_simulation(&mut parser)?,
         "fuzz" => parse_fuzz(&mut parser)?,
-        "clients" => parse_clients(&mut parser)?,
+        "clients" => parse_python(PythonSuite::Clients, &mut parser)?,
+        "page" => parse_python(PythonSuite::Page, &mut parser)?,
+        "telemetry" => parse_python(PythonSuite::Telemetry, &mut parser)?,
+        "deploy" => parse_python(PythonSuite::Deploy, &mut parser)?,
         "bench" => Chore::Bench(bench::parse(&mut parser)?),
         "codegen" => parse_bare(&mut parser, Chore::Codegen)?,
         "gpu" => parse_gpu(&mut parser)?,
@@ -133,10 +141,10 @@ fn parse_bare(parser: &mut Parser, chore: Chore) -> Result<Chore> {
     }
 }
 
-fn parse_clients(parser: &mut Parser) -> Result<Chore> {
+fn parse_python(suite: PythonSuite, parser: &mut Parser) -> Result<Chore> {
     let filters: Result<Vec<String>, _> = parser.raw_args()?.map(|filter| filter.into_string()).collect();
     match filters {
-        Ok(filters) => Ok(Chore::Clients { filters }),
+        Ok(filters) => Ok(Chore::Python { suite, filters }),
         Err(filter) => bail!("a filter is not text: {}", filter.display()),
     }
 }
@@ -234,7 +242,19 @@ mod tests {
         assert_eq!(
             chores,
             [
-                "demo", "test", "model", "sim", "fuzz", "clients", "bench", "gpu", "tidy", "codegen"
+                "demo",
+                "test",
+                "model",
+                "sim",
+                "fuzz",
+                "clients",
+                "page",
+                "telemetry",
+                "deploy",
+                "bench",
+                "gpu",
+                "tidy",
+                "codegen"
             ]
         );
         for chore in chores {

@@ -6,17 +6,18 @@ mod arguments;
 mod bench;
 mod captured;
 mod checksum;
-mod clients;
 mod cluster;
 mod demo;
 mod download;
 mod fuzz;
 mod gpu;
 mod junit;
+mod kubernetes_tools;
 mod model;
 mod paths;
 mod pip;
 mod process;
+mod python_suite;
 mod simulation;
 mod suite;
 mod tidy;
@@ -52,7 +53,7 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
             process::run(paths::cargo().args(["run", "--package", "kvasir-proto", "--example", "codegen"]))?
         }
         Chore::Simulation(options) => simulation::run(&options)?,
-        Chore::Clients { filters } => return clients::run(&filters),
+        Chore::Python { suite, filters } => return python_suite::run(suite, &filters),
         Chore::Fuzz(options) => return fuzz::run(&options),
         Chore::Bench(BenchOptions::Help) => print!("{}", arguments::HELP),
         Chore::Bench(BenchOptions::Peers) => print!("{}", bench::PEERS),

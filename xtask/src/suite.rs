@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use crate::arguments::TestOptions;
 use crate::junit::Report;
 use crate::process::{self, Ended};
+use crate::python_suite::PythonSuite;
 use crate::{model, paths, tools};
 
 const LIMIT_MINUTES: f64 = 45.0;
@@ -127,8 +128,10 @@ impl Suite {
         )?;
         self.end_processes_left_behind();
         if options.filters.is_empty() {
-            self.run("clients", &["xtask", "clients"])?;
-            self.end_processes_left_behind();
+            for suite in PythonSuite::ALL {
+                self.run(suite.name(), &["xtask", suite.name()])?;
+                self.end_processes_left_behind();
+            }
             self.run("fuzz", &["xtask", "fuzz", "--seconds", FUZZ_SECONDS])?;
             self.run("doc tests", &["test", "--doc", "--workspace", "--quiet"])?;
             self.run("docs", &["doc", "--workspace", "--no-deps", "--quiet"])?;

@@ -61,21 +61,38 @@ fn ensure_ip() -> Result<()> {
     install("there is no `ip`, which makes networks for tests", "iproute2")
 }
 
+/// A program on PATH, else from the system's packages.
+pub fn ensure_program(program: &str, package: &str) -> Result<()> {
+    let mut folders = env::var_os("PATH")
+        .iter()
+        .flat_map(env::split_paths)
+        .collect::<Vec<_>>()
+        .into_iter();
+    if folders.any(|folder| folder.join(program).is_file()) {
+        return Ok(());
+    }
+    install(&format!("there is no `{program}`"), package)
+}
+
 fn answers(program: &str, flag: &str) -> bool {
     let mut asked = Command::new(program);
     asked.arg(flag).stdout(Stdio::null()).stderr(Stdio::null());
     asked.status().is_ok_and(|status| status.success())
 }
 
-/// From the system's packages.
+/// From the system's packages, whose lists may be missing on a machine that is new.
 fn install(missing: &str, package: &str) -> Result<()> {
     eprintln!("installing {package}");
-    let mut install = Command::new("apt-get");
-    install.args(["install", "--yes", "--no-install-recommends", package]);
-    let installed = install
-        .status()
-        .with_context(|| format!("{missing}, and no apt-get to install {package} with"));
-    if !installed?.success() {
+    let apt = |arguments: &[&str]| {
+        let mut apt = Command::new("apt-get");
+        // Nobody is here to be asked.
+        apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        let done = apt.stdout(Stdio::from(std::io::stderr())).status();
+        done.map(|status| status.success())
+            .with_context(|| format!("{missing}, and no apt-get to install {package} with"))
+    };
+    let install = ["install", "--yes", "--no-install-recommends", package];
+    if !apt(&install)? && !(apt(&["update"])? && apt(&install)?) {
         bail!("{missing}, and `apt-get install {package}` failed: install {package}, then try again");
     }
     Ok(())
