@@ -54,6 +54,10 @@ pub struct ServingOptions {
     /// Leave running requests in their groups, also where another group has room and theirs has none, or has much less to do
     #[arg(long)]
     pub no_rebalance: bool,
+    /// Take workers that join beyond those that are wanted into the groups, while these serve; --workers and --groups say
+    /// the least
+    #[arg(long)]
+    pub elastic: bool,
     /// Whether a new request fetches the cached beginning of its prompt from another group: `auto` where that takes less
     /// time than computing it, `always` or `never`
     #[arg(long, default_value_t = PrefixCopying::Auto, value_name = "WHEN")]
@@ -108,6 +112,7 @@ impl ServingOptions {
             served_names: self.served_model_name.clone(),
             group_roles: groups.roles(),
             rebalance: !self.no_rebalance,
+            elastic: self.elastic,
             prefix_copying: self.prefix_copy,
             door: self.door.config(),
             ..CoordinatorConfig::new(engine.model.clone(), groups.sizes()?)

@@ -132,6 +132,7 @@ impl Cluster {
         self.advance_migrations();
         self.advance_prefix_copies();
         self.advance_reshards();
+        self.deal_workers();
         self.drain();
         self.try_form();
         self.grow();

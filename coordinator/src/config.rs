@@ -30,6 +30,8 @@ pub struct ClusterConfig {
     pub prefix_cache: bool,
     /// Groups with fewer ranks than they are to have take in workers that are free.
     pub grow: bool,
+    /// Groups are to have more ranks than `group_sizes` says, where there are more workers.
+    pub elastic: bool,
     /// Reduce over TCP also where all ranks share a host.
     pub force_tcp: bool,
     /// Keys the nonces of epochs. Drawn at random by the driver, once.
@@ -82,6 +84,7 @@ impl ClusterConfig {
             num_blocks_max: None,
             prefix_cache: true,
             grow: true,
+            elastic: false,
             force_tcp: false,
             nonce_seed: 0,
             step_tokens_max: 512,

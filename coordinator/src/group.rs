@@ -24,6 +24,8 @@ pub(crate) struct Group {
     pub id: GroupId,
     /// Ranks that it is to have, at least 1.
     pub size: u32,
+    /// However few workers there are.
+    pub floor: u32,
     pub role: GroupRole,
     /// Of the current or the last life.
     pub epoch: Epoch,
@@ -89,6 +91,7 @@ impl Group {
         Self {
             id,
             size: size.max(1),
+            floor: size.max(1),
             role: role.unwrap_or_default(),
             epoch: Epoch::default(),
             active: None,

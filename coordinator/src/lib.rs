@@ -13,6 +13,7 @@ mod copy_cost;
 mod detector;
 mod drain;
 mod driver;
+mod elastic;
 pub mod event;
 mod fair_share;
 mod formation;

@@ -338,6 +338,7 @@ impl Cluster {
         });
         group.epoch = reshard.epoch;
         group.size = reshard.size.unwrap_or(group.size);
+        group.floor = reshard.size.unwrap_or(group.floor);
         group.scheduler.counters.epochs += 1;
         self.workers.settle(&next.formation.sessions, group.id);
         group.active = Some(next);

@@ -56,6 +56,8 @@ pub struct CoordinatorConfig {
     pub group_roles: Vec<GroupRole>,
     /// Move running sequences where another group has room and theirs has none, or much less to do.
     pub rebalance: bool,
+    /// Workers beyond those that are wanted become ranks, too.
+    pub elastic: bool,
     /// Whether new sequences start from blocks that another group has.
     pub prefix_copying: PrefixCopying,
     pub kv_dtype: KvDtype,
@@ -90,6 +92,7 @@ impl CoordinatorConfig {
             group_sizes,
             group_roles: Vec::new(),
             rebalance: true,
+            elastic: false,
             prefix_copying: PrefixCopying::Auto,
             kv_dtype: KvDtype::F16,
             weight_mode: WeightMode::File,
@@ -374,6 +377,7 @@ fn cluster_config(config: &CoordinatorConfig, model: &ServedModel) -> ClusterCon
         group_sizes: config.group_sizes.clone(),
         group_roles: config.group_roles.clone(),
         rebalance: config.rebalance,
+        elastic: config.elastic,
         even_load: config.rebalance,
         prefix_copying: config.prefix_copying,
         ..ClusterConfig::new(1, model.cell)
