@@ -1,6 +1,6 @@
 //! The whole cluster in virtual time: hundreds of seeds without a broken promise, and planted bugs that are found.
 
-use kvasir_tests::sim::{FIRST_SEED_WITH_PREFIX_COPIES, Plant, Report, run};
+use kvasir_tests::sim::{FIRST_SEED_WITH_ELASTIC_GROUPS, Plant, Report, run};
 
 const SEEDS: u64 = 500;
 /// Seeds that have found a bug which thousands of others did not.
@@ -22,7 +22,7 @@ fn fresh(count: u64) -> std::ops::Range<u64> {
         Ok(seed) => seed.parse().expect("KVASIR_TEST_SEED is a number"),
         Err(_) => u64::from(std::process::id()) << 20,
     };
-    let begin = FIRST_SEED_WITH_PREFIX_COPIES.max(begin);
+    let begin = FIRST_SEED_WITH_ELASTIC_GROUPS.max(begin);
     println!("fresh seeds from {begin}");
     begin..begin.saturating_add(count)
 }

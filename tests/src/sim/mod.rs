@@ -30,7 +30,9 @@ use std::{
 
 pub use plant::Plant;
 pub use report::Report;
-pub use scenario::{FIRST_SEED_WITH_MIGRATIONS, FIRST_SEED_WITH_POLICIES, FIRST_SEED_WITH_PREFIX_COPIES};
+pub use scenario::{
+    FIRST_SEED_WITH_ELASTIC_GROUPS, FIRST_SEED_WITH_MIGRATIONS, FIRST_SEED_WITH_POLICIES, FIRST_SEED_WITH_PREFIX_COPIES,
+};
 
 /// A seed whose run broke a promise.
 #[derive(Clone, PartialEq, Eq, Debug)]

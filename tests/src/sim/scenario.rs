@@ -16,6 +16,8 @@ pub const FIRST_SEED_WITH_MIGRATIONS: u64 = 4_000_000;
 pub const FIRST_SEED_WITH_POLICIES: u64 = 5_000_000;
 /// From here on groups copy cached blocks from each other, and even out their load.
 pub const FIRST_SEED_WITH_PREFIX_COPIES: u64 = 6_000_000;
+/// From here on groups may take in all workers that there are.
+pub const FIRST_SEED_WITH_ELASTIC_GROUPS: u64 = 7_000_000;
 /// Groups of a cluster, where it has several.
 const GROUPS_MAX: u64 = 3;
 
@@ -153,6 +155,10 @@ impl Scenario {
                 let all = [PrefixCopying::Auto, PrefixCopying::Always, PrefixCopying::Always];
                 self.config.prefix_copying = dice.pick(&all);
                 self.config.even_load = dice.chance(70);
+            }
+            if seed >= FIRST_SEED_WITH_ELASTIC_GROUPS {
+                self.config.elastic = dice.chance(50);
+                self.num_workers += dice.between_u32(0, 2);
             }
             self.bad_cells = if self.num_faults == 0 {
                 0
