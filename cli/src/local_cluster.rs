@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cert_folder::CertFolder,
+    coordinator::default_name,
     doors::{Addresses, Doors},
     engine_options::EngineOptions,
     worker::WorkerSize,
@@ -54,13 +55,15 @@ pub struct LocalOptions<'a> {
 impl LocalCluster {
     /// Begins to serve at `doors`, and starts the workers. Called on the main thread.
     pub async fn start(
-        config: CoordinatorConfig,
+        mut config: CoordinatorConfig,
         options: LocalOptions<'_>,
         doors: Doors,
         shutdown: CancellationToken,
     ) -> Result<Self> {
         let addresses = doors.addresses.clone();
         let num_workers = config.group_sizes.iter().sum();
+        config.lead.name = default_name();
+        config.lead.url.clone_from(&addresses.grpc);
         let coordinator = Coordinator::open(config).await?;
         let admin = coordinator.admin();
         let mut workers = Workers::new(options.engine, options.size, near(&addresses.grpc))?;
@@ -145,6 +148,7 @@ impl Workers {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .env_remove("KVASIR_COORDINATOR")
+            .env_remove("KVASIR_ETCD")
             .kill_on_drop(true)
             .spawn()
             .context("cannot start a worker process")?;

@@ -15,6 +15,7 @@ mod door_options;
 mod doors;
 mod drain;
 mod engine_options;
+mod etcd_options;
 mod gateway;
 mod generate;
 mod groups;

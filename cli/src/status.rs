@@ -64,6 +64,14 @@ struct StatusJson {
     ready: bool,
     workers_wanted: u32,
     uptime_ms: u64,
+    /// The one that answered, by its name.
+    coordinator: String,
+    leader: bool,
+    leader_term: u64,
+    /// Who leads, where it is not this one.
+    leader_name: String,
+    leader_url: String,
+    registry: String,
     groups: Vec<GroupJson>,
     spares: Vec<WorkerJson>,
     sequences: Vec<SequenceJson>,
@@ -162,6 +170,12 @@ impl From<v1::StatusResponse> for StatusJson {
             ready: status.ready,
             workers_wanted: status.workers_wanted,
             uptime_ms: status.uptime_ms,
+            coordinator: status.coordinator,
+            leader: status.leader,
+            leader_term: status.leader_term,
+            leader_name: status.leader_name,
+            leader_url: status.leader_url,
+            registry: status.registry,
             groups: status.groups.into_iter().map(GroupJson::from).collect(),
             spares: status.spares.into_iter().map(WorkerJson::from).collect(),
             transfers: status.transfers.into_iter().map(TransferJson::from).collect(),
@@ -258,6 +272,9 @@ fn print(status: &StatusJson) {
         status.uptime_ms / 1000,
         status.numerics_id
     );
+    if status.registry != "embedded" {
+        println!("  {}", line_of_coordinators(status));
+    }
     for group in &status.groups {
         print_group(group);
     }
@@ -283,6 +300,23 @@ fn print(status: &StatusJson) {
     let counters: Vec<_> = counters.map(|(name, count)| format!("{name} {count}")).collect();
     if !counters.is_empty() {
         println!("  {}", counters.join(", "));
+    }
+}
+
+fn line_of_coordinators(status: &StatusJson) -> String {
+    let StatusJson {
+        coordinator,
+        leader_term,
+        registry,
+        ..
+    } = status;
+    match (status.leader, status.leader_name.as_str()) {
+        (true, _) => format!("coordinator {coordinator} leads, term {leader_term}  {registry}"),
+        (false, "") => format!("coordinator {coordinator} stands by, nobody leads  {registry}"),
+        (false, leader) => {
+            let url = &status.leader_url;
+            format!("coordinator {coordinator} stands by, {leader} at {url} leads, term {leader_term}  {registry}")
+        }
     }
 }
 

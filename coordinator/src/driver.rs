@@ -2,6 +2,8 @@
 //!
 //! Everyone else speaks to it through a [`ClusterHandle`], over a bounded channel.
 
+mod leading;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
@@ -29,6 +31,8 @@ use crate::{
     PrefixCopyReport, ReshardError, ReshardOutcome, ReshardReport, SessionId,
     token_log::{Ending, TokenLog},
 };
+
+pub use leading::Leadership;
 
 const COMMANDS_MAX: usize = 1024;
 
@@ -69,6 +73,8 @@ enum Command {
         reply: oneshot::Sender<bool>,
     },
     Status(oneshot::Sender<ClusterStatus>),
+    Lead(Leadership),
+    StepDown,
 }
 
 type OrderResult = Result<Vec<MigrationReport>, MigrationError>;
@@ -87,6 +93,7 @@ pub struct ClusterHandle {
     last_id: Arc<AtomicU64>,
     started: Instant,
     ready: watch::Receiver<bool>,
+    terms: watch::Receiver<u64>,
 }
 
 impl ClusterHandle {
@@ -213,6 +220,9 @@ pub struct Driver {
     reshard_orders: HashMap<OrderId, oneshot::Sender<ReshardResult>>,
     orders_taken: u64,
     ready: watch::Sender<bool>,
+    terms: watch::Sender<u64>,
+    /// Otherwise it takes nobody and nothing.
+    leads: bool,
     /// Came up while effects were carried out; delivered after them.
     pending: VecDeque<Event>,
 }
@@ -221,6 +231,7 @@ impl Driver {
     pub fn new(cluster: Cluster) -> (Self, ClusterHandle) {
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (ready, ready_receiver) = watch::channel(false);
+        let (terms, terms_receiver) = watch::channel(0);
         let started = Instant::now();
         let driver = Self {
             cluster,
@@ -232,6 +243,8 @@ impl Driver {
             reshard_orders: HashMap::new(),
             orders_taken: 0,
             ready,
+            terms,
+            leads: true,
             pending: VecDeque::new(),
         };
         let handle = ClusterHandle {
@@ -239,6 +252,7 @@ impl Driver {
             last_id: Arc::default(),
             started,
             ready: ready_receiver,
+            terms: terms_receiver,
         };
         (driver, handle)
     }
@@ -268,6 +282,13 @@ impl Driver {
 
     fn obey(&mut self, command: Command) {
         match command {
+            Command::Lead(leadership) => self.lead(leadership),
+            Command::StepDown => self.step_down(),
+            // Who has gone this far while the leader changed is sent on.
+            Command::Join { link, .. } if !self.leads => link.closing.cancel(),
+            Command::Submit { choices, .. } if !self.leads => {
+                choices.iter().for_each(|(_, log)| log.end(Ending::Shutdown));
+            }
             Command::Join { session, info, link } => {
                 info!(worker = %info.id, pid = info.pid, address = %info.address, "worker joined");
                 self.links.insert(session, link);
@@ -456,6 +477,7 @@ impl Driver {
     }
 
     fn publish_readiness(&self) {
+        self.publish_term();
         let ready = self.cluster.status().is_ready();
         self.ready
             .send_if_modified(|was| std::mem::replace(was, ready) != ready);
@@ -471,6 +493,10 @@ impl Driver {
             log.end(Ending::Shutdown);
         }
         self.logs.clear();
+        // Whoever waits for these hears that nobody is there.
+        self.orders.clear();
+        self.reshard_orders.clear();
+        self.pending.clear();
     }
 }
 

@@ -89,6 +89,10 @@ pub enum Event {
         group: GroupId,
         ranks: u32,
     },
+    /// Whoever leads needs a higher one from now on.
+    RaiseTerm {
+        term: u64,
+    },
     /// Comes every `ClusterConfig::tick_interval`.
     Tick,
 }

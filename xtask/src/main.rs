@@ -5,6 +5,7 @@
 mod arguments;
 mod bench;
 mod captured;
+mod chaos;
 mod checksum;
 mod clients;
 mod cluster;
@@ -42,6 +43,9 @@ fn main() -> ExitCode {
 }
 
 fn run(chore: Chore) -> anyhow::Result<ExitCode> {
+    if chore.builds() {
+        tools::ensure_protoc()?;
+    }
     match chore {
         Chore::Help => print!("{}", arguments::HELP),
         Chore::Model { print_only: true } => println!("{}", model::path()?.display()),
@@ -57,6 +61,7 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
         Chore::Bench(BenchOptions::Help) => print!("{}", arguments::HELP),
         Chore::Bench(BenchOptions::Peers) => print!("{}", bench::PEERS),
         Chore::Bench(BenchOptions::Compare(comparison)) => bench::compare(&comparison)?,
+        Chore::Chaos(options) => return chaos::run(&options),
         Chore::Gpu(extent) => return gpu::run(extent),
         Chore::Demo => {
             let model = model::fetch()?;

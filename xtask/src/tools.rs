@@ -1,5 +1,5 @@
-//! The programs that the tests need beside cargo: those on PATH, else prebuilt ones in the cache, and g++ and `ip` from the
-//! system's packages.
+//! The programs that the build and the tests need beside cargo: those on PATH, else prebuilt ones in the cache, and protoc, g++,
+//! etcd and `ip` from the system's packages.
 //!
 //! Never `cargo install`: compiling them takes longer than all our tests.
 
@@ -30,10 +30,18 @@ const DENY: Tool = Tool {
     version: "0.20.2",
 };
 
+/// Where the standard messages may be.
+const STANDARD_MESSAGES: [&str; 2] = [
+    "/usr/include/google/protobuf/descriptor.proto",
+    "/usr/local/include/google/protobuf/descriptor.proto",
+];
+
 /// Makes sure of every tool and returns the PATH that finds them all.
 pub fn ensure() -> Result<OsString> {
+    ensure_protoc()?;
     ensure_components()?;
     ensure_cpp_compiler()?;
+    ensure_etcd()?;
     ensure_ip()?;
     let mut folders: Vec<PathBuf> = env::var_os("PATH").iter().flat_map(env::split_paths).collect();
     for tool in [NEXTEST, DENY] {
@@ -45,20 +53,40 @@ pub fn ensure() -> Result<OsString> {
     Ok(env::join_paths(folders)?)
 }
 
+/// The client of etcd generates its code in its build, and needs the standard messages beside the compiler.
+pub fn ensure_protoc() -> Result<()> {
+    let told = env::var_os("PROTOC").is_some_and(|path| Path::new(&path).is_file());
+    if told || answers("protoc", "--version") && STANDARD_MESSAGES.iter().any(|path| Path::new(path).is_file()) {
+        return Ok(());
+    }
+    install(
+        "there is no protoc, or not the messages that come with it",
+        &["protobuf-compiler", "libprotobuf-dev"],
+    )
+}
+
+/// Tests of several coordinators start it.
+pub fn ensure_etcd() -> Result<()> {
+    if answers("etcd", "--version") {
+        return Ok(());
+    }
+    install("there is no etcd", &["etcd-server"])
+}
+
 /// The kernels for GPUs are tested as C++ on the host, and llama.cpp is written in it.
 pub fn ensure_cpp_compiler() -> Result<()> {
     if answers("c++", "--version") || answers("g++", "--version") {
         return Ok(());
     }
-    install("there is no C++ compiler", "g++")
+    install("there is no C++ compiler", &["g++"])
 }
 
 /// Tests that look at a cluster from another network make one, with `ip`.
-fn ensure_ip() -> Result<()> {
+pub fn ensure_ip() -> Result<()> {
     if answers("ip", "-V") {
         return Ok(());
     }
-    install("there is no `ip`, which makes networks for tests", "iproute2")
+    install("there is no `ip`, which makes networks for tests", &["iproute2"])
 }
 
 fn answers(program: &str, flag: &str) -> bool {
@@ -68,17 +96,20 @@ fn answers(program: &str, flag: &str) -> bool {
 }
 
 /// From the system's packages.
-fn install(missing: &str, package: &str) -> Result<()> {
-    eprintln!("installing {package}");
-    let mut install = Command::new("apt-get");
-    install.args(["install", "--yes", "--no-install-recommends", package]);
-    let installed = install
-        .status()
-        .with_context(|| format!("{missing}, and no apt-get to install {package} with"));
-    if !installed?.success() {
-        bail!("{missing}, and `apt-get install {package}` failed: install {package}, then try again");
+fn install(missing: &str, packages: &[&str]) -> Result<()> {
+    let names = packages.join(" ");
+    eprintln!("installing {names}");
+    let apt_get = |args: &[&str]| {
+        let status = Command::new("apt-get").args(args).status();
+        let status = status.with_context(|| format!("{missing}, and no apt-get to install {names} with"));
+        status.map(|status| status.success())
+    };
+    let install = [&["install", "--yes", "--no-install-recommends"], packages].concat();
+    // A fresh machine may have no list of packages, or an old one.
+    if apt_get(&install)? || (apt_get(&["update"])? && apt_get(&install)?) {
+        return Ok(());
     }
-    Ok(())
+    bail!("{missing}, and `apt-get install {names}` failed: install {names}, then try again");
 }
 
 impl Tool {

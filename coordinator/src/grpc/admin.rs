@@ -11,6 +11,7 @@ use super::status;
 use crate::{
     ClusterStatus, MigrationOutcome, MigrationReport, ReshardOutcome, ReshardReport,
     driver::ClusterHandle,
+    lead::Lead,
     status::{
         Counters, GroupPhase, GroupStatus, RankStatus, ReshardStatus, SequenceStatus, TransferStatus, WorkerStatus,
     },
@@ -22,6 +23,7 @@ pub struct AdminService {
     model: ModelFacts,
     workers_wanted: u32,
     refusals: Arc<Refusals>,
+    lead: Lead,
 }
 
 /// What operators see of the model.
@@ -38,12 +40,19 @@ pub struct ModelFacts {
 }
 
 impl AdminService {
-    pub fn new(cluster: ClusterHandle, model: ModelFacts, workers_wanted: u32, refusals: Arc<Refusals>) -> Self {
+    pub fn new(
+        cluster: ClusterHandle,
+        model: ModelFacts,
+        workers_wanted: u32,
+        refusals: Arc<Refusals>,
+        lead: Lead,
+    ) -> Self {
         Self {
             cluster,
             model,
             workers_wanted,
             refusals,
+            lead,
         }
     }
 
@@ -61,7 +70,7 @@ impl AdminService {
             reshards,
             counters,
         } = self.cluster.status().await.map_err(status::shutting_down)?;
-        Ok(v1::StatusResponse {
+        let mut response = v1::StatusResponse {
             model: self.model.name.clone(),
             numerics_id: self.model.numerics_id.to_string(),
             context_len: self.model.context_len,
@@ -80,7 +89,10 @@ impl AdminService {
             prefix_hit_rate: hit_rate(&counters),
             counters: self.counters(&counters),
             uptime_ms: self.cluster.uptime().as_millis() as u64,
-        })
+            ..Default::default()
+        };
+        self.lead.describe(&mut response);
+        Ok(response)
     }
 
     /// The cluster's, and those of the door.

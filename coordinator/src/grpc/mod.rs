@@ -2,7 +2,10 @@
 
 mod admin;
 mod cluster;
+mod hand_on;
 mod inference;
+mod led_admin;
+mod led_inference;
 mod open_inference;
 pub(crate) mod status;
 mod tensors;
@@ -10,4 +13,6 @@ mod tensors;
 pub use admin::{AdminService, ModelFacts};
 pub use cluster::ClusterService;
 pub use inference::InferenceService;
+pub use led_admin::LedAdmin;
+pub use led_inference::LedInference;
 pub use open_inference::OpenInferenceService;
