@@ -1,22 +1,26 @@
 //! `kvasir coordinator`: the role, as deployed.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
-use kvasir_coordinator::{Coordinator, CoordinatorConfig, PrefixCopying};
-use kvasir_runtime::{descriptors::raise_descriptor_limit, shutdown};
+use kvasir_coordinator::{Coordinator, CoordinatorConfig, LeadConfig, PrefixCopying};
+use kvasir_runtime::{descriptors::raise_descriptor_limit, parse_endpoint, registry::RegistryConfig, shutdown};
 use serde::Serialize;
 
 use crate::{
     door_options::DoorOptions,
     doors::{Doors, Watched, Watching},
     engine_options::{EngineOptions, TransportChoice},
+    etcd_options::EtcdOptions,
     groups::GroupOptions,
     telemetry_options::TelemetryOptions,
 };
 
 /// Runs a coordinator: workers join it, clients ask it
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  kvasir coordinator --model model.gguf --workers 2 --grpc 127.0.0.1:50051")]
+#[command(
+    after_help = "Examples:\n  kvasir coordinator --model model.gguf --workers 2 --grpc 127.0.0.1:50051\n  \
+                        kvasir coordinator --model model.gguf --workers 2 --grpc 127.0.0.1:50052 --etcd http://127.0.0.1:2379"
+)]
 pub struct CoordinatorArgs {
     #[command(flatten)]
     pub engine: EngineOptions,
@@ -26,9 +30,55 @@ pub struct CoordinatorArgs {
     pub groups: GroupOptions,
     #[command(flatten)]
     pub telemetry: TelemetryOptions,
+    #[command(flatten)]
+    pub place: PlaceOptions,
     /// Prints one JSON line when it listens
     #[arg(long)]
     pub json: bool,
+}
+
+/// Among several coordinators: with the same etcd one leads, and the others hand on to it what they are asked.
+#[derive(Args, Clone, Debug)]
+pub struct PlaceOptions {
+    #[command(flatten)]
+    pub etcd: EtcdOptions,
+    /// Where workers and other coordinators reach this one [default: the address of --grpc]
+    #[arg(long, value_name = "URL", requires = "etcd")]
+    pub advertise: Option<String>,
+    /// A name, unique among the coordinators [default: the machine's, and the process id]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+}
+
+impl PlaceOptions {
+    /// `grpc` is where it listens. Errors if nobody could reach it there, and with what cannot be used.
+    fn config(&self, grpc: &str) -> Result<LeadConfig> {
+        let registry = self.etcd.registry()?;
+        let url = match &self.advertise {
+            Some(url) => parse_endpoint(url)?,
+            None => grpc.to_owned(),
+        };
+        let nowhere = url.contains("://0.0.0.0:") || url.contains("://[::]:");
+        ensure!(
+            registry == RegistryConfig::Embedded || !nowhere,
+            "nobody can be reached at {url}; --advertise URL says where this coordinator is reached"
+        );
+        Ok(LeadConfig {
+            registry,
+            url,
+            name: self.name.clone().unwrap_or_else(default_name),
+        })
+    }
+}
+
+/// Unique enough: the machine's name, and the process id.
+pub fn default_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => "coordinator",
+        host => host,
+    };
+    format!("{host}-{}", std::process::id())
 }
 
 /// What `up` and `coordinator` share.
@@ -152,7 +202,14 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         metrics: metrics.as_ref().map(|door| door.url.clone()),
         pid: std::process::id(),
     };
-    let coordinator = Coordinator::open(args.serving.config(&args.engine, &args.groups)?).await?;
+    let mut config = args.serving.config(&args.engine, &args.groups)?;
+    config.lead = args.place.config(&listening.grpc)?;
+    ensure!(
+        config.lead.registry == RegistryConfig::Embedded
+            || config.door.tls.as_ref().is_none_or(|tls| tls.authority.is_some()),
+        "coordinators with TLS must believe each other; give --tls-ca, or --tls-dir"
+    );
+    let coordinator = Coordinator::open(config).await?;
     if args.json {
         println!("{}", serde_json::to_string(&listening)?);
     } else {

@@ -74,7 +74,7 @@ impl Doors {
     ) -> Result<(), CoordinatorError> {
         let door = coordinator.door();
         let gateway = Gateway::new(coordinator.inference())
-            .with_operations(coordinator.admin())
+            .with_operations(coordinator.operations())
             .with_metrics(exposition);
         let http = async {
             match self.http {
@@ -133,9 +133,9 @@ impl Watched {
             }
         }
         if let Some(door) = metrics {
-            let admin = coordinator.admin();
+            let ready = coordinator.readiness();
             let exposition = telemetry.exposition().cloned();
-            tasks.push(door.serve(exposition, move || admin.is_ready(), shutdown.clone()));
+            tasks.push(door.serve(exposition, move || *ready.borrow(), shutdown.clone()));
         }
         Self { telemetry, tasks }
     }

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use kvasir_coordinator::{AdminService, Coordinator, CoordinatorConfig, CoordinatorError};
 use kvasir_proto::v1;
-use kvasir_runtime::{ByteSize, tls::Identity};
+use kvasir_runtime::{ByteSize, logging, tls::Identity};
 use owo_colors::{OwoColorize, Stream::Stderr};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cert_folder::CertFolder,
+    coordinator::default_name,
     doors::{Addresses, Doors, Watched, Watching},
     engine_options::EngineOptions,
     worker::WorkerSize,
@@ -58,13 +59,15 @@ pub struct LocalOptions<'a> {
 impl LocalCluster {
     /// Begins to serve at `doors`, and starts the workers. Called on the main thread.
     pub async fn start(
-        config: CoordinatorConfig,
+        mut config: CoordinatorConfig,
         options: LocalOptions<'_>,
         doors: Doors,
         shutdown: CancellationToken,
     ) -> Result<Self> {
         let addresses = doors.addresses.clone();
         let num_workers = config.group_sizes.iter().sum();
+        config.lead.name = default_name();
+        config.lead.url.clone_from(&addresses.grpc);
         let coordinator = Coordinator::open(config).await?;
         let admin = coordinator.admin();
         let mut workers = Workers::new(options.engine, options.size, near(&addresses.grpc))?;
@@ -115,6 +118,7 @@ impl Workers {
         flags.extend(engine.to_args()?);
         flags.extend(size.to_args());
         flags.extend(["--parent-pid".to_owned(), std::process::id().to_string()]);
+        flags.extend(["--log-format".to_owned(), logging::format().to_string()]);
         Ok(Self {
             flags,
             certificates: None,
@@ -155,6 +159,7 @@ impl Workers {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .env_remove("KVASIR_COORDINATOR")
+            .env_remove("KVASIR_ETCD")
             .kill_on_drop(true)
             .spawn()
             .context("cannot start a worker process")?;

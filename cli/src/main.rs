@@ -15,6 +15,7 @@ mod door_options;
 mod doors;
 mod drain;
 mod engine_options;
+mod etcd_options;
 mod gateway;
 mod generate;
 mod groups;
@@ -118,8 +119,9 @@ fn main() -> ExitCode {
         _ if quiet => "error",
         Command::Perplexity(_) => "error",
         // Whom it turns away it does not tell by itself.
-        Command::Up(_) => "error,kvasir_runtime=warn",
-        _ => "info",
+        Command::Up(_) => "error,kvasir_runtime=warn,opentelemetry_sdk=warn,opentelemetry_otlp=warn",
+        // What sends telemetry tells of its own start, which is no news.
+        _ => "info,opentelemetry=warn,opentelemetry_sdk=warn,opentelemetry_otlp=warn",
     };
     logging::start(cli.log_format, default);
     match run(cli.command) {
@@ -218,6 +220,25 @@ mod tests {
             .context("cannot write: disk\nfull")
             .context("saving");
         assert_eq!(one_line(&error), "saving: cannot write: disk full");
+    }
+
+    /// What `deploy/` starts; the list is kept current by the tests of it.
+    #[test]
+    fn every_command_line_of_a_deployment_is_one() {
+        type Containers = std::collections::BTreeMap<String, Vec<String>>;
+        let list = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/deploy/golden/commands.json");
+        let list = std::fs::read_to_string(list).unwrap();
+        let sets: std::collections::BTreeMap<String, Containers> = serde_json::from_str(&list).unwrap();
+        let mut roles = std::collections::BTreeSet::new();
+        for (set, containers) in sets {
+            for (container, args) in containers {
+                roles.insert(args[0].clone());
+                let parsed = Cli::try_parse_from(std::iter::once("kvasir".to_owned()).chain(args));
+                assert!(parsed.is_ok(), "{set}, {container}: {}", parsed.unwrap_err());
+            }
+        }
+        let expected = ["coordinator", "gateway", "worker"].map(str::to_owned);
+        assert!(expected.iter().all(|role| roles.contains(role)), "{roles:?}");
     }
 
     #[test]

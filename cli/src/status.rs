@@ -60,6 +60,9 @@ fn print(status: &StatusJson) {
         status.uptime_ms / 1000,
         status.numerics_id
     );
+    if status.registry != "embedded" {
+        println!("  {}", line_of_coordinators(status));
+    }
     for group in &status.groups {
         print_group(group);
     }
@@ -85,6 +88,23 @@ fn print(status: &StatusJson) {
     let counters: Vec<_> = counters.map(|(name, count)| format!("{name} {count}")).collect();
     if !counters.is_empty() {
         println!("  {}", counters.join(", "));
+    }
+}
+
+fn line_of_coordinators(status: &StatusJson) -> String {
+    let StatusJson {
+        coordinator,
+        leader_term,
+        registry,
+        ..
+    } = status;
+    match (status.leader, status.leader_name.as_str()) {
+        (true, _) => format!("coordinator {coordinator} leads, term {leader_term}  {registry}"),
+        (false, "") => format!("coordinator {coordinator} stands by, nobody leads  {registry}"),
+        (false, leader) => {
+            let url = &status.leader_url;
+            format!("coordinator {coordinator} stands by, {leader} at {url} leads, term {leader_term}  {registry}")
+        }
     }
 }
 

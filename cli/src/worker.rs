@@ -7,21 +7,28 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail};
-use clap::Args;
+use anyhow::{Context, Result, bail};
+use clap::{ArgGroup, Args};
 use kvasir_runtime::{
     ByteSize, parse_endpoint, shutdown,
     tls::{ClientTlsFiles, KeyPairFiles},
 };
-use kvasir_worker::session::{self, WorkerConfig};
+use kvasir_worker::{
+    followed::CoordinatorChoice,
+    session::{self, WorkerConfig},
+};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::{engine_options::EngineOptions, telemetry_options::TelemetryOptions};
+use crate::{engine_options::EngineOptions, etcd_options::EtcdOptions, telemetry_options::TelemetryOptions};
 
 /// Runs a worker: joins a coordinator and computes its share of the model
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  kvasir worker --model model.gguf --coordinator http://127.0.0.1:50051")]
+#[command(
+    after_help = "Examples:\n  kvasir worker --model model.gguf --coordinator http://127.0.0.1:50051\n  kvasir worker --model \
+                  model.gguf --etcd http://127.0.0.1:2379",
+    group = ArgGroup::new("finds").args(["coordinator", "etcd"]).required(true)
+)]
 pub struct WorkerArgs {
     #[command(flatten)]
     pub engine: EngineOptions,
@@ -29,9 +36,11 @@ pub struct WorkerArgs {
     size: WorkerSize,
     #[command(flatten)]
     telemetry: TelemetryOptions,
-    /// The coordinator to join; it is waited for when it is away
+    /// The coordinator to join; it is waited for when it is away. With --etcd instead, whoever leads is joined
     #[arg(long, env = "KVASIR_COORDINATOR", value_name = "URL")]
-    coordinator: String,
+    coordinator: Option<String>,
+    #[command(flatten)]
+    etcd: EtcdOptions,
     /// A name, unique in the cluster [default: from the process id]
     #[arg(long, value_name = "NAME")]
     id: Option<String>,
@@ -81,6 +90,20 @@ impl WorkerSize {
 }
 
 impl WorkerArgs {
+    /// Errors with what cannot be used.
+    fn coordinator(&self, tls: Option<&ClientTlsFiles>) -> Result<CoordinatorChoice> {
+        let Some(url) = &self.coordinator else {
+            let etcd = self.etcd.config()?.context("--coordinator or --etcd is needed")?;
+            return Ok(CoordinatorChoice::Etcd(etcd));
+        };
+        let url = parse_endpoint(url)?;
+        match (url.starts_with("https://"), tls) {
+            (true, None) => bail!("{url} needs --tls-ca FILE, the authority to believe"),
+            (false, Some(_)) => bail!("{url} is not encrypted, and certificates are given; write https://"),
+            _ => Ok(CoordinatorChoice::At(url)),
+        }
+    }
+
     fn tls_files(&self) -> Option<ClientTlsFiles> {
         let pair = KeyPairFiles::of(self.tls_cert.as_ref(), self.tls_key.as_ref());
         self.tls_ca.clone().map(|authority| ClientTlsFiles { authority, pair })
@@ -115,12 +138,7 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
     }
     let tls = args.tls_files();
     check_advertised(args.advertise, tls.as_ref(), args.insecure)?;
-    let coordinator = parse_endpoint(&args.coordinator)?;
-    match (coordinator.starts_with("https://"), &tls) {
-        (true, None) => bail!("{coordinator} needs --tls-ca FILE, the authority to believe"),
-        (false, Some(_)) => bail!("{coordinator} is not encrypted, and certificates are given; write https://"),
-        _ => {}
-    }
+    let coordinator = args.coordinator(tls.as_ref())?;
     let arithmetic = args.engine.arithmetic.resolve()?;
     let config = WorkerConfig {
         id: args.id,
@@ -135,7 +153,8 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
         advertise: args.advertise,
         grace: Duration::from_secs(args.grace),
         tls,
-        ..WorkerConfig::new(args.engine.model, coordinator)
+        coordinator,
+        ..WorkerConfig::new(args.engine.model, String::new())
     };
     let shutdown = shutdown::on_signals()?;
     let metrics = args.telemetry.bind().await?;

@@ -55,6 +55,8 @@ pub struct Cluster {
     pub(crate) reshards: BTreeMap<GroupId, Reshard>,
     /// What no group counts.
     pub(crate) counters: Counters,
+    /// Of the first event.
+    begun: Option<Now>,
     pub(crate) now: Now,
     pub(crate) effects: Vec<Effect>,
 }
@@ -81,6 +83,7 @@ impl Cluster {
             orders: BTreeMap::new(),
             reshards: BTreeMap::new(),
             counters: Counters::default(),
+            begun: None,
             now: Now::default(),
             effects: Vec::new(),
             config,
@@ -99,6 +102,7 @@ impl Cluster {
     /// Effects are to be carried out in order. `now` never goes back.
     pub fn on(&mut self, event: Event, now: Now) -> Vec<Effect> {
         self.now = now;
+        self.begun.get_or_insert(now);
         self.clock.advance(now);
         match event {
             Event::WorkerJoined { session, info } => self.on_joined(session, info),
@@ -124,6 +128,7 @@ impl Cluster {
             }
             Event::Reshard { order, group, ranks } => self.reshard(order, group, ranks),
             Event::Migrate { order, request, target } => self.migrate(order, &request, target),
+            Event::RaiseTerm { term } => self.config.term_min = self.config.term_min.max(term),
             Event::Tick => {
                 self.on_tick();
                 self.even_load();
@@ -450,7 +455,8 @@ impl Cluster {
                 self.is_free(session) && !self.is_awaited_elsewhere(worker, group.id)
             });
             let too_few = !group.formed_once && candidates.len() < group.size as usize;
-            if too_few || self.workers.len() == 0 {
+            let gathers = too_few && self.gathers();
+            if gathers || self.workers.len() == 0 {
                 continue;
             }
             let formed = form(&self.config, &self.layout, group.size, &candidates);
@@ -468,15 +474,33 @@ impl Cluster {
             .is_some_and(|home| home.active.is_none() && home.cause.is_none())
     }
 
+    /// Of those that never formed.
+    fn gathers(&self) -> bool {
+        let begun = self.begun.unwrap_or(self.now);
+        let max = self.config.gather_max;
+        max.is_none_or(|max| self.now.since(begun) < max)
+    }
+
+    /// Above all that workers have obeyed before they joined.
+    pub(crate) fn next_term(&self) -> u64 {
+        self.workers.term_max().saturating_add(1).max(self.config.term_min)
+    }
+
+    /// The highest that an epoch has, or is prepared with.
+    pub fn term_max(&self) -> u64 {
+        let begun = self.groups.iter().map(|group| group.epoch.term);
+        let prepared = self.reshards.values().map(|reshard| reshard.epoch().term);
+        begun.chain(prepared).max().unwrap_or(0)
+    }
+
     fn begin_epoch(&mut self, index: usize, formation: Formation) {
-        let steady = self.clock.read();
+        let (steady, term) = (self.clock.read(), self.next_term());
         let group = &mut self.groups[index];
         group.formed_once = true;
         self.workers.settle(&formation.sessions, group.id);
         self.epochs_begun += 1;
         let number = self.epochs_begun;
         let nonce = mix(self.config.nonce_seed, number);
-        let term = self.workers.term_max().saturating_add(1);
         let effects = group.form(term, number, nonce, formation, &self.config, steady);
         self.effects.extend(effects);
     }

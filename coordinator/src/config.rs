@@ -34,6 +34,10 @@ pub struct ClusterConfig {
     pub elastic: bool,
     /// Reduce over TCP also where all ranks share a host.
     pub force_tcp: bool,
+    /// No epoch's term is lower: that of whoever leads, where several coordinators could.
+    pub term_min: u64,
+    /// A group that never formed waits for all its ranks, but so long at most; without it, as long as it takes.
+    pub gather_max: Option<Duration>,
     /// Keys the nonces of epochs. Drawn at random by the driver, once.
     pub nonce_seed: u64,
 
@@ -86,6 +90,8 @@ impl ClusterConfig {
             grow: true,
             elastic: false,
             force_tcp: false,
+            term_min: 1,
+            gather_max: None,
             nonce_seed: 0,
             step_tokens_max: 512,
             chunk_tokens_max: 256,

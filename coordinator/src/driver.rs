@@ -2,6 +2,8 @@
 //!
 //! Everyone else speaks to it through a [`ClusterHandle`], over a bounded channel.
 
+mod leading;
+
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::{
@@ -33,6 +35,8 @@ use crate::{
     telemetry::{EventMeter, StepMeter, Telemetry, telling},
     token_log::{Ending, TokenLog},
 };
+
+pub use leading::Leadership;
 
 const COMMANDS_MAX: usize = 1024;
 
@@ -77,6 +81,8 @@ enum Command {
         filter: String,
         reply: oneshot::Sender<u32>,
     },
+    Lead(Leadership),
+    StepDown,
 }
 
 /// What the machine shows, and what the driver has seen beside it.
@@ -104,6 +110,7 @@ pub struct ClusterHandle {
     started: Instant,
     ready: watch::Receiver<bool>,
     telemetry: Telemetry,
+    terms: watch::Receiver<u64>,
 }
 
 impl ClusterHandle {
@@ -241,6 +248,9 @@ pub struct Driver {
     reshard_orders: HashMap<OrderId, oneshot::Sender<ReshardResult>>,
     orders_taken: u64,
     ready: watch::Sender<bool>,
+    terms: watch::Sender<u64>,
+    /// Otherwise it takes nobody and nothing.
+    leads: bool,
     /// Came up while effects were carried out; delivered after them.
     pending: VecDeque<Event>,
     telemetry: Telemetry,
@@ -254,6 +264,7 @@ impl Driver {
     pub fn new(cluster: Cluster, telemetry: Telemetry) -> (Self, ClusterHandle) {
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (ready, ready_receiver) = watch::channel(false);
+        let (terms, terms_receiver) = watch::channel(0);
         let started = Instant::now();
         let driver = Self {
             cluster,
@@ -265,6 +276,8 @@ impl Driver {
             reshard_orders: HashMap::new(),
             orders_taken: 0,
             ready,
+            terms,
+            leads: true,
             pending: VecDeque::new(),
             telemetry: telemetry.clone(),
             steps: StepMeter::default(),
@@ -277,6 +290,7 @@ impl Driver {
             started,
             ready: ready_receiver,
             telemetry,
+            terms: terms_receiver,
         };
         (driver, handle)
     }
@@ -306,6 +320,13 @@ impl Driver {
 
     fn obey(&mut self, command: Command) {
         match command {
+            Command::Lead(leadership) => self.lead(leadership),
+            Command::StepDown => self.step_down(),
+            // Who has gone this far while the leader changed is sent on.
+            Command::Join { link, .. } if !self.leads => link.closing.cancel(),
+            Command::Submit { choices, .. } if !self.leads => {
+                choices.iter().for_each(|(_, log)| log.end(Ending::Shutdown));
+            }
             Command::Join { session, info, link } => {
                 info!(worker = %info.id, pid = info.pid, address = %info.address, "worker joined");
                 self.telemetry.news.tell(v1::News {
@@ -508,9 +529,10 @@ impl Driver {
         match &news {
             Effect::EpochStarted { group, epoch, .. } | Effect::EpochSwitched { group, epoch, .. } => {
                 self.steps.begin_epoch(*group, *epoch);
+                self.events.know(*group);
             }
             Effect::RankLost { how, detection_ms, .. } => self.events.lost(*how, *detection_ms),
-            Effect::Recovered { stall_ms, .. } => self.events.recovered(*stall_ms),
+            Effect::Recovered { group, stall_ms, .. } => self.events.recovered(*group, *stall_ms),
             Effect::MigrationEnded(report) => {
                 if let MigrationOutcome::Moved { pause } = report.outcome {
                     self.events.moved(report.reason, pause);
@@ -520,9 +542,10 @@ impl Driver {
                 }
             }
             Effect::ReshardEnded(ReshardReport {
+                group,
                 outcome: ReshardOutcome::Switched { pause },
                 ..
-            }) => self.events.switched(*pause),
+            }) => self.events.switched(*group, *pause),
             _ => {}
         }
         let of_request = match &news {
@@ -542,6 +565,7 @@ impl Driver {
     }
 
     fn publish_readiness(&self) {
+        self.publish_term();
         let ready = self.cluster.status().is_ready();
         self.ready
             .send_if_modified(|was| std::mem::replace(was, ready) != ready);
@@ -557,5 +581,9 @@ impl Driver {
             log.end(Ending::Shutdown);
         }
         self.logs.clear();
+        // Whoever waits for these hears that nobody is there.
+        self.orders.clear();
+        self.reshard_orders.clear();
+        self.pending.clear();
     }
 }

@@ -89,6 +89,10 @@ pub enum Event {
         group: GroupId,
         ranks: u32,
     },
+    /// Whoever leads needs a higher one from now on.
+    RaiseTerm {
+        term: u64,
+    },
     /// Comes every `ClusterConfig::tick_interval`.
     Tick,
 }
@@ -263,6 +267,8 @@ pub enum MigrationReason {
 }
 
 impl MigrationReason {
+    pub(crate) const NAMES: [&'static str; 5] = ["order", "drain", "handoff", "room", "load"];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Order(_) => "order",
@@ -440,6 +446,8 @@ pub enum LossCause {
 }
 
 impl LossCause {
+    pub(crate) const NAMES: [&'static str; 4] = ["closed", "stalled", "blamed", "failed"];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Closed => "closed",

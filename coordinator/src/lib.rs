@@ -23,6 +23,7 @@ mod group_role;
 mod grpc;
 mod handoff;
 mod intake;
+pub mod lead;
 mod loss;
 mod migration;
 mod migration_order;
@@ -61,7 +62,8 @@ pub use event::{
     PrefixCopyReport, ReshardError, ReshardOutcome, ReshardReport, SequenceError, SessionId, Usage,
 };
 pub use group_role::{GroupRole, UnknownRole};
-pub use grpc::{AdminService, InferenceService, ModelFacts};
+pub use grpc::{AdminService, InferenceService, LedInference, ModelFacts};
+pub use lead::{Lead, LeadConfig};
 pub use prefix_copy::{PrefixCopying, UnknownPrefixCopying};
 pub use server::{Coordinator, CoordinatorConfig, CoordinatorError, MetricsSource, run};
 pub use status::ClusterStatus;

@@ -135,7 +135,7 @@ impl Cluster {
         });
         let lanes = self.lanes(routes, &current, &formation.sessions);
         let epoch = Epoch {
-            term: self.workers.term_max().saturating_add(1).max(group.epoch.term),
+            term: self.next_term().max(group.epoch.term),
             number: self.epochs_begun + 1,
         };
         let ticket = self.next_ticket(group.epoch, epoch);
@@ -577,6 +577,11 @@ impl Cluster {
 }
 
 impl Reshard {
+    /// The one to come.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     fn is_switched(&self) -> bool {
         matches!(self.stage, Stage::Switched { .. })
     }

@@ -13,8 +13,14 @@ use kvasir_proto::{
         inference_server::{InferenceServer, SERVICE_NAME as INFERENCE},
     },
 };
-use kvasir_runtime::door::{Door, DoorConfig, DoorError};
-use tokio::{net::TcpListener, sync::watch};
+use kvasir_runtime::{
+    door::{Door, DoorConfig, DoorError},
+    registry::records::LeaderRecord,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -23,8 +29,9 @@ use tracing::{info, warn};
 use crate::{
     Cluster, ClusterConfig, GroupRole, PrefixCopying,
     driver::{ClusterHandle, Driver},
-    grpc::{AdminService, ClusterService, InferenceService, ModelFacts, OpenInferenceService},
+    grpc::{AdminService, ClusterService, InferenceService, LedAdmin, LedInference, ModelFacts, OpenInferenceService},
     intake::Intake,
+    lead::{self, Campaigner, LEADER_SERVICE, Lead, LeadConfig, Role, keep_readiness},
     sampling_params::random_seed,
     telemetry::{Gauges, Telemetry},
 };
@@ -82,6 +89,8 @@ pub struct CoordinatorConfig {
     pub mixed_prefill_tokens_max: u32,
     /// Who may come in.
     pub door: DoorConfig,
+    /// Where it finds workers and other coordinators.
+    pub lead: LeadConfig,
 }
 
 impl CoordinatorConfig {
@@ -110,6 +119,7 @@ impl CoordinatorConfig {
             chunk_tokens_max: 256,
             mixed_prefill_tokens_max: 64,
             door: DoorConfig::default(),
+            lead: LeadConfig::default(),
         }
     }
 }
@@ -160,6 +170,10 @@ pub struct Coordinator {
     admin: AdminService,
     driver: Driver,
     cluster: ClusterHandle,
+    lead: Lead,
+    campaigner: Campaigner,
+    /// Whether requests that come here are answered.
+    answers: watch::Sender<bool>,
 }
 
 impl Coordinator {
@@ -167,18 +181,35 @@ impl Coordinator {
     pub async fn open(config: CoordinatorConfig) -> Result<Self, CoordinatorError> {
         let opening = tokio::task::spawn_blocking(move || {
             let door = Door::open(&config.door)?;
+            let lead = Lead::open(&config.lead, &config.door).map_err(DoorError::from)?;
             let model = open(&config)?;
-            Ok(Self::new(config, door, model))
+            Ok(Self::new(config, door, lead, model))
         });
         opening.await.map_err(ended_early)?
     }
 
-    fn new(config: CoordinatorConfig, door: Door, model: ServedModel) -> Self {
+    fn new(
+        config: CoordinatorConfig,
+        door: Door,
+        (lead, news): (Lead, mpsc::Receiver<LeaderRecord>),
+        model: ServedModel,
+    ) -> Self {
         let cluster = Cluster::new(cluster_config(&config, &model), model.layout);
-        let (driver, cluster) = Driver::new(cluster, Telemetry::new(model.facts.served_name()));
+        let (mut driver, cluster) = Driver::new(cluster, Telemetry::new(model.facts.served_name()));
+        if !lead.leads() {
+            driver = driver.standing_by();
+        }
+        let groups = lead::groups_of_flags(&config.group_sizes, &config.group_roles);
+        let campaigner = Campaigner::new(lead.clone(), cluster.clone(), news, groups);
         let refusals = Arc::clone(door.refusals());
         let workers_wanted = config.group_sizes.iter().sum();
-        let admin = AdminService::new(cluster.clone(), model.facts.clone(), workers_wanted, refusals);
+        let admin = AdminService::new(
+            cluster.clone(),
+            model.facts.clone(),
+            workers_wanted,
+            refusals,
+            lead.clone(),
+        );
         Self {
             config,
             door,
@@ -186,12 +217,20 @@ impl Coordinator {
             admin,
             driver,
             cluster,
+            lead,
+            campaigner,
+            answers: watch::Sender::new(false),
         }
     }
 
     /// The service that clients ask, for another door to it. It answers while `serve` runs.
-    pub fn inference(&self) -> InferenceService {
-        self.inference.clone()
+    pub fn inference(&self) -> LedInference {
+        LedInference::new(self.inference.clone(), self.lead.clone(), self.answers.subscribe())
+    }
+
+    /// Whether this coordinator leads, and who does.
+    pub fn lead(&self) -> Lead {
+        self.lead.clone()
     }
 
     /// Who may come in, for another door.
@@ -202,6 +241,16 @@ impl Coordinator {
     /// What `Admin` answers, for the process that the coordinator is in. Answers while it serves.
     pub fn admin(&self) -> AdminService {
         self.admin.clone()
+    }
+
+    /// What operators may ask of whoever leads, for another door.
+    pub fn operations(&self) -> LedAdmin {
+        LedAdmin::new(self.admin.clone(), self.lead.clone())
+    }
+
+    /// True while answers come, from here or from whoever leads.
+    pub fn readiness(&self) -> watch::Receiver<bool> {
+        self.answers.subscribe()
     }
 
     /// Shows the cluster's state in metrics, once a process. What they are read from is brought up to date by `refresh`.
@@ -221,6 +270,13 @@ impl Coordinator {
         info!(%address, model = facts.name, numerics_id = %facts.numerics_id, groups = ?self.config.group_sizes, "coordinator listens");
         let tasks = TaskTracker::new();
         let routes = self.routes(&tasks, &shutdown).await;
+        tasks.spawn(keep_readiness(
+            self.lead,
+            self.cluster.ready(),
+            self.answers,
+            shutdown.clone(),
+        ));
+        tasks.spawn(self.campaigner.run(shutdown.clone()));
         let driving = tasks.spawn(drive(self.driver, shutdown.clone()));
         let served = serve(listener, &self.door, routes, &shutdown).await;
         shutdown.cancel();
@@ -236,11 +292,11 @@ impl Coordinator {
     async fn routes(&self, tasks: &TaskTracker, shutdown: &CancellationToken) -> Routes {
         let (reporter, health) = tonic_health::server::health_reporter();
         // Before the first connection, or an early client would hear that there is no such service.
-        let mut ready = self.cluster.ready();
-        let is_ready = *ready.borrow_and_update();
-        report_health(&reporter, is_ready).await;
-        tasks.spawn(keep_health(reporter, ready, shutdown.clone()));
-        let workers = ClusterService::new(self.cluster.clone(), tasks.clone(), Arc::clone(self.door.refusals()));
+        let ready = self.answers.subscribe();
+        report_health(&reporter, false, self.lead.leads()).await;
+        tasks.spawn(keep_health(reporter, ready, self.lead.role(), shutdown.clone()));
+        let refusals = Arc::clone(self.door.refusals());
+        let workers = ClusterService::new(self.cluster.clone(), tasks.clone(), refusals, self.lead.clone());
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -249,11 +305,12 @@ impl Coordinator {
         let embedded = "descriptors that the build made";
         let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
         let (small, of_clients) = (SMALL_MESSAGE_BYTES_MAX, CLIENT_MESSAGE_BYTES_MAX);
-        let open_inference = OpenInferenceService::new(self.inference.clone());
+        let admin = self.operations();
+        let open_inference = OpenInferenceService::new(self.inference());
         Routes::new(health.max_decoding_message_size(small))
-            .add_service(InferenceServer::new(self.inference.clone()).max_decoding_message_size(of_clients))
+            .add_service(InferenceServer::new(self.inference()).max_decoding_message_size(of_clients))
             .add_service(GrpcInferenceServiceServer::new(open_inference).max_decoding_message_size(of_clients))
-            .add_service(AdminServer::new(self.admin.clone()).max_decoding_message_size(small))
+            .add_service(AdminServer::new(admin).max_decoding_message_size(small))
             .add_service(ClusterServer::new(workers).max_decoding_message_size(WORKER_MESSAGE_BYTES_MAX))
             .add_service(v1.expect(embedded).max_decoding_message_size(small))
             // grpcurl before 1.9 asks for this one only.
@@ -391,26 +448,34 @@ async fn drive(driver: Driver, shutdown: CancellationToken) {
 }
 
 /// `""` is the whole server. The admin service answers always; answers come only while a group serves.
-async fn report_health(reporter: &HealthReporter, ready: bool) {
-    let status = match ready {
+async fn report_health(reporter: &HealthReporter, ready: bool, leads: bool) {
+    let status = |is_so: bool| match is_so {
         true => ServingStatus::Serving,
         false => ServingStatus::NotServing,
     };
     for service in ["", INFERENCE] {
-        reporter.set_service_status(service, status).await;
+        reporter.set_service_status(service, status(ready)).await;
     }
     // Whoever would start the process anew asks for this one.
     reporter.set_service_status(ADMIN, ServingStatus::Serving).await;
+    reporter.set_service_status(LEADER_SERVICE, status(leads)).await;
 }
 
-async fn keep_health(reporter: HealthReporter, mut ready: watch::Receiver<bool>, shutdown: CancellationToken) {
+async fn keep_health(
+    reporter: HealthReporter,
+    mut ready: watch::Receiver<bool>,
+    mut role: watch::Receiver<Role>,
+    shutdown: CancellationToken,
+) {
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = ready.changed() => if changed.is_err() { return },
+            changed = role.changed() => if changed.is_err() { return },
         }
         let is_ready = *ready.borrow_and_update();
-        report_health(&reporter, is_ready).await;
+        let leads = matches!(*role.borrow_and_update(), Role::Leader { .. });
+        report_health(&reporter, is_ready, leads).await;
     }
 }
 

@@ -32,6 +32,7 @@ fn from_worker(bytes: &[u8]) {
     let sent_on = match convert::parse_from_worker(message) {
         Ok(Arrival::Hello(info)) => convert::hello(&info),
         Ok(Arrival::Message(message)) => convert::from_worker(message),
+        Ok(Arrival::Superseded(by)) => convert::superseded(by),
         Err(_) => return,
     };
     assert_eq!(sent_on.encode_to_vec(), sent);

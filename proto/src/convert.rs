@@ -27,6 +27,12 @@ pub enum ConvertError {
 pub enum Arrival {
     Hello(kv::WorkerInfo),
     Message(kv::FromWorker),
+    /// Its last words: it goes to another coordinator.
+    Superseded(v1::Superseded),
+}
+
+pub fn superseded(by: v1::Superseded) -> v1::FromWorker {
+    wrap(v1::from_worker::Message::Superseded(by))
 }
 
 pub fn hello(info: &kv::WorkerInfo) -> v1::FromWorker {
@@ -133,6 +139,7 @@ pub fn parse_from_worker(message: v1::FromWorker) -> Result<Arrival, ConvertErro
     Ok(Arrival::Message(
         match message.message.ok_or(ConvertError::Missing { field: "message" })? {
             Message::Hello(hello) => return parse_hello(hello).map(Arrival::Hello),
+            Message::Superseded(by) => return Ok(Arrival::Superseded(by)),
             Message::EndpointReady(ready) => kv::FromWorker::EndpointReady {
                 epoch: parse_epoch(ready.epoch)?,
                 endpoint: ready.endpoint,

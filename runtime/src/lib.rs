@@ -8,6 +8,7 @@ pub mod descriptors;
 pub mod door;
 pub mod logging;
 pub mod refusals;
+pub mod registry;
 mod reloading;
 pub mod shutdown;
 pub mod status_metadata;

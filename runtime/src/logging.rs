@@ -74,6 +74,12 @@ type Filter = reload::Handle<EnvFilter, Registry>;
 
 /// Of this process, once it logs.
 static FILTER: OnceLock<Filter> = OnceLock::new();
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
+/// Of this process' lines.
+pub fn format() -> LogFormat {
+    FORMAT.get().copied().unwrap_or_default()
+}
 
 /// Starts logging, once per process; a second call changes nothing. `default` holds where neither variable is set.
 pub fn start(format: LogFormat, default: &str) {
@@ -94,6 +100,7 @@ pub fn start(format: LogFormat, default: &str) {
     };
     if started.is_ok() {
         let _ = FILTER.set(handle);
+        let _ = FORMAT.set(format);
     }
 }
 

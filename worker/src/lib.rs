@@ -15,6 +15,7 @@ pub mod cells;
 pub mod collective;
 mod constrained;
 mod draw;
+pub mod followed;
 pub mod gpu;
 pub mod oracle;
 mod prepared_epoch;

@@ -8,7 +8,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use kvasir_kv::{EpochSpec, LoadReport, Rank, StepPlan, StepTimes};
+use kvasir_kv::{EpochSpec, LoadReport, NumericsId, Rank, StepPlan, StepTimes};
 use kvasir_runtime::telemetry;
 use opentelemetry::{
     Context, KeyValue,
@@ -49,8 +49,17 @@ struct Holdings {
 }
 
 impl RankMeter {
-    pub fn new(cell_bytes: u64) -> Self {
+    pub fn new(cell_bytes: u64, numerics_id: NumericsId) -> Self {
         let meter = telemetry::meter();
+        let info = [
+            KeyValue::new("version", env!("CARGO_PKG_VERSION")),
+            KeyValue::new("numerics_id", numerics_id.to_string()),
+        ];
+        meter
+            .u64_observable_gauge("kvasir.build_info")
+            .with_description("What this is; always 1")
+            .with_callback(move |observer| observer.observe(1, &info))
+            .build();
         let holdings = Arc::new(Holdings::default());
         holdings.show(&meter);
         let seconds = meter
@@ -60,12 +69,13 @@ impl RankMeter {
             .with_boundaries(STEP_BOUNDS.to_vec())
             .build();
         let part = |name: &'static str| seconds.bind(&[KeyValue::new("part", name)]);
-        let steps = meter.u64_counter("kvasir.worker.steps");
+        let steps = meter
+            .u64_counter("kvasir.worker.steps")
+            .with_description("Steps that this rank has computed");
+        let steps = steps.build();
+        steps.add(0, &[]);
         let instruments = Instruments {
-            steps: steps
-                .with_description("Steps that this rank has computed")
-                .build()
-                .bind(&[]),
+            steps: steps.bind(&[]),
             compute: part("compute"),
             reduce: part("reduce"),
             total: part("total"),

@@ -21,8 +21,14 @@ use kvasir_proto::{
     convert::{self, ConvertError},
     v1::{self, cluster_client::ClusterClient, to_worker::Message},
 };
-use kvasir_runtime::tls::{self, ClientTls, ClientTlsFiles, PeerDoor, PeerTls, PeerTlsFiles, TlsError};
-use kvasir_runtime::{logging, telemetry, telemetry::propagation};
+use kvasir_runtime::{
+    logging,
+    registry::records::LeaderRecord,
+    status_metadata::{ERROR_NAME, NOT_LEADER},
+    telemetry,
+    telemetry::propagation,
+    tls::{self, ClientTls, ClientTlsFiles, PeerDoor, PeerTls, PeerTlsFiles, TlsError},
+};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +37,7 @@ use tonic::transport::Endpoint;
 use crate::{
     backend::{Backend, BackendError},
     canonical::Canonical,
+    followed::{CoordinatorChoice, Followed},
     gpu,
     oracle::Oracle,
     rank::{RankConfig, RankControl, RankInput, RankWorker},
@@ -45,6 +52,7 @@ const QUEUE_LEN: usize = 64;
 /// Steps carry prompts: 16 MiB hold a context of millions of tokens.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const LAST_WORDS_DEADLINE: Duration = Duration::from_millis(300);
 /// Between attempts to join: doubles from the first to the last.
 const REJOIN_WAIT_MIN: Duration = Duration::from_millis(100);
 const REJOIN_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -53,8 +61,7 @@ const REJOIN_WAIT_MAX: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
     pub model: PathBuf,
-    /// `http://host:port` or `https://host:port`
-    pub coordinator: String,
+    pub coordinator: CoordinatorChoice,
     /// For a coordinator with TLS. With a pair, peers are met with TLS as well.
     pub tls: Option<ClientTlsFiles>,
     /// Unique in the cluster; that of the certificate if absent, or made from the process id.
@@ -80,10 +87,11 @@ pub struct WorkerConfig {
 }
 
 impl WorkerConfig {
+    /// For the coordinator at `coordinator`, `http://host:port` or `https://host:port`.
     pub fn new(model: PathBuf, coordinator: String) -> Self {
         Self {
             model,
-            coordinator,
+            coordinator: CoordinatorChoice::At(coordinator),
             tls: None,
             id: None,
             threads: 1,
@@ -131,32 +139,22 @@ enum SessionEnd {
     Refused(String),
     RankDied,
     Lost(String),
+    /// Another coordinator leads, by a higher term.
+    Superseded,
 }
 
 /// Serves until `shutdown`, or until a coordinator refuses this worker. A coordinator that is away is waited for.
 pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<(), WorkerError> {
     show_connected(&config.connected);
-    let endpoint = endpoint(&config.coordinator)?;
-    let worker = Worker::start(config)?;
-    let mut wait = REJOIN_WAIT_MIN;
-    loop {
-        let begun = Instant::now();
-        let reason = match worker.session(&endpoint, &shutdown).await {
-            SessionEnd::Shutdown | SessionEnd::Released => return Ok(()),
-            SessionEnd::Refused(reason) => return Err(WorkerError::Refused(reason)),
-            SessionEnd::RankDied => return Err(WorkerError::RankDied),
-            SessionEnd::Lost(reason) => reason,
-        };
-        tracing::warn!(coordinator = %worker.config.coordinator, %reason, "no coordinator; trying again");
-        if begun.elapsed() > REJOIN_WAIT_MAX {
-            // It was there for a while: a restart, not an absence.
-            wait = REJOIN_WAIT_MIN;
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            () = tokio::time::sleep(wait) => wait = (wait * 2).min(REJOIN_WAIT_MAX),
-        }
+    if let CoordinatorChoice::At(url) = &config.coordinator {
+        endpoint(url)?;
     }
+    let worker = Worker::start(config)?;
+    let (id, address) = (&worker.id.0, worker.config.advertise.to_string());
+    let mut followed = Followed::new(&worker.config.coordinator, id, &address, Arc::clone(&worker.control))?;
+    let served = worker.serve(&mut followed, &shutdown).await;
+    followed.leave().await;
+    served
 }
 
 fn show_connected(connected: &Arc<AtomicBool>) {
@@ -242,7 +240,7 @@ impl Worker {
             },
         )
         .with_constraints(checkpoint)
-        .with_meter(RankMeter::new(cell_bytes as u64))
+        .with_meter(RankMeter::new(cell_bytes as u64, numerics_id))
         .with_peers(peers)
         .with_transfers(hub, notify);
         let rank = std::thread::Builder::new()
@@ -281,16 +279,54 @@ impl Worker {
         }
     }
 
-    async fn session(&self, endpoint: &Endpoint, shutdown: &CancellationToken) -> SessionEnd {
+    /// Session after session.
+    async fn serve(&self, followed: &mut Followed, shutdown: &CancellationToken) -> Result<(), WorkerError> {
+        let mut wait = REJOIN_WAIT_MIN;
+        loop {
+            let leader = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                leader = followed.leader() => leader,
+            };
+            let begun = Instant::now();
+            let reason = match self.session(&leader, followed, shutdown).await {
+                SessionEnd::Shutdown | SessionEnd::Released => return Ok(()),
+                SessionEnd::Refused(reason) => return Err(WorkerError::Refused(reason)),
+                SessionEnd::RankDied => return Err(WorkerError::RankDied),
+                SessionEnd::Superseded => {
+                    wait = REJOIN_WAIT_MIN;
+                    continue;
+                }
+                SessionEnd::Lost(reason) => reason,
+            };
+            tracing::warn!(coordinator = %leader.url, %reason, "no coordinator; trying again");
+            if begun.elapsed() > REJOIN_WAIT_MAX {
+                // It was there for a while: a restart, not an absence.
+                wait = REJOIN_WAIT_MIN;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep(wait) => wait = (wait * 2).min(REJOIN_WAIT_MAX),
+                _ = followed.another() => wait = REJOIN_WAIT_MIN,
+            }
+        }
+    }
+
+    async fn session(
+        &self,
+        leader: &LeaderRecord,
+        followed: &mut Followed,
+        shutdown: &CancellationToken,
+    ) -> SessionEnd {
         let joined = tokio::select! {
             () = shutdown.cancelled() => return SessionEnd::Shutdown,
-            joined = self.join(endpoint) => joined,
+            _ = followed.another() => return SessionEnd::Superseded,
+            joined = self.join(&leader.url) => joined,
         };
         let (up, mut down) = match joined {
             Ok(joined) => joined,
             Err(end) => return end,
         };
-        tracing::info!(worker = %self.id, coordinator = %self.config.coordinator, "joined");
+        tracing::info!(worker = %self.id, coordinator = %leader.url, "joined");
         self.config.connected.store(true, Ordering::Relaxed);
         let mut from_rank = self.from_rank.lock().await;
         // Answers to a coordinator that is gone.
@@ -309,6 +345,10 @@ impl Worker {
                 () = until(leaves_until) => {
                     tracing::warn!(worker = %self.id, "not released in time; leaving all the same");
                     break SessionEnd::Shutdown;
+                },
+                by = followed.another() => {
+                    self.tell_superseded(by, &up, &mut down).await;
+                    break SessionEnd::Superseded;
                 },
                 message = from_rank.recv() => match message {
                     None => break SessionEnd::RankDied,
@@ -340,11 +380,38 @@ impl Worker {
         end
     }
 
-    async fn join(
+    /// The last words to a coordinator that does not know yet that another one leads. Waits a moment for them to arrive.
+    async fn tell_superseded(
         &self,
-        endpoint: &Endpoint,
-    ) -> Result<(Sender<v1::FromWorker>, tonic::Streaming<v1::ToWorker>), SessionEnd> {
-        let channel_up = tls::dial(endpoint, self.tls.as_ref())
+        by: LeaderRecord,
+        up: &Sender<v1::FromWorker>,
+        down: &mut tonic::Streaming<v1::ToWorker>,
+    ) {
+        tracing::warn!(worker = %self.id, leader = by.name, term = by.term, "leaving for another coordinator");
+        let LeaderRecord { name, url, term } = by;
+        let said = up.try_send(convert::superseded(v1::Superseded { term, name, url }));
+        let ended = async { while let Ok(Some(_)) = down.message().await {} };
+        if said.is_ok() {
+            let _ = tokio::time::timeout(LAST_WORDS_DEADLINE, ended).await;
+        }
+    }
+
+    async fn join(&self, url: &str) -> Result<(Sender<v1::FromWorker>, tonic::Streaming<v1::ToWorker>), SessionEnd> {
+        let endpoint = endpoint(url).map_err(|error| SessionEnd::Lost(error.to_string()))?;
+        match (url.starts_with("https://"), &self.tls) {
+            (true, None) => {
+                return Err(SessionEnd::Lost(format!(
+                    "{url} needs --tls-ca FILE, the authority to believe"
+                )));
+            }
+            (false, Some(_)) => {
+                return Err(SessionEnd::Lost(format!(
+                    "{url} is not encrypted, and certificates are given"
+                )));
+            }
+            _ => {}
+        }
+        let channel_up = tls::dial(&endpoint, self.tls.as_ref())
             .await
             .map_err(|error| SessionEnd::Lost(with_source(&error)))?;
         let mut client = ClusterClient::new(channel_up)
@@ -376,6 +443,12 @@ impl Worker {
             Err(error) => return Some(SessionEnd::Lost(format!("unreadable message: {error}"))),
         };
         match &message {
+            ToWorker::FormEpoch(spec) | ToWorker::PrepareEpoch(spec) if spec.epoch.term < self.control.term_max() => {
+                let (epoch, obeyed) = (spec.epoch, self.control.term_max());
+                return Some(SessionEnd::Lost(format!(
+                    "epoch {epoch} is of an old term: this worker has obeyed term {obeyed}"
+                )));
+            }
             ToWorker::Refuse { reason, .. } => return Some(SessionEnd::Refused(reason.clone())),
             ToWorker::Released => return Some(SessionEnd::Released),
             ToWorker::AbortEpoch { epoch } => self.control.abort(*epoch),
@@ -457,6 +530,11 @@ async fn heartbeats(control: Arc<RankControl>, up: Sender<v1::FromWorker>) {
 
 /// A coordinator that names a fault of ours will name it again; anything else may pass.
 fn lost(status: &tonic::Status) -> SessionEnd {
+    let name = status.metadata().get(ERROR_NAME).and_then(|name| name.to_str().ok());
+    if name == Some(NOT_LEADER) {
+        // It may lead later, or the registry says soon who does.
+        return SessionEnd::Lost(status.message().to_owned());
+    }
     match status.code() {
         tonic::Code::FailedPrecondition
         | tonic::Code::InvalidArgument

@@ -36,6 +36,8 @@ usage: cargo xtask CHORE [FLAGS]
       --streams N,N               decode also so many answers at once, 8,32 unless given
       --rpc                       llama.cpp's RPC mode too, with a server of one thread for each core
       --json FILE                 writes all samples to a file, too
+  chaos --etcd [CASE...]          coordinators, workers and three members of etcd in networks of their own: one after the other
+                                  dies, sleeps, is cut off or forgets, and answers go on to the bit
   gpu [--build-only | --dry-run | --check]
                                   builds the CUDA binary without a GPU, bundles it, and checks it where a GPU is
       --build-only                builds and bundles alone
@@ -67,8 +69,28 @@ pub enum Chore {
         filters: Vec<String>,
     },
     Bench(BenchOptions),
+    Chaos(ChaosOptions),
     Gpu(GpuExtent),
     Demo,
+}
+
+impl Chore {
+    /// Whether it compiles what needs protoc.
+    pub fn builds(&self) -> bool {
+        match self {
+            Self::Simulation(_) | Self::Chaos(_) | Self::Gpu(_) | Self::Demo => true,
+            Self::Bench(options) => matches!(options, BenchOptions::Compare(_)),
+            // Installs its tools itself, this one too.
+            Self::Test(_) => false,
+            Self::Help | Self::Model { .. } | Self::Codegen | Self::Tidy | Self::Fuzz(_) | Self::Python { .. } => false,
+        }
+    }
+}
+
+/// Which cases, by their names; all, if none is named.
+#[derive(Debug, Default, PartialEq)]
+pub struct ChaosOptions {
+    pub cases: Vec<String>,
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -124,6 +146,7 @@ pub fn parse(mut parser: Parser) -> Result<Chore> {
         "telemetry" => parse_python(PythonSuite::Telemetry, &mut parser)?,
         "deploy" => parse_python(PythonSuite::Deploy, &mut parser)?,
         "bench" => Chore::Bench(bench::parse(&mut parser)?),
+        "chaos" => parse_chaos(&mut parser)?,
         "codegen" => parse_bare(&mut parser, Chore::Codegen)?,
         "gpu" => parse_gpu(&mut parser)?,
         "tidy" => parse_bare(&mut parser, Chore::Tidy)?,
@@ -138,6 +161,22 @@ fn parse_bare(parser: &mut Parser, chore: Chore) -> Result<Chore> {
         None => Ok(chore),
         Some(Long("help") | Short('h')) => Ok(Chore::Help),
         Some(other) => Err(other.unexpected().into()),
+    }
+}
+
+fn parse_chaos(parser: &mut Parser) -> Result<Chore> {
+    let (mut options, mut of_etcd) = (ChaosOptions::default(), false);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("etcd") => of_etcd = true,
+            Long("help") | Short('h') => return Ok(Chore::Help),
+            Value(case) => options.cases.push(case.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    match of_etcd {
+        true => Ok(Chore::Chaos(options)),
+        false => bail!("chaos of what? --etcd"),
     }
 }
 
@@ -238,7 +277,7 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("  "))
             .filter(|line| !line.starts_with(' '));
-        let chores: Vec<&str> = names.map_while(|line| line.split(' ').next()).take(10).collect();
+        let chores: Vec<&str> = names.map_while(|line| line.split(' ').next()).take(11).collect();
         assert_eq!(
             chores,
             [
@@ -252,13 +291,15 @@ mod tests {
                 "telemetry",
                 "deploy",
                 "bench",
+                "chaos",
                 "gpu",
                 "tidy",
                 "codegen"
             ]
         );
         for chore in chores {
-            assert_ne!(parsed(chore).unwrap(), Chore::Help, "{chore}");
+            let line = if chore == "chaos" { "chaos --etcd" } else { chore };
+            assert_ne!(parsed(line).unwrap(), Chore::Help, "{chore}");
         }
     }
 
@@ -328,6 +369,7 @@ mod tests {
             ("fuzz --seconds long", "--seconds"),
             ("gpu --check --build-only", "--build-only"),
             ("bench --against vllm", "vllm"),
+            ("chaos", "--etcd"),
         ] {
             let message = format!("{:#}", parsed(line).unwrap_err());
             assert!(

@@ -5,6 +5,7 @@
 mod arguments;
 mod bench;
 mod captured;
+mod chaos;
 mod checksum;
 mod cluster;
 mod demo;
@@ -43,6 +44,9 @@ fn main() -> ExitCode {
 }
 
 fn run(chore: Chore) -> anyhow::Result<ExitCode> {
+    if chore.builds() {
+        tools::ensure_protoc()?;
+    }
     match chore {
         Chore::Help => print!("{}", arguments::HELP),
         Chore::Model { print_only: true } => println!("{}", model::path()?.display()),
@@ -58,6 +62,7 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
         Chore::Bench(BenchOptions::Help) => print!("{}", arguments::HELP),
         Chore::Bench(BenchOptions::Peers) => print!("{}", bench::PEERS),
         Chore::Bench(BenchOptions::Compare(comparison)) => bench::compare(&comparison)?,
+        Chore::Chaos(options) => return chaos::run(&options),
         Chore::Gpu(extent) => return gpu::run(extent),
         Chore::Demo => {
             let model = model::fetch()?;

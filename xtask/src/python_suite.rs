@@ -47,7 +47,12 @@ impl PythonSuite {
             Self::Clients => &[],
             Self::Page => &[("chromium", "chromium")],
             Self::Telemetry => &[("prometheus", "prometheus"), ("promtool", "prometheus")],
-            Self::Deploy => &[("promtool", "prometheus")],
+            Self::Deploy => &[
+                ("prometheus", "prometheus"),
+                ("promtool", "prometheus"),
+                ("etcd", "etcd-server"),
+                ("etcdctl", "etcd-client"),
+            ],
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The programs that the tests need beside cargo: those on PATH, else prebuilt ones in the cache, and g++ and `ip` from the
-//! system's packages.
+//! The programs that the build and the tests need beside cargo: those on PATH, else prebuilt ones in the cache, and protoc, g++,
+//! etcd and `ip` from the system's packages.
 //!
 //! Never `cargo install`: compiling them takes longer than all our tests.
 
@@ -30,10 +30,18 @@ const DENY: Tool = Tool {
     version: "0.20.2",
 };
 
+/// Where the standard messages may be.
+const STANDARD_MESSAGES: [&str; 2] = [
+    "/usr/include/google/protobuf/descriptor.proto",
+    "/usr/local/include/google/protobuf/descriptor.proto",
+];
+
 /// Makes sure of every tool and returns the PATH that finds them all.
 pub fn ensure() -> Result<OsString> {
+    ensure_protoc()?;
     ensure_components()?;
     ensure_cpp_compiler()?;
+    ensure_etcd()?;
     ensure_ip()?;
     let mut folders: Vec<PathBuf> = env::var_os("PATH").iter().flat_map(env::split_paths).collect();
     for tool in [NEXTEST, DENY] {
@@ -45,20 +53,40 @@ pub fn ensure() -> Result<OsString> {
     Ok(env::join_paths(folders)?)
 }
 
+/// The client of etcd generates its code in its build, and needs the standard messages beside the compiler.
+pub fn ensure_protoc() -> Result<()> {
+    let told = env::var_os("PROTOC").is_some_and(|path| Path::new(&path).is_file());
+    if told || answers("protoc", "--version") && STANDARD_MESSAGES.iter().any(|path| Path::new(path).is_file()) {
+        return Ok(());
+    }
+    install(
+        "there is no protoc, or not the messages that come with it",
+        &["protobuf-compiler", "libprotobuf-dev"],
+    )
+}
+
+/// Tests of several coordinators start it.
+pub fn ensure_etcd() -> Result<()> {
+    if answers("etcd", "--version") {
+        return Ok(());
+    }
+    install("there is no etcd", &["etcd-server"])
+}
+
 /// The kernels for GPUs are tested as C++ on the host, and llama.cpp is written in it.
 pub fn ensure_cpp_compiler() -> Result<()> {
     if answers("c++", "--version") || answers("g++", "--version") {
         return Ok(());
     }
-    install("there is no C++ compiler", "g++")
+    install("there is no C++ compiler", &["g++"])
 }
 
 /// Tests that look at a cluster from another network make one, with `ip`.
-fn ensure_ip() -> Result<()> {
+pub fn ensure_ip() -> Result<()> {
     if answers("ip", "-V") {
         return Ok(());
     }
-    install("there is no `ip`, which makes networks for tests", "iproute2")
+    install("there is no `ip`, which makes networks for tests", &["iproute2"])
 }
 
 /// A program on PATH, else from the system's packages.
@@ -71,7 +99,7 @@ pub fn ensure_program(program: &str, package: &str) -> Result<()> {
     if folders.any(|folder| folder.join(program).is_file()) {
         return Ok(());
     }
-    install(&format!("there is no `{program}`"), package)
+    install(&format!("there is no `{program}`"), &[package])
 }
 
 fn answers(program: &str, flag: &str) -> bool {
@@ -80,22 +108,24 @@ fn answers(program: &str, flag: &str) -> bool {
     asked.status().is_ok_and(|status| status.success())
 }
 
-/// From the system's packages, whose lists may be missing on a machine that is new.
-fn install(missing: &str, package: &str) -> Result<()> {
-    eprintln!("installing {package}");
-    let apt = |arguments: &[&str]| {
-        let mut apt = Command::new("apt-get");
+/// From the system's packages.
+fn install(missing: &str, packages: &[&str]) -> Result<()> {
+    let names = packages.join(" ");
+    eprintln!("installing {names}");
+    let apt_get = |args: &[&str]| {
+        let mut apt_get = Command::new("apt-get");
         // Nobody is here to be asked.
-        apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-        let done = apt.stdout(Stdio::from(std::io::stderr())).status();
-        done.map(|status| status.success())
-            .with_context(|| format!("{missing}, and no apt-get to install {package} with"))
+        apt_get.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+        let status = apt_get.stdout(Stdio::from(std::io::stderr())).status();
+        let status = status.with_context(|| format!("{missing}, and no apt-get to install {names} with"));
+        status.map(|status| status.success())
     };
-    let install = ["install", "--yes", "--no-install-recommends", package];
-    if !apt(&install)? && !(apt(&["update"])? && apt(&install)?) {
-        bail!("{missing}, and `apt-get install {package}` failed: install {package}, then try again");
+    let install = [&["install", "--yes", "--no-install-recommends"], packages].concat();
+    // A fresh machine may have no list of packages, or an old one.
+    if apt_get(&install)? || (apt_get(&["update"])? && apt_get(&install)?) {
+        return Ok(());
     }
-    Ok(())
+    bail!("{missing}, and `apt-get install {names}` failed: install {names}, then try again");
 }
 
 impl Tool {

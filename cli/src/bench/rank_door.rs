@@ -102,6 +102,7 @@ async fn listen(news: mpsc::Sender<News>, place: usize, mut inbound: Streaming<v
         let message = match convert::parse_from_worker(message) {
             Ok(Arrival::Message(message)) => message,
             Ok(Arrival::Hello(_)) => break "it said hello twice".to_owned(),
+            Ok(Arrival::Superseded(_)) => break "it left for another coordinator".to_owned(),
             Err(error) => break error.to_string(),
         };
         // Nobody here watches for signs of life.

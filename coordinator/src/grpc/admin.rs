@@ -22,6 +22,7 @@ use super::{
 use crate::{
     ClusterStatus,
     driver::ClusterHandle,
+    lead::Lead,
     status::{Counters, GroupPhase},
     telemetry::{self, Gauges, Telemetry},
 };
@@ -32,6 +33,7 @@ pub struct AdminService {
     model: ModelFacts,
     workers_wanted: u32,
     refusals: Arc<Refusals>,
+    lead: Lead,
 }
 
 /// What operators see of the model.
@@ -55,12 +57,19 @@ impl ModelFacts {
 }
 
 impl AdminService {
-    pub fn new(cluster: ClusterHandle, model: ModelFacts, workers_wanted: u32, refusals: Arc<Refusals>) -> Self {
+    pub fn new(
+        cluster: ClusterHandle,
+        model: ModelFacts,
+        workers_wanted: u32,
+        refusals: Arc<Refusals>,
+        lead: Lead,
+    ) -> Self {
         Self {
             cluster,
             model,
             workers_wanted,
             refusals,
+            lead,
         }
     }
 
@@ -89,7 +98,7 @@ impl AdminService {
             .iter()
             .map(|worker| (worker.worker.clone(), worker.silent_ms))
             .collect();
-        Ok(v1::StatusResponse {
+        let mut response = v1::StatusResponse {
             model: self.model.name.clone(),
             numerics_id: self.model.numerics_id.to_string(),
             context_len: self.model.context_len,
@@ -111,7 +120,10 @@ impl AdminService {
             tokens_per_second: recent.tokens_per_second,
             time_to_first_token: recent.time_to_first_token,
             inter_token: recent.inter_token,
-        })
+            ..Default::default()
+        };
+        self.lead.describe(&mut response);
+        Ok(response)
     }
 
     /// Brings up to date what metrics are read from.
@@ -123,12 +135,9 @@ impl AdminService {
             status: snapshot.cluster,
             refusals: self.refusals.named().collect(),
             uptime_s: self.cluster.uptime().as_secs_f64(),
+            leads: self.lead.leads(),
+            registry_connected: self.lead.is_connected(),
         });
-    }
-
-    /// True while a group serves.
-    pub fn is_ready(&self) -> bool {
-        *self.cluster.ready().borrow()
     }
 
     /// The cluster's, and those of the door.

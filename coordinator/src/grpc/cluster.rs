@@ -10,6 +10,7 @@ use kvasir_proto::{
 use kvasir_runtime::{
     door::ConnInfo,
     refusals::{Refusal, Refusals},
+    registry::records::LeaderRecord,
     tls::Identity,
 };
 use tokio::sync::mpsc;
@@ -22,6 +23,7 @@ use super::status;
 use crate::{
     SessionId,
     driver::{ClusterHandle, WorkerLink},
+    lead::Lead,
 };
 
 /// A worker that reads is never behind by more than its steps in flight and an epoch's few messages.
@@ -33,15 +35,25 @@ pub struct ClusterService {
     cluster: ClusterHandle,
     sessions: TaskTracker,
     refusals: Arc<Refusals>,
+    lead: Lead,
 }
 
 impl ClusterService {
     /// `sessions` tracks one task per worker.
-    pub fn new(cluster: ClusterHandle, sessions: TaskTracker, refusals: Arc<Refusals>) -> Self {
+    pub fn new(cluster: ClusterHandle, sessions: TaskTracker, refusals: Arc<Refusals>, lead: Lead) -> Self {
         Self {
             cluster,
             sessions,
             refusals,
+            lead,
+        }
+    }
+
+    /// Workers obey whoever leads.
+    fn check_leads(&self) -> Result<(), Status> {
+        match self.lead.leads() {
+            true => Ok(()),
+            false => Err(status::not_leader(self.lead.leader().as_ref())),
         }
     }
 
@@ -66,6 +78,7 @@ impl Cluster for ClusterService {
 
     async fn join(&self, request: Request<Streaming<v1::FromWorker>>) -> Result<Response<Self::JoinStream>, Status> {
         let conn = request.extensions().get::<ConnInfo>().cloned();
+        self.check_leads()?;
         let mut inbound = request.into_inner();
         let info = tokio::time::timeout(HELLO_DEADLINE, read_hello(&mut inbound))
             .await
@@ -80,8 +93,13 @@ impl Cluster for ClusterService {
         };
         let joined = self.cluster.join(session, info, link).await;
         joined.map_err(status::shutting_down)?;
-        self.sessions
-            .spawn(listen(self.cluster.clone(), session, inbound, closing));
+        self.sessions.spawn(listen(
+            self.cluster.clone(),
+            self.lead.clone(),
+            session,
+            inbound,
+            closing,
+        ));
         Ok(Response::new(ReceiverStream::new(outbound)))
     }
 }
@@ -91,7 +109,9 @@ async fn read_hello(inbound: &mut Streaming<v1::FromWorker>) -> Result<WorkerInf
     let first = first.ok_or_else(|| status::bad_hello("the stream ended before a hello".to_owned()))?;
     match convert::parse_from_worker(first) {
         Ok(Arrival::Hello(info)) => Ok(info),
-        Ok(Arrival::Message(_)) => Err(status::bad_hello("the first message must be a hello".to_owned())),
+        Ok(Arrival::Message(_) | Arrival::Superseded(_)) => {
+            Err(status::bad_hello("the first message must be a hello".to_owned()))
+        }
         Err(error) => Err(status::bad_hello(error.to_string())),
     }
 }
@@ -99,6 +119,7 @@ async fn read_hello(inbound: &mut Streaming<v1::FromWorker>) -> Result<WorkerInf
 /// Delivers what a worker says until its stream ends, it talks nonsense, or nobody listens any more.
 async fn listen(
     cluster: ClusterHandle,
+    lead: Lead,
     session: SessionId,
     mut inbound: Streaming<v1::FromWorker>,
     closing: CancellationToken,
@@ -122,6 +143,11 @@ async fn listen(
                 if cluster.worker_says(session, message).await.is_err() {
                     break;
                 }
+            }
+            Ok(Arrival::Superseded(by)) => {
+                let v1::Superseded { term, name, url } = by;
+                lead.tell_of(LeaderRecord { name, url, term });
+                break;
             }
             Ok(Arrival::Hello(info)) => {
                 warn!(%session, worker = %info.id, "second hello on one stream");

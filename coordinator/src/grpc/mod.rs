@@ -2,7 +2,10 @@
 
 mod admin;
 mod cluster;
+mod hand_on;
 mod inference;
+mod led_admin;
+mod led_inference;
 mod open_inference;
 mod report;
 pub(crate) mod status;
@@ -12,4 +15,6 @@ mod watch;
 pub use admin::{AdminService, ModelFacts};
 pub use cluster::ClusterService;
 pub use inference::InferenceService;
+pub use led_admin::LedAdmin;
+pub use led_inference::LedInference;
 pub use open_inference::OpenInferenceService;

@@ -13,7 +13,7 @@ use kvasir_proto::{
 use tonic::{Request, Response, Status};
 
 use super::{
-    InferenceService, status,
+    LedInference, status,
     tensors::{BYTES, OUTPUTS, TEXT_INPUT, UINT32, infer_parameters, requested, text_input},
 };
 
@@ -22,7 +22,7 @@ const VERSION: &str = "1";
 
 #[derive(Clone, Debug)]
 pub struct OpenInferenceService {
-    inference: InferenceService,
+    inference: LedInference,
 }
 
 /// What came of one prompt.
@@ -34,7 +34,7 @@ pub struct Inferred {
 }
 
 impl OpenInferenceService {
-    pub fn new(inference: InferenceService) -> Self {
+    pub fn new(inference: LedInference) -> Self {
         Self { inference }
     }
 

@@ -4,13 +4,17 @@
 use std::time::Duration;
 
 use kvasir_kv::{FinishReason, WorkerId};
-use kvasir_runtime::status_metadata::{ERROR_NAME, PARAM, RETRY_AFTER_MS};
-use kvasir_runtime::{logging::FilterError, tls::Identity};
+use kvasir_runtime::{
+    logging::FilterError,
+    registry::records::LeaderRecord,
+    status_metadata::{ERROR_NAME, NO_LEADER, NOT_LEADER, PARAM, RETRY_AFTER_MS},
+    tls::Identity,
+};
 use tonic::{Code, Status, metadata::MetadataValue};
 
 use super::tensors::InferError;
 use crate::{
-    MigrationError, ReshardError, SequenceError, driver::ShuttingDown, intake::RequestError,
+    MigrationError, ReshardError, SequenceError, driver::ShuttingDown, intake::RequestError, lead::WayError,
     running_requests::AlreadyRunning,
 };
 
@@ -123,6 +127,35 @@ pub fn shutting_down(error: ShuttingDown) -> Status {
         error.to_string(),
         Some(SHUTDOWN_RETRY_MS),
     )
+}
+
+/// Workers are to go to whoever leads.
+pub fn not_leader(leader: Option<&LeaderRecord>) -> Status {
+    let leader = match leader {
+        Some(leader) => format!("{} does, at {}, term {}", leader.name, leader.url, leader.term),
+        None => "nobody is known to".to_owned(),
+    };
+    let message = format!("this coordinator does not lead; {leader}");
+    status(Code::FailedPrecondition, NOT_LEADER, message, None)
+}
+
+/// To another coordinator, which handed a request on.
+pub fn leads_not(leader: &LeaderRecord) -> Status {
+    let message = format!(
+        "this coordinator does not lead; {} does, at {}",
+        leader.name, leader.url
+    );
+    status(Code::Unavailable, NO_LEADER, message, Some(SHUTDOWN_RETRY_MS))
+}
+
+pub fn no_leader(waited: Duration) -> Status {
+    let message = format!("no coordinator has led for {} s; try again", waited.as_secs());
+    status(Code::Unavailable, NO_LEADER, message, Some(SHUTDOWN_RETRY_MS))
+}
+
+/// The leader is known, and does not answer.
+pub fn leader_unreachable(error: &WayError) -> Status {
+    status(Code::Unavailable, NO_LEADER, error.to_string(), Some(SHUTDOWN_RETRY_MS))
 }
 
 pub fn internal(what: &str) -> Status {

@@ -130,10 +130,12 @@ impl AnswerMeter {
         if !dispatched && let Some(outcome) = evicted(ending) {
             measured.outcome(outcome);
         }
+        // Of one that never had its turn nobody knows how long it would have waited.
         if let Ending::Finished {
             usage: Usage { queued, .. },
             ..
         } = ending
+            && dispatched
         {
             meters.queue.record(queued.as_secs_f64());
             if let (Some(first), Some(last)) = (first, last) {

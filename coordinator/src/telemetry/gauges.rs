@@ -21,6 +21,8 @@ pub struct Snapshot {
     /// Of the door, by the reason's name.
     pub refusals: Vec<(&'static str, u64)>,
     pub uptime_s: f64,
+    pub leads: bool,
+    pub registry_connected: bool,
 }
 
 /// The instruments live as long as the process.
@@ -146,6 +148,19 @@ impl Show {
         self.gauge("kvasir.ready", "", "1 while a group serves", move |now| {
             one(f64::from(u8::from(now.status.is_ready())))
         });
+        let flag = |of: fn(&Snapshot) -> bool| move |now: &Snapshot| one(f64::from(u8::from(of(now))));
+        self.gauge(
+            "kvasir.leader",
+            "",
+            "1 while this coordinator leads",
+            flag(|now| now.leads),
+        );
+        self.gauge(
+            "kvasir.registry_connected",
+            "",
+            "1 while the registry can be asked; always, without etcd",
+            flag(|now| now.registry_connected),
+        );
         self.gauge("kvasir.uptime", "s", "Since the coordinator's start", move |now| {
             one(now.uptime_s)
         });

@@ -156,7 +156,7 @@ impl StepMeter {
     fn of_group(&mut self, group: GroupId) -> &mut OfGroup {
         let (duration, tokens, sequences) = (&self.duration, &self.tokens, &self.sequences);
         self.groups.entry(group).or_insert_with(|| {
-            let named = KeyValue::new("group", i64::from(group.0));
+            let named = KeyValue::new("group", group.0.to_string());
             let part = |name: &'static str| duration.bind(&[named.clone(), KeyValue::new("part", name)]);
             OfGroup {
                 compute: part("compute"),

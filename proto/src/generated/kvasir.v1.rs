@@ -1112,6 +1112,22 @@ pub struct StatusResponse {
     pub time_to_first_token: ::core::option::Option<Percentiles>,
     #[prost(message, optional, tag = "17")]
     pub inter_token: ::core::option::Option<Percentiles>,
+    /// The coordinator that answered, by its name. Of several one leads, and the others say what it says.
+    #[prost(string, tag = "40")]
+    pub coordinator: ::prost::alloc::string::String,
+    #[prost(bool, tag = "41")]
+    pub leader: bool,
+    /// Of whoever leads; what workers obey.
+    #[prost(uint64, tag = "42")]
+    pub leader_term: u64,
+    /// Where coordinators and workers find each other, and how that is: "embedded", "etcd, connected" or "etcd, away since ...".
+    #[prost(string, tag = "43")]
+    pub registry: ::prost::alloc::string::String,
+    /// Who leads, as far as the one that answered knows; empty if it does not.
+    #[prost(string, tag = "44")]
+    pub leader_name: ::prost::alloc::string::String,
+    #[prost(string, tag = "45")]
+    pub leader_url: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Percentiles {
@@ -2134,7 +2150,7 @@ pub struct EpochId {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromWorker {
-    #[prost(oneof = "from_worker::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "from_worker::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 20")]
     pub message: ::core::option::Option<from_worker::Message>,
 }
 /// Nested message and enum types in `FromWorker`.
@@ -2159,6 +2175,8 @@ pub mod from_worker {
         TransferFailed(super::TransferFailed),
         #[prost(message, tag = "9")]
         Leaving(super::Leaving),
+        #[prost(message, tag = "20")]
+        Superseded(super::Superseded),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2313,6 +2331,16 @@ pub struct AbortEpoch {
 /// The worker wants to leave, and works on until it is released.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Leaving {}
+/// The worker goes to another coordinator, which leads by a higher term. Its last words.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Superseded {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub url: ::prost::alloc::string::String,
+}
 /// The worker is no rank any more, and may go.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Released {}

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
-use http::{HeaderMap, header::AUTHORIZATION};
+use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 
 use super::{
     api_key::ApiKey,
@@ -15,6 +15,21 @@ use crate::{
     reloading::Reloading,
     tls::Identity,
 };
+
+/// How one coordinator says to another for whom it asks: by these fields, beside its certificate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HandedOn;
+
+impl HandedOn {
+    /// It was handed on once, and is not again.
+    pub const MARK: &str = "kvasir-handed-on";
+    pub const NAME: &str = "kvasir-on-behalf-of";
+    pub const ADMIN: &str = "kvasir-on-behalf-of-admin";
+}
+
+/// The `authorization` that a request came with, for whoever hands it on.
+#[derive(Clone, Debug)]
+pub struct Presented(pub HeaderValue);
 
 /// Whoever asks, as a key or a certificate says; an extension of each request of somebody known.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -171,6 +186,11 @@ impl Access {
         let principal = match identity {
             Some(Identity::Client(name)) => (name.as_str(), false),
             Some(Identity::Admin(name)) => (name.as_str(), true),
+            // Another coordinator, which has asked for a key or a certificate itself.
+            Some(Identity::Coordinator) if headers.contains_key(HandedOn::NAME) => {
+                let name = headers.get(HandedOn::NAME).and_then(|name| name.to_str().ok());
+                (name.unwrap_or_default(), headers.contains_key(HandedOn::ADMIN))
+            }
             None => {
                 return Err(denied(
                     Refusal::NoCertificate,

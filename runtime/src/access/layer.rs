@@ -7,12 +7,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, header::AUTHORIZATION};
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    guard::Access,
+    guard::{Access, Presented},
     guarded_body::{GuardedBody, Guards},
     refused,
 };
@@ -74,6 +74,9 @@ where
         };
         if let Some(principal) = admitted.principal {
             request.extensions_mut().insert(principal);
+        }
+        if let Some(presented) = request.headers().get(AUTHORIZATION).cloned() {
+            request.extensions_mut().insert(Presented(presented));
         }
         let guards = Guards {
             counted: admitted.counted,

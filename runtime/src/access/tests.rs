@@ -92,7 +92,19 @@ impl Bench {
     }
 
     fn ask_from(&self, ip: &str, path: &str, grpc: bool, key: Option<&ApiKey>, identity: Option<Identity>) -> Answer {
-        let mut request = Request::builder().uri(path);
+        self.ask_with(Request::builder(), ip, path, grpc, key, identity)
+    }
+
+    fn ask_with(
+        &self,
+        request: http::request::Builder,
+        ip: &str,
+        path: &str,
+        grpc: bool,
+        key: Option<&ApiKey>,
+        identity: Option<Identity>,
+    ) -> Answer {
+        let mut request = request.uri(path);
         if grpc {
             request = request.header("content-type", "application/grpc+proto");
         }
@@ -149,6 +161,37 @@ fn where_nothing_is_configured_everybody_may_do_everything() {
     for path in [GENERATE, STATUS, JOIN, CHAT] {
         assert_eq!(who(&bench.ask(path, true, None, None)), "nobody");
     }
+}
+
+#[test]
+fn a_coordinator_asks_in_the_name_of_others_and_nobody_else_does() {
+    let bench = Bench::new(true, &[]);
+    let ask = |path: &str, identity: Identity, admin: bool| {
+        let mut request = Request::builder().header(HandedOn::NAME, "ada");
+        if admin {
+            request = request.header(HandedOn::ADMIN, "1");
+        }
+        bench.ask_with(request, "127.0.0.1", path, true, None, Some(identity))
+    };
+    let denied = tonic::Code::PermissionDenied as i32;
+    assert_eq!(who(&ask(GENERATE, Identity::Coordinator, false)), "ada");
+    assert_eq!(grpc_status(&ask(STATUS, Identity::Coordinator, false)), denied);
+    assert_eq!(who(&ask(STATUS, Identity::Coordinator, true)), "ada");
+    // A client is who its certificate says, whatever else it says.
+    assert_eq!(who(&ask(GENERATE, Identity::Client("bob".to_owned()), true)), "bob");
+    assert_eq!(
+        grpc_status(&ask(STATUS, Identity::Client("bob".to_owned()), true)),
+        denied
+    );
+    assert_eq!(
+        grpc_status(&ask(GENERATE, Identity::Worker("w".to_owned()), true)),
+        denied
+    );
+    // In nobody's name it asks nothing.
+    assert_eq!(
+        grpc_status(&bench.ask(GENERATE, true, None, Some(Identity::Coordinator))),
+        denied
+    );
 }
 
 #[test]

@@ -41,6 +41,9 @@ impl Exposition {
         if let Some(refresh) = refresh {
             refresh().await;
         }
+        // Where metrics also go to a collector, callbacks for one reader leave series of what has gone in the other's hands
+        // for one more time.
+        drop(self.registry.gather());
         let mut families = self.registry.gather();
         if self.vllm_names {
             families.extend(aliases::of(&families));

@@ -86,8 +86,8 @@ fn params(identity: &Identity, hosts: &[String], valid_days: i64) -> Result<Cert
     params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
     let (server, client) = (ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth);
     params.extended_key_usages = match identity {
-        Identity::Coordinator => vec![server],
-        Identity::Worker(_) => vec![server, client],
+        // Coordinators ask each other, too: of several one leads.
+        Identity::Coordinator | Identity::Worker(_) => vec![server, client],
         Identity::Client(_) | Identity::Admin(_) => vec![client],
     };
     if *identity == Identity::Coordinator {

@@ -79,7 +79,10 @@ impl CellMeter {
         let meter = telemetry::meter();
         let counter = |name, description| {
             let counter = meter.u64_counter(name).with_description(description);
-            counter.build().bind(&[])
+            let counter = counter.build();
+            // It is there before the first cell.
+            counter.add(0, &[]);
+            counter.bind(&[])
         };
         Self {
             sent: counter("kvasir.worker.cells_sent", "KV cells sent to other workers"),

@@ -73,13 +73,14 @@ const IO: [&str; 12] = [
     "std::process",
     "std::thread",
 ];
-/// What of the coordinator acts, by the start of its path: the task around the machines, and the doors to clients and
-/// workers. All other files decide.
-const DRIVERS: [&str; 7] = [
+/// What of the coordinator acts, by the start of its path: the task around the machines, the one that finds out who leads,
+/// and the doors to clients and workers. All other files decide.
+const DRIVERS: [&str; 8] = [
     "coordinator/src/driver.rs",
     "coordinator/src/driver/",
     "coordinator/src/generate.rs",
     "coordinator/src/grpc/",
+    "coordinator/src/lead/",
     "coordinator/src/server.rs",
     "coordinator/src/token_log.rs",
     // What the drivers tell of themselves.
