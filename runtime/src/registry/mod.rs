@@ -97,7 +97,7 @@ pub struct Registry {
 #[derive(Debug)]
 enum Store {
     Embedded(Embedded),
-    Etcd(Etcd),
+    Etcd(Box<Etcd>),
 }
 
 impl Registry {
@@ -105,7 +105,7 @@ impl Registry {
     pub fn open(config: &RegistryConfig) -> Result<Self, TlsError> {
         Ok(Self::over(match config {
             RegistryConfig::Embedded => Store::Embedded(Embedded::default()),
-            RegistryConfig::Etcd(config) => Store::Etcd(Etcd::open(config.clone())?),
+            RegistryConfig::Etcd(config) => Store::Etcd(Box::new(Etcd::open(config.clone())?)),
         }))
     }
 
@@ -213,7 +213,7 @@ impl Registry {
             Store::Embedded(embedded) => Ok(Changes(Following::Embedded(embedded.changes(revision)))),
             Store::Etcd(etcd) => {
                 let changes = etcd.changes(prefix, revision).await?;
-                Ok(Changes(Following::Etcd(changes)))
+                Ok(Changes(Following::Etcd(Box::new(changes))))
             }
         }
     }
@@ -226,7 +226,7 @@ pub struct Changes(Following);
 #[derive(Debug)]
 enum Following {
     Embedded(embedded::Changes),
-    Etcd(etcd::Changes),
+    Etcd(Box<etcd::Changes>),
 }
 
 impl Changes {
