@@ -327,6 +327,7 @@ def test_what_is_known_as_one_is_told_once(scene):
 
 
 def test_a_collector_is_told_no_more_of_a_rank_that_has_gone(scene):
+    """What was read for a scrape before the loss may reach the collector once more, and not twice."""
     begun = max(scene.times("w0"))
     until(lambda: max(scene.times("w0")) > begun, "the others are told again")
-    assert max(scene.times(scene.lost)) < begun
+    assert max(scene.times(scene.lost)) <= begun

@@ -49,11 +49,13 @@ struct Holdings {
 }
 
 impl RankMeter {
-    pub fn new(cell_bytes: u64, numerics_id: NumericsId) -> Self {
+    /// `model`: what clients call it unless they are told otherwise.
+    pub fn new(cell_bytes: u64, numerics_id: NumericsId, model: String) -> Self {
         let meter = telemetry::meter();
         let info = [
             KeyValue::new("version", env!("CARGO_PKG_VERSION")),
             KeyValue::new("numerics_id", numerics_id.to_string()),
+            KeyValue::new("model", model),
         ];
         meter
             .u64_observable_gauge("kvasir.build_info")

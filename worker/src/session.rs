@@ -215,6 +215,8 @@ impl Worker {
                 .or(certified)
                 .unwrap_or_else(|| format!("worker-{}", std::process::id())),
         );
+        let model_name = checkpoint.path().file_stem().unwrap_or_default();
+        let model_name = model_name.to_string_lossy().into_owned();
         let control = Arc::new(RankControl::default());
         let (to_rank, inbox) = mpsc::channel();
         let (answer, from_rank) = channel(QUEUE_LEN);
@@ -240,7 +242,7 @@ impl Worker {
             },
         )
         .with_constraints(checkpoint)
-        .with_meter(RankMeter::new(cell_bytes as u64, numerics_id))
+        .with_meter(RankMeter::new(cell_bytes as u64, numerics_id, model_name))
         .with_peers(peers)
         .with_transfers(hub, notify);
         let rank = std::thread::Builder::new()

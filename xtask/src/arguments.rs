@@ -48,7 +48,7 @@ usage: cargo xtask CHORE [FLAGS]
 
 environment:
   KVASIR_MODEL                    a GGUF file to use instead of the default model
-  KVASIR_TEST_LIMIT_MINUTES       hard limit of the whole of `test`, 45 unless set
+  KVASIR_TEST_LIMIT_MINUTES       hard limit of the whole of `test`, 52 unless set
   XDG_CACHE_HOME                  where models and tools are kept, ~/.cache unless set
 ";
 

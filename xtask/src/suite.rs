@@ -18,7 +18,7 @@ use crate::process::{self, Ended};
 use crate::python_suite::PythonSuite;
 use crate::{model, paths, tools};
 
-const LIMIT_MINUTES: f64 = 45.0;
+const LIMIT_MINUTES: f64 = 52.0;
 /// With `--all`.
 const LIMIT_ALL_MINUTES: f64 = 120.0;
 /// Processes of a test that just ended may need this long to notice.
