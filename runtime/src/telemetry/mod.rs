@@ -124,24 +124,32 @@ fn resource(config: &TelemetryConfig) -> Resource {
     }
 }
 
+/// The builders of both kinds have the same methods, and no trait that says so.
+macro_rules! exporter {
+    ($kind:ident, $target:expr, $path:literal) => {{
+        let target: &OtlpTarget = $target;
+        let exporter = match target.protocol {
+            OtlpProtocol::Grpc => $kind::builder()
+                .with_tonic()
+                .with_endpoint(&target.url)
+                .with_timeout(SEND_DEADLINE)
+                .build(),
+            OtlpProtocol::Http => $kind::builder()
+                .with_http()
+                .with_http_client(http_client::Blocking::new(SEND_DEADLINE))
+                .with_endpoint(target.path($path))
+                .with_timeout(SEND_DEADLINE)
+                .build(),
+        };
+        exporter.map_err(|source| TelemetryError::Otlp {
+            url: target.url.clone(),
+            source,
+        })
+    }};
+}
+
 fn tracing(target: &OtlpTarget, ratio: f64, resource: Resource) -> Result<SdkTracerProvider, TelemetryError> {
-    let exporter = match target.protocol {
-        OtlpProtocol::Grpc => SpanExporter::builder()
-            .with_tonic()
-            .with_endpoint(&target.url)
-            .with_timeout(SEND_DEADLINE)
-            .build(),
-        OtlpProtocol::Http => SpanExporter::builder()
-            .with_http()
-            .with_http_client(http_client::Blocking::new(SEND_DEADLINE))
-            .with_endpoint(target.path("v1/traces"))
-            .with_timeout(SEND_DEADLINE)
-            .build(),
-    };
-    let exporter = exporter.map_err(|source| TelemetryError::Otlp {
-        url: target.url.clone(),
-        source,
-    })?;
+    let exporter = exporter!(SpanExporter, target, "v1/traces")?;
     let batches = BatchConfigBuilder::default()
         .with_max_queue_size(SPANS_WAITING_MAX)
         .with_max_export_batch_size(SPANS_SENT_MAX)
@@ -166,23 +174,7 @@ fn metering(config: &TelemetryConfig, resource: Resource) -> Result<(SdkMeterPro
         .with_reader(exporter)
         .with_resource(resource);
     if let Some(target) = &config.otlp {
-        let exporter = match target.protocol {
-            OtlpProtocol::Grpc => MetricExporter::builder()
-                .with_tonic()
-                .with_endpoint(&target.url)
-                .with_timeout(SEND_DEADLINE)
-                .build(),
-            OtlpProtocol::Http => MetricExporter::builder()
-                .with_http()
-                .with_http_client(http_client::Blocking::new(SEND_DEADLINE))
-                .with_endpoint(target.path("v1/metrics"))
-                .with_timeout(SEND_DEADLINE)
-                .build(),
-        };
-        let exporter = exporter.map_err(|source| TelemetryError::Otlp {
-            url: target.url.clone(),
-            source,
-        })?;
+        let exporter = exporter!(MetricExporter, target, "v1/metrics")?;
         builder = builder.with_periodic_exporter(exporter);
     }
     Ok((builder.build(), Exposition::new(registry, config.vllm_names)))
