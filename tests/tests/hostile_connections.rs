@@ -222,7 +222,8 @@ async fn strangers_at_a_workers_port_are_refused_told_of_and_counted() {
             for words in [&[b'G'; 200][..], b"Kvxf", b"KvsrTcp1"] {
                 let mut stranger = stranger_at(*address);
                 stranger.write_all(words).unwrap();
-                stranger.shutdown(std::net::Shutdown::Write).unwrap();
+                // The worker may have seen enough, and be gone already.
+                let _ = stranger.shutdown(std::net::Shutdown::Write);
                 assert_ends(stranger, "a stranger");
             }
         }
