@@ -15,7 +15,7 @@ def post(door, content, path="/v1/completions", **options):
     return door.http.post(path, content=content, **options)
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/embeddings", "/v1/chat", "/v2/completions", "/v1/completions/"])
+@pytest.mark.parametrize("path", ["/page", "/v1", "/v1/embeddings", "/v1/chat", "/v2/completions", "/v1/completions/"])
 def test_an_unknown_path_is_not_found(door, path):
     response = door.post(path, {})
     assert response.status_code == 404

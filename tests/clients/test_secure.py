@@ -14,7 +14,7 @@ import pytest
 
 from secure import WRONG_KEY, Authority, Gateway, Secure, until
 
-OPEN_PATHS = ["/health", "/ready", "/live"]
+OPEN_PATHS = ["/health", "/ready", "/live", "/metrics", "/", "/page/app.js"]
 LONG = dict(max_tokens=4000, extra_body={"ignore_eos": True})
 
 
@@ -135,7 +135,8 @@ def test_the_scheme_is_read_in_any_case(secure, scheme):
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
+        "/cluster/status",
+        "/cluster/events",
         "/v1/models",
         "/v1/models/x",
         "/nothing",
@@ -180,9 +181,9 @@ def test_a_workers_certificate_may_not_ask(secure):
 
 
 def test_a_servers_certificate_is_no_clients(secure):
-    # Of the right authority, for another use.
-    with secure.client(certificate=secure.authority.pair("coordinator")) as client, counted(secure, "other_identity"):
-        with pytest.raises(openai.APIConnectionError):
+    # Of the right authority, and good for asking other coordinators, but of no client.
+    with secure.client(certificate=secure.authority.pair("coordinator")) as client, counted(secure, "not_allowed"):
+        with pytest.raises(openai.PermissionDeniedError):
             secure.complete(client)
 
 
