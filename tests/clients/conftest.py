@@ -3,13 +3,18 @@
 import os
 import random
 import shutil
+import sys
 import sysconfig
+from pathlib import Path
 
 import pytest
 
-from cluster import Cluster
-from door import Door
-from rpc import Rpc
+HARNESS = Path(__file__).resolve().parents[1] / "harness"
+sys.path.insert(0, str(HARNESS))
+
+from cluster import Cluster  # noqa: E402
+from door import Door  # noqa: E402
+from rpc import Rpc  # noqa: E402
 
 
 def pytest_addoption(parser):

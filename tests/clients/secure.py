@@ -2,17 +2,16 @@
 
 import json
 import os
-import signal
 import ssl
 import subprocess
-import threading
 import time
 from pathlib import Path
 
 import httpx
 import openai
 
-from cluster import START_MAX_S, STOP_MAX_S, Cluster
+from cluster import Cluster
+from kvasir_process import Process
 
 WAIT_MAX_S = 20
 # No secret, and nobody's.
@@ -132,24 +131,11 @@ class Gateway:
     """`kvasir gateway` in front of a cluster. Ends with `stop`."""
 
     def __init__(self, binary, coordinator, *flags):
-        command = [binary, "gateway", "--http", "127.0.0.1:0", "--coordinator", coordinator, "--json", *flags]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        timer = threading.Timer(START_MAX_S, self._process.kill)
-        timer.start()
-        line = self._process.stdout.readline()
-        timer.cancel()
-        assert line, f"the gateway did not start: {self._process.wait()}"
-        self.url = json.loads(line)["http"]
+        self._process = Process(binary, "gateway", "--http", "127.0.0.1:0", "--coordinator", coordinator, *flags)
+        self.url = self._process.ready["http"]
 
     def stop(self):
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            return self._process.wait(STOP_MAX_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
-        finally:
-            self._process.stdout.close()
+        return self._process.stop()
 
 
 def until(holds, what):

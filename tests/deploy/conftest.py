@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture(scope="session")
 def binary():
     """The path of `kvasir`."""
-    path = os.environ.get("KVASIR_BIN") or os.environ.get("KVASIR_BINARY")
+    path = os.environ.get("KVASIR_BIN")
     assert path, "KVASIR_BIN does not say where the binary is"
     return os.path.abspath(path)
 

@@ -2,13 +2,18 @@
 
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
 
-from cluster import Cluster
-from looks import Look
-from processes import Kvasir
+HARNESS = Path(__file__).resolve().parents[1] / "harness"
+sys.path.insert(0, str(HARNESS))
+
+from cluster import Cluster  # noqa: E402
+from looks import Look  # noqa: E402
+from processes import Kvasir  # noqa: E402
 
 DESK = {"width": 1440, "height": 900}
 

@@ -19,7 +19,7 @@ import httpx
 import rotel
 
 from cluster import free_address
-from processes import Process
+from processes import Process, end_all
 from waiting import until
 
 SETTINGS = ("off", "metrics", "traces 1 %", "traces 100 %")
@@ -31,12 +31,15 @@ def main(rounds):
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        grpc = collector(folder)
-        for turn in range(rounds):
-            for setting in SETTINGS:
-                for streams, rate in measured(folder / f"{setting}-{turn}", setting, f"http://{grpc}").items():
-                    found.setdefault((streams, setting), []).append(rate)
-                print(f"round {turn + 1} of {rounds}: {setting}", file=sys.stderr)
+        try:
+            grpc = collector(folder)
+            for turn in range(rounds):
+                for setting in SETTINGS:
+                    for streams, rate in measured(folder / f"{setting}-{turn}", setting, f"http://{grpc}").items():
+                        found.setdefault((streams, setting), []).append(rate)
+                    print(f"round {turn + 1} of {rounds}: {setting}", file=sys.stderr)
+        finally:
+            end_all()
     print("| streams | " + " | ".join(SETTINGS) + " |\n|" + "---|" * (1 + len(SETTINGS)))
     for streams in sorted({streams for streams, _ in found}):
         base = statistics.median(found[streams, "off"])
