@@ -66,13 +66,13 @@ impl PlaceOptions {
         Ok(LeadConfig {
             registry,
             url,
-            name: self.name.clone().unwrap_or_else(default_name),
+            name: self.name.clone().unwrap_or_else(process_name),
         })
     }
 }
 
 /// Unique enough: the machine's name, and the process id.
-pub fn default_name() -> String {
+pub fn process_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = match host.trim() {
         "" => "coordinator",

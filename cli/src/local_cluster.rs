@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cert_folder::CertFolder,
-    coordinator::default_name,
+    coordinator::process_name,
     doors::{Addresses, Doors, Watched, Watching},
     engine_options::EngineOptions,
     worker::WorkerSize,
@@ -66,7 +66,7 @@ impl LocalCluster {
     ) -> Result<Self> {
         let addresses = doors.addresses.clone();
         let num_workers = config.group_sizes.iter().sum();
-        config.lead.name = default_name();
+        config.lead.name = process_name();
         config.lead.url.clone_from(&addresses.grpc);
         let coordinator = Coordinator::open(config).await?;
         let admin = coordinator.admin();

@@ -11,6 +11,8 @@ use kvasir_runtime::{
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+use crate::coordinator::process_name;
+
 /// Traces and metrics for a collector.
 #[derive(Args, Clone, Debug)]
 pub struct OtlpOptions {
@@ -61,7 +63,7 @@ impl OtlpOptions {
     pub fn start(&self) -> Result<Telemetry> {
         let config = TelemetryConfig {
             role: "client",
-            instance: instance(),
+            instance: process_name(),
             exposed: false,
             vllm_names: false,
             otlp: self.target()?,
@@ -81,7 +83,7 @@ impl TelemetryOptions {
         );
         let config = TelemetryConfig {
             role,
-            instance: instance(),
+            instance: process_name(),
             exposed,
             vllm_names: self.vllm_metrics,
             otlp: self.otlp.target()?,
@@ -136,10 +138,4 @@ impl MetricsDoor {
         let is_healthy: IsHealthy = Arc::new(is_healthy);
         tokio::spawn(telemetry::serve(self.listener, exposition, is_healthy, shutdown))
     }
-}
-
-/// The host's name and the process id.
-fn instance() -> String {
-    let uname = rustix::system::uname();
-    format!("{}-{}", uname.nodename().to_string_lossy(), std::process::id())
 }

@@ -97,11 +97,8 @@ impl WorkerArgs {
             return Ok(CoordinatorChoice::Etcd(etcd));
         };
         let url = parse_endpoint(url)?;
-        match (url.starts_with("https://"), tls) {
-            (true, None) => bail!("{url} needs --tls-ca FILE, the authority to believe"),
-            (false, Some(_)) => bail!("{url} is not encrypted, and certificates are given; write https://"),
-            _ => Ok(CoordinatorChoice::At(url)),
-        }
+        session::check_scheme(&url, tls.is_some()).map_err(anyhow::Error::msg)?;
+        Ok(CoordinatorChoice::At(url))
     }
 
     fn tls_files(&self) -> Option<ClientTlsFiles> {
@@ -153,8 +150,7 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
         advertise: args.advertise,
         grace: Duration::from_secs(args.grace),
         tls,
-        coordinator,
-        ..WorkerConfig::new(args.engine.model, String::new())
+        ..WorkerConfig::new(args.engine.model, coordinator)
     };
     let shutdown = shutdown::on_signals()?;
     let metrics = args.telemetry.bind().await?;

@@ -87,12 +87,3 @@ pub fn retry_after(status: &Status) -> Option<Duration> {
     let hint = status.metadata().get(RETRY_AFTER_MS)?.to_str().ok()?;
     hint.parse().ok().map(Duration::from_millis)
 }
-
-/// The message that says what is wrong, without the layers around it.
-pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
-}

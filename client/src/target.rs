@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kvasir_runtime::{
     parse_endpoint,
-    tls::{self, ClientTls},
+    tls::{self, ClientTls, innermost},
 };
 use tonic::{
     Request, Status,
@@ -13,7 +13,7 @@ use tonic::{
     transport,
 };
 
-use crate::{ClientError, error::innermost};
+use crate::ClientError;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A host that died without a word is noticed after these.

@@ -485,18 +485,15 @@ impl Driver {
             return;
         };
         let traceparent = match &message {
-            ToWorker::Step(plan) => self.steps.sent(plan, self.thinking, |sequence| {
-                self.logs.get(&sequence)?.meter().traced()
-            }),
+            ToWorker::Step(plan) => {
+                let log_of = |sequence| self.logs.get(&sequence);
+                let admitted = plan.admitted.iter().filter_map(|admitted| log_of(admitted.sequence));
+                admitted.for_each(|log| log.meter().dispatched());
+                let traced = |sequence| log_of(sequence)?.meter().traced();
+                self.steps.sent(plan, self.thinking, traced)
+            }
             _ => String::new(),
         };
-        if let ToWorker::Step(plan) = &message {
-            let logs = plan
-                .admitted
-                .iter()
-                .filter_map(|admitted| self.logs.get(&admitted.sequence));
-            logs.for_each(|log| log.meter().dispatched());
-        }
         let mut message = convert::to_worker(message);
         if let Some(v1::to_worker::Message::Step(step)) = &mut message.message {
             step.traceparent = traceparent;

@@ -3,11 +3,7 @@
 //! Terms never go back: of two leaders the one with the higher term is obeyed, whatever the registry says later. A record
 //! that is refused is told of and counted, and changes nothing. While the registry is away, its last word counts.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use kvasir_runtime::{
     registry::{
@@ -206,13 +202,7 @@ fn register(registry: &Registry, id: &str, address: &str, control: Arc<RankContr
     let end = CancellationToken::new();
     let (term, terms) = watch::channel(0);
     let lease = registry.keep_lease(LEASE_TTL, end.clone());
-    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let record = WorkerRecord {
-        address: address.to_owned(),
-        pid: std::process::id(),
-        started_unix: started.as_secs(),
-        term: 0,
-    };
+    let record = WorkerRecord::of_here(address, 0);
     let registration = registry.register(&worker(id), to_json(&record), &lease);
     tokio::spawn(keep_term(registration, record, control, terms));
     Registered {

@@ -88,10 +88,10 @@ pub struct WorkerConfig {
 
 impl WorkerConfig {
     /// For the coordinator at `coordinator`, `http://host:port` or `https://host:port`.
-    pub fn new(model: PathBuf, coordinator: String) -> Self {
+    pub fn new(model: PathBuf, coordinator: CoordinatorChoice) -> Self {
         Self {
             model,
-            coordinator: CoordinatorChoice::At(coordinator),
+            coordinator,
             tls: None,
             id: None,
             threads: 1,
@@ -155,6 +155,17 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
     let served = worker.serve(&mut followed, &shutdown).await;
     followed.leave().await;
     served
+}
+
+/// Errors with what is missing: certificates are given if and only if the coordinator has one.
+pub fn check_scheme(url: &str, has_tls: bool) -> Result<(), String> {
+    match (url.starts_with("https://"), has_tls) {
+        (true, false) => Err(format!("{url} needs --tls-ca FILE, the authority to believe")),
+        (false, true) => Err(format!(
+            "{url} is not encrypted, and certificates are given; write https://"
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn show_connected(connected: &Arc<AtomicBool>) {
@@ -400,19 +411,7 @@ impl Worker {
 
     async fn join(&self, url: &str) -> Result<(Sender<v1::FromWorker>, tonic::Streaming<v1::ToWorker>), SessionEnd> {
         let endpoint = endpoint(url).map_err(|error| SessionEnd::Lost(error.to_string()))?;
-        match (url.starts_with("https://"), &self.tls) {
-            (true, None) => {
-                return Err(SessionEnd::Lost(format!(
-                    "{url} needs --tls-ca FILE, the authority to believe"
-                )));
-            }
-            (false, Some(_)) => {
-                return Err(SessionEnd::Lost(format!(
-                    "{url} is not encrypted, and certificates are given"
-                )));
-            }
-            _ => {}
-        }
+        check_scheme(url, self.tls.is_some()).map_err(SessionEnd::Lost)?;
         let channel_up = tls::dial(&endpoint, self.tls.as_ref())
             .await
             .map_err(|error| SessionEnd::Lost(with_source(&error)))?;

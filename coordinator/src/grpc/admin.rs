@@ -2,12 +2,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    pin::Pin,
     sync::Arc,
     time::Instant,
 };
 
-use futures::Stream;
 use kvasir_kv::{GroupId, NumericsId, RequestId, WorkerId};
 use kvasir_proto::v1::{self, admin_server::Admin};
 use kvasir_runtime::{logging, refusals::Refusals};
@@ -17,7 +15,7 @@ use tracing::info;
 use super::{
     report::{group, hit_rate, migration, reshard, reshard_response, sequence, spare, transfer},
     status,
-    watch::watch,
+    watch::{Watched, watch},
 };
 use crate::{
     ClusterStatus,
@@ -149,7 +147,7 @@ impl AdminService {
 
 #[tonic::async_trait]
 impl Admin for AdminService {
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
+    type WatchStream = Watched;
 
     async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         Ok(Response::new(Box::pin(watch(self.clone()))))

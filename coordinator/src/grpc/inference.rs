@@ -21,7 +21,7 @@ use crate::{
     telemetry::{RequestRecord, request_span},
 };
 
-type Responses = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Status>> + Send>>;
+pub(crate) type Responses = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Status>> + Send>>;
 
 #[derive(Clone)]
 pub struct InferenceService {

@@ -1,16 +1,12 @@
 //! `kvasir.v1.Admin` where several coordinators could lead: orders go to the one that does, and its status is shown.
 
-use std::pin::Pin;
-
-use futures::{Stream, StreamExt as _};
+use futures::StreamExt as _;
 use kvasir_kv::GroupId;
 use kvasir_proto::v1::{self, admin_client::AdminClient, admin_server::Admin, watch_response::Event};
 use tonic::{Request, Response, Status};
 
-use super::{AdminService, hand_on::hand_on};
+use super::{AdminService, hand_on::hand_on, watch::Watched};
 use crate::lead::{Lead, Role};
-
-type Watched = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
 
 #[derive(Clone, Debug)]
 pub struct LedAdmin {

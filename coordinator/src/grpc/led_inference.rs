@@ -2,14 +2,11 @@
 //!
 //! What needs the model's files alone is answered here, whoever leads.
 
-use std::pin::Pin;
-
-use futures::Stream;
 use kvasir_proto::v1::{self, inference_client::InferenceClient, inference_server::Inference};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use super::{InferenceService, hand_on::hand_on};
+use super::{InferenceService, hand_on::hand_on, inference::Responses};
 use crate::lead::Lead;
 
 /// The scores of a long prompt.
@@ -22,8 +19,6 @@ pub struct LedInference {
     /// Whether answers come, from here or from the leader.
     answers: watch::Receiver<bool>,
 }
-
-type Responses = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Status>> + Send>>;
 
 impl LedInference {
     pub fn new(own: InferenceService, lead: Lead, answers: watch::Receiver<bool>) -> Self {

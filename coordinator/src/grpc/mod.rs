@@ -15,6 +15,7 @@ mod watch;
 pub use admin::{AdminService, ModelFacts};
 pub use cluster::ClusterService;
 pub use inference::InferenceService;
+pub(crate) use inference::Responses;
 pub use led_admin::LedAdmin;
 pub use led_inference::LedInference;
 pub use open_inference::OpenInferenceService;

@@ -1,6 +1,9 @@
 //! The stream of those who watch: the status as it changes, and news.
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 use futures::Stream;
 use kvasir_proto::v1::{self, watch_response::Event};
@@ -8,6 +11,9 @@ use tokio::{sync::broadcast::error::RecvError, time::MissedTickBehavior};
 use tonic::Status;
 
 use super::AdminService;
+
+/// What a watcher is told.
+pub type Watched = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
 
 const INTERVAL: Duration = Duration::from_millis(250);
 /// So that whoever watches can tell a quiet coordinator from a dead one.

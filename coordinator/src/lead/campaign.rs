@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Lead, Role, groups, unix_now, way::Probe};
+use super::{Lead, Role, groups, way::Probe};
 use crate::driver::{ClusterHandle, Leadership};
 
 /// A leader that lost its record and answers is given so long to write it again.
@@ -47,11 +47,7 @@ impl Campaigner {
         let registry = self.lead.0.registry.clone();
         let own_end = CancellationToken::new();
         let lease = registry.keep_lease(LEASE_TTL, own_end.clone());
-        let record = CoordinatorRecord {
-            url: self.lead.0.url.clone(),
-            pid: std::process::id(),
-            started_unix: unix_now(),
-        };
+        let record = CoordinatorRecord::of_here(&self.lead.0.url);
         let name = coordinator(&self.lead.0.name);
         let _registration = registry.register(&name, to_json(&record), &lease);
         let view = registry.watch("", own_end.clone());

@@ -11,7 +11,7 @@ mod way;
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use kvasir_kv::GroupId;
@@ -195,9 +195,4 @@ fn tls_of(door: &DoorConfig) -> Result<Option<ClientTls>, TlsError> {
     };
     let pair = Some(files.pair.clone());
     ClientTls::to_coordinator(ClientTlsFiles { authority, pair }).map(Some)
-}
-
-fn unix_now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.unwrap_or_default().as_secs()
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kvasir_runtime::{
     registry::records::LeaderRecord,
-    tls::{self, ClientTls},
+    tls::{self, ClientTls, innermost},
 };
 use tokio::sync::Mutex;
 use tonic::{Code, transport::Channel};
@@ -103,12 +103,4 @@ impl Way {
             Err(_) => Probe::Silent,
         }
     }
-}
-
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
 }

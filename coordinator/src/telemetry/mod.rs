@@ -4,6 +4,7 @@
 //! nothing.
 
 mod answers;
+mod counters;
 mod events;
 mod gauges;
 mod news;

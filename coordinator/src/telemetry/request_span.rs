@@ -14,7 +14,7 @@ use opentelemetry::{
 };
 use tonic::{Code, Status};
 
-type Responses = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Status>> + Send>>;
+use crate::grpc::Responses;
 
 /// In OpenTelemetry's words.
 pub fn operation(request: &v1::GenerateRequest) -> &'static str {

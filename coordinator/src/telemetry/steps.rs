@@ -88,8 +88,7 @@ impl StepMeter {
     pub fn begin_epoch(&mut self, group: GroupId, epoch: Epoch) {
         self.epochs.retain(|_, known| *known != group);
         self.epochs.insert(epoch.number, group);
-        self.out
-            .retain(|(of, _), _| of.number == epoch.number || self.epochs.contains_key(&of.number));
+        self.out.retain(|(of, _), _| self.epochs.contains_key(&of.number));
     }
 
     /// A plan is about to be sent, to one rank or the next. Planning took `scheduling`. Returns what is to travel with it.

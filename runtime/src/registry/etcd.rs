@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use super::{
     Entry, EtcdConfig, LeaseId, Listing, RegistryError, RegistryState, Revision, Transaction, config::Password,
 };
-use crate::tls::{self, ClientTls, TlsError};
+use crate::tls::{self, ClientTls, TlsError, innermost};
 
 /// Of one question.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
@@ -378,14 +378,6 @@ fn words(error: &Error) -> String {
         },
         error => error.to_string(),
     }
-}
-
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
 }
 
 fn revision_of(header: Option<&etcd_client::ResponseHeader>) -> Revision {

@@ -1,5 +1,7 @@
 //! What is written into the registry, as JSON, and under which names.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde::{Deserialize, Serialize};
 
 use super::{Entry, View};
@@ -26,6 +28,34 @@ pub struct LeaderRecord {
     /// Where workers, clients and the other coordinators reach it.
     pub url: String,
     pub term: u64,
+}
+
+impl CoordinatorRecord {
+    /// Of this process.
+    pub fn of_here(url: &str) -> Self {
+        Self {
+            url: url.to_owned(),
+            pid: std::process::id(),
+            started_unix: unix_now(),
+        }
+    }
+}
+
+impl WorkerRecord {
+    /// Of this process.
+    pub fn of_here(address: &str, term: u64) -> Self {
+        Self {
+            address: address.to_owned(),
+            pid: std::process::id(),
+            started_unix: unix_now(),
+            term,
+        }
+    }
+}
+
+fn unix_now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
 }
 
 impl LeaderRecord {

@@ -8,7 +8,7 @@ use opentelemetry::{
     propagation::{Extractor, Injector},
     trace::{SpanContext, TraceContextExt as _},
 };
-use opentelemetry_http::{HeaderExtractor, HeaderInjector};
+use opentelemetry_http::HeaderExtractor;
 use tonic::metadata::{AsciiMetadataKey, KeyRef, MetadataMap};
 
 const TRACEPARENT: &str = "traceparent";
@@ -18,10 +18,6 @@ pub fn of_headers(headers: &HeaderMap) -> Context {
     global::get_text_map_propagator(|propagator| {
         propagator.extract_with_context(&Context::new(), &HeaderExtractor(headers))
     })
-}
-
-pub fn into_headers(context: &Context, headers: &mut HeaderMap) {
-    global::get_text_map_propagator(|propagator| propagator.inject_context(context, &mut HeaderInjector(headers)));
 }
 
 pub fn of_metadata(metadata: &MetadataMap) -> Context {
@@ -82,6 +78,7 @@ impl Injector for MetadataMut<'_> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
     use opentelemetry_sdk::propagation::TraceContextPropagator;
 
     use super::*;
@@ -93,7 +90,7 @@ mod tests {
         global::set_text_map_propagator(TraceContextPropagator::new());
         let context = of_text(SAMPLED).unwrap();
         let (mut headers, mut metadata) = (HeaderMap::new(), MetadataMap::new());
-        into_headers(&context, &mut headers);
+        headers.insert(TRACEPARENT, HeaderValue::from_static(SAMPLED));
         into_metadata(&context, &mut metadata);
         for found in [of_headers(&headers), of_metadata(&metadata)] {
             assert_eq!(to_text(found.span().span_context()), SAMPLED);

@@ -97,6 +97,15 @@ pub async fn dial(endpoint: &Endpoint, tls: Option<&ClientTls>) -> Result<Channe
     }
 }
 
+/// Of an error of `dial`: the message that says what is wrong, without the layers around it.
+pub fn innermost(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
+}
+
 #[derive(Clone, Debug)]
 struct Connector(ClientTls);
 

@@ -18,7 +18,7 @@ mod tests;
 mod verifier;
 
 pub use authority::{Authority, AuthorityError, Issued};
-pub use client::{ClientTls, ClientTlsFiles, dial, endpoint};
+pub use client::{ClientTls, ClientTlsFiles, dial, endpoint, innermost};
 pub use files::{KeyPairFiles, TlsError};
 pub use handshake_error::HandshakeError;
 pub use identity::{BadName, Identity};
