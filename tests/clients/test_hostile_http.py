@@ -111,8 +111,8 @@ def test_random_bytes_are_no_request(cluster, seed, beginning):
     source = random.Random(seed)
     for _ in range(20):
         data = beginning + source.randbytes(source.randrange(1, 3000))
-        found = statuses(exchange(cluster, data, ends=True))
-        assert found in ([], [400], [431], [404], [405]), data
+        # More than one where a line break comes early, by chance: what stands before it is a whole request.
+        assert set(statuses(exchange(cluster, data, ends=True))) <= {400, 404, 405, 431}, data
 
 
 GARBAGE = {

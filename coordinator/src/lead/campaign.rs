@@ -73,11 +73,11 @@ impl Campaigner {
                     won
                 }
             };
-            let (flags, registry) = (self.groups.clone(), self.lead.0.registry.clone());
+            let (flags, shared) = (self.groups.clone(), self.lead.0.clone());
             let (cluster, wanted) = (self.cluster.clone(), view.clone());
             let by = tokio::select! {
                 by = self.hold(own, lease, &mut view) => by,
-                () = groups::follow(&registry, &cluster, &flags, wanted) => return,
+                () = groups::follow(&shared.registry, &cluster, &flags, &shared.reached, wanted) => return,
             };
             self.step_down(by).await;
         }

@@ -3,7 +3,10 @@
 //! Sizes alone are followed. How many groups there are, and what each is for, is said by the flags: what differs in that is
 //! told of and ignored.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use kvasir_kv::GroupId;
 use kvasir_runtime::registry::{
@@ -17,6 +20,34 @@ use crate::{GroupRole, ReshardOutcome, driver::ClusterHandle, status::GroupStatu
 
 /// A group that could not be given its size is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// What this leader brought the groups to last, by the registry's wish or by an operator's order: only what differs from it
+/// is a new wish. Orders have to be in it, for the registry may show an order and a wish that undoes it as one change.
+#[derive(Debug, Default)]
+pub(crate) struct Reached(Mutex<Option<GroupsRecord>>);
+
+impl Reached {
+    fn lock(&self) -> MutexGuard<'_, Option<GroupsRecord>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, sizes: Option<GroupsRecord>) {
+        *self.lock() = sizes;
+    }
+
+    fn set_one(&self, group: GroupId, size: u32) {
+        let mut sizes = self.lock();
+        let known = sizes.as_mut().and_then(|sizes| sizes.groups.get_mut(group.0 as usize));
+        if let Some(known) = known {
+            known.size = size;
+        }
+    }
+
+    fn is(&self, group: GroupId, wanted: &GroupRecord) -> bool {
+        let sizes = self.lock();
+        sizes.as_ref().and_then(|sizes| sizes.groups.get(group.0 as usize)) == Some(wanted)
+    }
+}
 
 /// As the flags say.
 pub(crate) fn of_flags(sizes: &[u32], roles: &[GroupRole]) -> GroupsRecord {
@@ -58,13 +89,14 @@ pub(crate) async fn follow(
     registry: &Registry,
     cluster: &ClusterHandle,
     flags: &GroupsRecord,
+    reached: &Reached,
     mut view: watch::Receiver<View>,
 ) {
     if !registry.is_shared() {
         return std::future::pending().await;
     }
-    // What the groups were brought to last, and the version that it came from.
-    let mut known: Option<(Revision, GroupsRecord)> = None;
+    reached.set(None);
+    let mut known: Option<Revision> = None;
     loop {
         let (wanted, version) = {
             let view = view.borrow_and_update();
@@ -73,19 +105,20 @@ pub(crate) async fn follow(
         };
         let done = match (wanted, version) {
             (None, None) if view.borrow().is_known => write_first(registry, cluster, flags).await.is_ok(),
-            (Some(wanted), Some(version)) if known.as_ref().is_none_or(|(known, _)| *known != version) => {
+            (Some(wanted), Some(version)) if known != Some(version) => {
                 if !fits(&wanted, flags) {
                     warn!(
                         ?wanted,
                         "the groups that the registry wants are not those of the flags; ignored"
                     );
-                    known = Some((version, known.map_or_else(GroupsRecord::default, |(_, sizes)| sizes)));
+                    known = Some(version);
                     continue;
                 }
-                // A group that has fewer ranks by now for other reasons is left alone.
-                let before = known.as_ref().map(|(_, sizes)| sizes);
-                let done = reach(cluster, &wanted, before).await;
-                known = if done { Some((version, wanted)) } else { known };
+                let done = reach(cluster, &wanted, reached).await;
+                if done {
+                    known = Some(version);
+                    reached.set(Some(wanted));
+                }
                 done
             }
             _ => true,
@@ -104,15 +137,15 @@ pub(crate) async fn follow(
 }
 
 /// Whether all groups have, or are to have, the size that is wanted.
-async fn reach(cluster: &ClusterHandle, wanted: &GroupsRecord, before: Option<&GroupsRecord>) -> bool {
+async fn reach(cluster: &ClusterHandle, wanted: &GroupsRecord, reached: &Reached) -> bool {
     let Ok(status) = cluster.status().await else {
         return false;
     };
     let mut all = true;
     for (group, wanted) in status.cluster.groups.iter().zip(&wanted.groups) {
         let id = group.id;
-        let was = before.and_then(|before| before.groups.get(id.0 as usize));
-        if group.workers_wanted == wanted.size || was == Some(wanted) {
+        // A group that has fewer ranks by now for other reasons is left alone.
+        if group.workers_wanted == wanted.size || reached.is(id, wanted) {
             continue;
         }
         info!(group = %id, ranks = wanted.size, "the registry wants another size");
@@ -152,7 +185,13 @@ fn with_sizes(flags: &GroupsRecord, sizes: &[u32]) -> GroupsRecord {
 
 /// A group was resharded by an operator: from now on that is what is wanted. Written over whatever was there, as often as
 /// somebody else is quicker.
-pub(crate) async fn note(registry: &Registry, group: GroupId, ranks: u32) -> Result<(), RegistryError> {
+pub(crate) async fn note(
+    registry: &Registry,
+    reached: &Reached,
+    group: GroupId,
+    ranks: u32,
+) -> Result<(), RegistryError> {
+    reached.set_one(group, ranks);
     loop {
         let entry = registry.get(GROUPS).await?;
         let Some(mut record) = parse::<GroupsRecord>(entry.as_ref()) else {
@@ -172,6 +211,18 @@ pub(crate) async fn note(registry: &Registry, group: GroupId, ranks: u32) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_order_is_known_before_the_registry_shows_it() {
+        let (reached, flags) = (Reached::default(), of_flags(&[3, 1], &[]));
+        reached.set_one(GroupId(0), 2);
+        assert!(!reached.is(GroupId(0), &with_sizes(&flags, &[2, 1]).groups[0]));
+        reached.set(Some(flags.clone()));
+        reached.set_one(GroupId(0), 2);
+        // A wish that undoes the order differs from what was reached, though it is what was wished before.
+        assert!(!reached.is(GroupId(0), &flags.groups[0]));
+        assert!(reached.is(GroupId(1), &flags.groups[1]));
+    }
 
     #[test]
     fn sizes_are_followed_and_nothing_else() {

@@ -71,6 +71,7 @@ struct Shared {
     /// Leaders that workers tell of.
     news: mpsc::Sender<LeaderRecord>,
     way: Way,
+    reached: groups::Reached,
 }
 
 /// Who answers a request.
@@ -95,6 +96,7 @@ impl Lead {
             role: watch::Sender::new(role),
             news,
             way: Way::new(tls_of(door)?),
+            reached: groups::Reached::default(),
         };
         Ok((Self(Arc::new(shared)), received))
     }
@@ -165,7 +167,8 @@ impl Lead {
         if !self.0.registry.is_shared() {
             return;
         }
-        let noted = tokio::time::timeout(NOTE_DEADLINE, groups::note(&self.0.registry, group, ranks)).await;
+        let note = groups::note(&self.0.registry, &self.0.reached, group, ranks);
+        let noted = tokio::time::timeout(NOTE_DEADLINE, note).await;
         if !matches!(noted, Ok(Ok(()))) {
             warn!(%group, ranks, ?noted, "the registry does not know of the new size; the next leader begins with the old one");
         }
