@@ -5,21 +5,18 @@
 //! touches, and the median.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use kvasir_kv::{
-    BlockId, CellLayout, Epoch, EpochSpec, GroupId, KvDtype, KvHead, Rank, RankCapacity, Sampling, SequenceId,
-    ShardPlan, TokenId, Transport,
-};
-use kvasir_model::{Checkpoint, WeightMode};
+use kvasir_kv::{BlockId, CellLayout, KvDtype, KvHead, RankCapacity, Sampling, SequenceId, ShardPlan, TokenId};
+use kvasir_model::{BackendKind, Checkpoint, WeightMode};
 use kvasir_worker::{
-    backend::{Backend, ForwardOutput},
-    canonical::Canonical,
-    collective::{Abort, Collective, Endpoint, EpochNonce, Listening, Seat, Terms},
+    BackendConfig,
+    backend::BackendError,
+    open_backend,
     rank_books::WorkInput,
+    rank_threads::{GroupPlan, RankThread, RankThreads},
 };
 
 type AnyResult<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -28,7 +25,6 @@ const BLOCK_SIZE: u32 = 64;
 const NUM_BLOCKS: u32 = 160;
 /// Twice, it is 0.065 as f16.
 const SOME_BYTE: u8 = 0x2c;
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Streams, tokens of each in a step, context before them, and how many steps.
 type Case = (u32, u32, u32, usize);
@@ -54,13 +50,15 @@ fn main() -> AnyResult<()> {
         None => &CASES,
     };
     let checkpoint = Arc::new(Checkpoint::open(model)?);
-    let mut took = std::thread::scope(|scope| {
-        let members: Vec<_> = group(&checkpoint, ranks)?
-            .into_iter()
-            .map(|member| scope.spawn(|| member.run(&checkpoint, threads, cases)))
-            .collect();
-        let joined = members.into_iter().map(|member| member.join().expect("no panic"));
-        joined.collect::<AnyResult<Vec<_>>>()
+    let mut ranks = start(&checkpoint, ranks, threads)?;
+    let cases = cases.to_vec();
+    let measured = cases.clone();
+    let mut took = ranks.run(move |rank| {
+        let of_case = |(streams, tokens, context, steps): &Case| {
+            let work: Vec<WorkInput> = (0..*streams).map(|stream| work(stream, *tokens, *context)).collect();
+            measure(rank, &work, *steps)
+        };
+        measured.iter().map(of_case).collect::<Result<Vec<_>, _>>()
     })?;
     for ((streams, tokens, context, _), mut took) in cases.iter().zip(took.swap_remove(0)) {
         took.sort_unstable();
@@ -75,91 +73,49 @@ fn main() -> AnyResult<()> {
     Ok(())
 }
 
-struct Member {
-    spec: EpochSpec,
-    listening: Listening,
-    endpoints: Vec<Endpoint>,
-}
-
-fn group(checkpoint: &Checkpoint, ranks: usize) -> AnyResult<Vec<Member>> {
+fn start(checkpoint: &Arc<Checkpoint>, ranks: usize, threads: usize) -> AnyResult<RankThreads> {
     let layout = checkpoint.unit_layout(WeightMode::File)?;
-    let plan = ShardPlan::balance(&layout, &vec![RankCapacity::default(); ranks], 0)?;
-    let transport = if ranks == 1 {
-        Transport::Solo
-    } else {
-        Transport::SharedMemory
+    let shape = *layout.shape();
+    let cell = CellLayout::new(shape.num_layers, shape.heads.head_dim(), BLOCK_SIZE, KvDtype::F16)?;
+    let plan = GroupPlan {
+        shares: ShardPlan::balance(&layout, &vec![RankCapacity::default(); ranks], 0)?
+            .shares()
+            .to_vec(),
+        num_blocks: NUM_BLOCKS,
+        block_size: BLOCK_SIZE,
+        step_tokens_max: 4096,
     };
-    let seat = |rank| Seat {
-        nonce: EpochNonce(1),
-        rank,
-        world_size: ranks,
-        listen_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    let config = BackendConfig {
+        kind: BackendKind::Canonical,
+        gpu_ordinal: 0,
+        weight_mode: WeightMode::File,
+        threads,
+        kv_memory_bytes: 0,
     };
-    let prepared: Result<Vec<_>, _> = (0..ranks)
-        .map(|rank| Listening::prepare(transport, seat(rank)))
-        .collect();
-    let (listening, endpoints): (Vec<Listening>, Vec<Endpoint>) = prepared?.into_iter().unzip();
-    let member = |(rank, listening)| Member {
-        spec: EpochSpec {
-            group: GroupId(0),
-            epoch: Epoch { term: 1, number: 1 },
-            rank: Rank(rank as u32),
-            transport,
-            nonce: 1,
-            shares: plan.shares().to_vec(),
-            num_blocks: NUM_BLOCKS,
-            block_size: BLOCK_SIZE,
-            step_tokens_max: 4096,
-        },
-        listening,
-        endpoints: endpoints.clone(),
-    };
-    Ok(listening.into_iter().enumerate().map(member).collect())
-}
-
-impl Member {
-    /// How long each step of each case took.
-    fn run(self, checkpoint: &Arc<Checkpoint>, threads: usize, cases: &[Case]) -> AnyResult<Vec<Vec<Duration>>> {
-        let shape = *checkpoint.unit_layout(WeightMode::File)?.shape();
-        let cell = CellLayout::new(shape.num_layers, shape.heads.head_dim(), BLOCK_SIZE, KvDtype::F16)?;
-        let mut backend = Canonical::new(Arc::clone(checkpoint), WeightMode::File, cell, threads)?;
-        backend.begin_epoch(&self.spec)?;
-        let heads = self.spec.shares[self.spec.rank.0 as usize].attention.clone();
+    let checkpoint = Arc::clone(checkpoint);
+    let mut ranks = RankThreads::start(&plan, move || open_backend(&config, Arc::clone(&checkpoint), cell))?;
+    ranks.run(move |rank| {
+        let heads = rank.share.attention.clone();
         for (head, block) in heads.flat_map(|head| (0..NUM_BLOCKS).map(move |block| (head, block))) {
             // Memory that nobody has written is one page of zeros, which caches hold.
-            backend.fill_cell(KvHead(head), BlockId(block), cell.cell_bytes(), &mut |cell| {
+            let mut fill = |cell: &mut [u8]| {
                 cell.fill(SOME_BYTE);
                 true
-            })?;
+            };
+            rank.backend
+                .fill_cell(KvHead(head), BlockId(block), cell.cell_bytes(), &mut fill)?;
         }
-        let terms = Terms {
-            connect_deadline: DEADLINE,
-            call_deadline: DEADLINE,
-            abort: Abort::default(),
-            entered: Arc::default(),
-        };
-        let mut collective = self.listening.connect(&self.endpoints, terms)?;
-        let mut took = Vec::new();
-        for (streams, tokens, context, steps) in cases.iter().copied() {
-            let work: Vec<WorkInput> = (0..streams).map(|stream| work(stream, tokens, context)).collect();
-            took.push(measure(&mut backend, collective.as_mut(), &work, steps)?);
-        }
-        Ok(took)
-    }
+        Ok(())
+    })?;
+    Ok(ranks)
 }
 
 /// Always the same step: its cells are written anew each time.
-fn measure(
-    backend: &mut Canonical,
-    collective: &mut dyn Collective,
-    work: &[WorkInput],
-    steps: usize,
-) -> AnyResult<Vec<Duration>> {
-    let mut output = ForwardOutput::default();
+fn measure(rank: &mut RankThread, work: &[WorkInput], steps: usize) -> Result<Vec<Duration>, BackendError> {
     let mut took = Vec::with_capacity(steps);
     for step in 0..steps + 2 {
         let begun = Instant::now();
-        backend.forward(work, collective, &mut output)?;
+        rank.step(work)?;
         if step >= 2 {
             took.push(begun.elapsed());
         }

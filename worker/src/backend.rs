@@ -31,6 +31,9 @@ pub struct ForwardOutput {
     pub poisoned: Vec<bool>,
     /// Microseconds inside collectives.
     pub reduce_us: u32,
+    /// Nanoseconds in which K and V were written and attended to: in each layer, of the thread that took longest. 0 where a
+    /// backend does not tell.
+    pub attend_ns: u64,
     /// Sampled rows that the head has given.
     num_sampled: usize,
     /// Logits of a scored row.
@@ -157,6 +160,10 @@ pub trait Backend: Send {
 
     /// The local vocab units, in order.
     fn vocab_units(&self) -> &[UnitRows];
+
+    /// Bytes that the cells of these blocks take where they lie, over the local KV heads and all layers. `None` where a backend
+    /// keeps whole tensors instead of cells.
+    fn held_bytes(&self, blocks: &[BlockId]) -> Option<u64>;
 
     /// A checksum of a block's cell of each local KV head, as it is now. Empty where a backend keeps none.
     fn checksums(&self, block: BlockId) -> Vec<u32>;

@@ -73,6 +73,7 @@ struct StepBuffers {
     members: Vec<by_units::Member>,
     reduced: Vec<f32>,
     reduce_us: u32,
+    attend_ns: u64,
 }
 
 impl Canonical {
@@ -142,6 +143,7 @@ impl Canonical {
         step.x
             .resize(self.layout.shape().hidden_size as usize * step.tokens, 0.0);
         step.reduce_us = 0;
+        step.attend_ns = 0;
         self.rope.set_positions(self.step.positions.iter().copied());
     }
 
@@ -251,6 +253,7 @@ impl Canonical {
         } else {
             phases::attention(&mut self.team, kernels, slabs, rope, rows, normed, whole);
         }
+        self.step.attend_ns += self.step.whole.attend_ns;
         self.reduce(Phase::Attention(layer), collective)
     }
 
@@ -395,6 +398,10 @@ impl Backend for Canonical {
         &self.vocab_units
     }
 
+    fn held_bytes(&self, blocks: &[BlockId]) -> Option<u64> {
+        Some(self.cells.held_bytes(blocks))
+    }
+
     fn checksums(&self, block: BlockId) -> Vec<u32> {
         self.cells.checksums(block)
     }
@@ -448,6 +455,7 @@ impl Backend for Canonical {
         );
         self.head(work, output);
         output.reduce_us = self.step.reduce_us;
+        output.attend_ns = self.step.attend_ns;
         Ok(())
     }
 }

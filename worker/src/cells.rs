@@ -152,6 +152,13 @@ impl Cells {
         start..start + self.layout.cell_bytes()
     }
 
+    /// Of the cells of these blocks of each local head: what is there, not what should be.
+    pub fn held_bytes(&self, blocks: &[BlockId]) -> u64 {
+        let heads = self.heads.clone().map(KvHead);
+        let cells = heads.flat_map(|head| blocks.iter().filter_map(move |block| self.cell(head, *block)));
+        cells.map(|cell| cell.len() as u64).sum()
+    }
+
     /// CRC-32C of a block's cell of each local head.
     pub fn checksums(&self, block: BlockId) -> Vec<u32> {
         let cell = self.range(block);

@@ -355,6 +355,10 @@ impl<D: GpuDevice> Backend for Gpu<D> {
         &self.vocab_units
     }
 
+    fn held_bytes(&self, blocks: &[BlockId]) -> Option<u64> {
+        Some(self.cells.held_bytes(blocks))
+    }
+
     /// Its cells lie on a device; reading them back would cost more than it protects.
     fn checksums(&self, _: BlockId) -> Vec<u32> {
         Vec::new()

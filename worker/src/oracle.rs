@@ -252,6 +252,10 @@ impl Backend for Oracle {
     }
 
     /// Its cells may lie on a device; reading them back would cost more than it protects.
+    fn held_bytes(&self, _: &[BlockId]) -> Option<u64> {
+        None
+    }
+
     fn checksums(&self, _: BlockId) -> Vec<u32> {
         Vec::new()
     }

@@ -35,11 +35,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 
 use crate::{
+    BackendConfig,
     backend::{Backend, BackendError},
-    canonical::Canonical,
     followed::{CoordinatorChoice, Followed},
-    gpu,
-    oracle::Oracle,
+    open_backend,
     rank::{RankConfig, RankControl, RankInput, RankWorker},
     rank_meter::RankMeter,
     transfer::{self, TransferHub},
@@ -492,16 +491,14 @@ fn peer_files(config: &WorkerConfig) -> Option<PeerTlsFiles> {
 
 fn make_backend(config: &WorkerConfig, checkpoint: Arc<Checkpoint>) -> Result<Box<dyn Backend>, WorkerError> {
     let cell = cell_layout(config, &checkpoint)?;
-    Ok(match config.backend {
-        BackendKind::Canonical => {
-            let canonical = Canonical::new(checkpoint, config.weight_mode, cell, config.threads)?;
-            Box::new(canonical.with_cell_reserve(config.kv_memory_bytes))
-        }
-        BackendKind::Candle => Box::new(Oracle::new(checkpoint, config.weight_mode, cell)?),
-        BackendKind::CudaExact | BackendKind::CudaFast => {
-            gpu::open(config.backend, config.gpu_ordinal, checkpoint, config.weight_mode, cell)?
-        }
-    })
+    let backend = BackendConfig {
+        kind: config.backend,
+        gpu_ordinal: config.gpu_ordinal,
+        weight_mode: config.weight_mode,
+        threads: config.threads,
+        kv_memory_bytes: config.kv_memory_bytes,
+    };
+    Ok(open_backend(&backend, checkpoint, cell)?)
 }
 
 fn cell_layout(config: &WorkerConfig, checkpoint: &Checkpoint) -> Result<CellLayout, CellLayoutError> {

@@ -1,6 +1,8 @@
 //! What a phase does with units: all of a rank's together, or those of one thread. It begins with the normed rows, which
 //! all units share, and ends with the sums of the units' partials.
 
+use std::time::Instant;
+
 use super::{
     attention,
     inputs::{InputBuffers, Inputs},
@@ -25,6 +27,8 @@ pub(super) struct PhaseBuffers {
     pub sums: Vec<i64>,
     /// Per token: what the phase found out of range.
     pub poison: Vec<bool>,
+    /// In cells; of the thread that took longest.
+    pub attend_ns: u64,
 }
 
 impl PhaseBuffers {
@@ -47,12 +51,14 @@ impl PhaseBuffers {
             if number == 0 {
                 self.sums.clone_from(&member.sums);
                 self.poison.clone_from(&member.poison);
+                self.attend_ns = member.attend_ns;
                 continue;
             }
             for (sum, more) in self.sums.iter_mut().zip(&member.sums) {
                 *sum = sum.wrapping_add(*more);
             }
             products::spread([&member.poison].into_iter(), &mut self.poison);
+            self.attend_ns = self.attend_ns.max(member.attend_ns);
         }
     }
 }
@@ -73,7 +79,9 @@ pub(super) fn attention(
     let inputs = rows.weights.iter().flat_map(|head| [&head.wq, &head.wk, &head.wv]);
     let inputs: Vec<&PackedMatrix> = inputs.collect();
     products::columns(team, kernels, &inputs, normed, &mut buffers.columns);
+    let begun = Instant::now();
     attention::attend(team, kernels, slabs, rope, rows, normed.tokens, buffers);
+    buffers.attend_ns = begun.elapsed().as_nanos() as u64;
     let outputs: Vec<&PackedMatrix> = rows.weights.iter().map(|head| &head.wo).collect();
     let (cols, tokens) = (rows.heads.group_columns() as usize, normed.tokens);
     let attended = HeadRows::new(&buffers.attended[..outputs.len() * cols * tokens], cols, tokens);

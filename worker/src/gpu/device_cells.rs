@@ -149,6 +149,15 @@ impl<B: DeviceBuffer> DeviceCells<B> {
     }
 
     /// The slab of a head that has such a block.
+    /// Of the cells of these blocks of each local head: their part of what was allocated.
+    pub fn held_bytes(&self, blocks: &[BlockId]) -> u64 {
+        let held = blocks.iter().filter(|block| block.0 < self.num_blocks).count() as u64;
+        let slabs = self.slabs.iter().map(|slab| slab.bytes() as u64);
+        slabs
+            .map(|bytes| bytes / u64::from(self.num_blocks.max(1)) * held)
+            .sum()
+    }
+
     fn slab_with(&self, head: KvHead, block: BlockId) -> Option<&B> {
         match self.heads.contains(&head.0) {
             true if block.0 < self.num_blocks => self.slabs.get((head.0 - self.heads.start) as usize),

@@ -44,6 +44,10 @@ impl Backend for OneCell {
         &[]
     }
 
+    fn held_bytes(&self, _: &[BlockId]) -> Option<u64> {
+        None
+    }
+
     fn checksums(&self, _: BlockId) -> Vec<u32> {
         vec![7, self.content.load(Ordering::Relaxed) as u32]
     }
