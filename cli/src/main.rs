@@ -20,6 +20,7 @@ mod gateway;
 mod generate;
 mod groups;
 mod key;
+mod lab;
 mod local_cluster;
 mod log;
 mod migrate;
@@ -75,6 +76,7 @@ enum Command {
     Plan(plan::PlanArgs),
     Perplexity(perplexity::PerplexityArgs),
     Bench(bench::BenchArgs),
+    Lab(lab::LabArgs),
 }
 
 impl Command {
@@ -87,6 +89,7 @@ impl Command {
             Self::Plan(args) => Some(&mut args.engine),
             Self::Perplexity(args) => Some(&mut args.engine),
             Self::Bench(args) => args.engine(),
+            Self::Lab(args) => args.engine(),
             Self::Gateway(_)
             | Self::Generate(_)
             | Self::Chat(_)
@@ -113,6 +116,7 @@ fn main() -> ExitCode {
             | Command::Drain(_)
             | Command::Log(_)
             | Command::Bench(_)
+            | Command::Lab(_)
     );
     // `up` tells people what happens in its own words.
     let default = match cli.command {
@@ -169,6 +173,7 @@ fn run(mut command: Command) -> anyhow::Result<ExitCode> {
             Command::Key(args) => key::run(&args),
             Command::Perplexity(args) => perplexity::run(args).await,
             Command::Bench(args) => bench::run(args).await,
+            Command::Lab(args) => lab::run(args).await,
         }
     })?;
     Ok(ExitCode::SUCCESS)

@@ -21,8 +21,8 @@ pub struct PlanReport {
     kv_dtype: String,
     ranks: Vec<RankReport>,
     /// See [`ShardPlan::imbalance`].
-    imbalance: f64,
-    wire: WireReport,
+    pub imbalance: f64,
+    pub wire: WireReport,
     /// Given `--memory`; else all `null`.
     fit: FitReport,
 }
@@ -57,11 +57,11 @@ struct KvReport {
 
 /// What each rank sends for one token.
 #[derive(Serialize, Debug)]
-struct WireReport {
+pub struct WireReport {
     all_reduces: u32,
-    bytes_per_token: u64,
+    pub bytes_per_token: u64,
     link_gbps: f64,
-    us_per_token: f64,
+    pub us_per_token: f64,
 }
 
 #[derive(Serialize, Debug)]

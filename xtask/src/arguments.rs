@@ -36,6 +36,7 @@ usage: cargo xtask CHORE [FLAGS]
       --streams N,N               decode also so many answers at once, 8,32 unless given
       --rpc                       llama.cpp's RPC mode too, with a server of one thread for each core
       --json FILE                 writes all samples to a file, too
+  lab                             measures and draws anew what docs/gqa.md shows
   chaos --etcd [CASE...]          coordinators, workers and three members of etcd in networks of their own: one after the other
                                   dies, sleeps, is cut off or forgets, and answers go on to the bit
   gpu [--build-only | --dry-run | --check]
@@ -71,6 +72,7 @@ pub enum Chore {
     Bench(BenchOptions),
     Chaos(ChaosOptions),
     Gpu(GpuExtent),
+    Lab,
     Demo,
 }
 
@@ -78,7 +80,7 @@ impl Chore {
     /// Whether it compiles what needs protoc.
     pub fn builds(&self) -> bool {
         match self {
-            Self::Simulation(_) | Self::Chaos(_) | Self::Gpu(_) | Self::Demo => true,
+            Self::Simulation(_) | Self::Chaos(_) | Self::Gpu(_) | Self::Lab | Self::Demo => true,
             Self::Bench(options) => matches!(options, BenchOptions::Compare(_)),
             // Installs its tools itself, this one too.
             Self::Test(_) => false,
@@ -150,6 +152,7 @@ pub fn parse(mut parser: Parser) -> Result<Chore> {
         "codegen" => parse_bare(&mut parser, Chore::Codegen)?,
         "gpu" => parse_gpu(&mut parser)?,
         "tidy" => parse_bare(&mut parser, Chore::Tidy)?,
+        "lab" => parse_bare(&mut parser, Chore::Lab)?,
         "demo" => parse_bare(&mut parser, Chore::Demo)?,
         _ => bail!("unknown chore '{name}'"),
     };
@@ -277,7 +280,7 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("  "))
             .filter(|line| !line.starts_with(' '));
-        let chores: Vec<&str> = names.map_while(|line| line.split(' ').next()).take(14).collect();
+        let chores: Vec<&str> = names.map_while(|line| line.split(' ').next()).take(15).collect();
         assert_eq!(
             chores,
             [
@@ -291,6 +294,7 @@ mod tests {
                 "telemetry",
                 "deploy",
                 "bench",
+                "lab",
                 "chaos",
                 "gpu",
                 "tidy",

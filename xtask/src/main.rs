@@ -14,6 +14,7 @@ mod fuzz;
 mod gpu;
 mod junit;
 mod kubernetes_tools;
+mod lab;
 mod model;
 mod paths;
 mod pip;
@@ -64,6 +65,11 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
         Chore::Bench(BenchOptions::Compare(comparison)) => bench::compare(&comparison)?,
         Chore::Chaos(options) => return chaos::run(&options),
         Chore::Gpu(extent) => return gpu::run(extent),
+        Chore::Lab => {
+            let model = model::fetch()?;
+            process::run(paths::cargo().args(["build", "--package", "kvasir"]))?;
+            lab::run(&paths::kvasir_binary()?, &model)?;
+        }
         Chore::Demo => {
             let model = model::fetch()?;
             process::run(paths::cargo().args(["build", "--package", "kvasir"]))?;

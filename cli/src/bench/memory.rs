@@ -52,11 +52,7 @@ pub fn run(args: &MemoryArgs) -> Result<()> {
         Some(threads) => threads as usize,
         None => thread::available_parallelism().map_or(1, NonZero::get),
     };
-    let took = read(threads, args.runs)?;
-    let rates: Vec<f64> = took
-        .iter()
-        .map(|took| (threads * BYTES) as f64 / took.as_secs_f64() / 1e9)
-        .collect();
+    let rates = read_gb_per_s(threads, args.runs)?;
     let report = Report {
         threads,
         bytes_per_thread: BYTES,
@@ -70,6 +66,12 @@ pub fn run(args: &MemoryArgs) -> Result<()> {
     let readers = if threads == 1 { "thread reads" } else { "threads read" };
     println!("{threads} {readers} {median:.1} GB/s ({min:.1}-{max:.1})");
     Ok(())
+}
+
+/// All threads together, 10^9 bytes a second, of each run.
+pub fn read_gb_per_s(threads: usize, runs: u32) -> Result<Vec<f64>> {
+    let rate = |took: &Duration| (threads * BYTES) as f64 / took.as_secs_f64() / 1e9;
+    Ok(read(threads, runs)?.iter().map(rate).collect())
 }
 
 /// How long each run took, until the last thread had read its bytes.

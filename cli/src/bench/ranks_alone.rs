@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use kvasir_kv::{Epoch, EpochSpec, FromWorker, GroupId, Rank, StepOutput, StepPlan, ToWorker};
+use kvasir_kv::{Epoch, EpochSpec, FromWorker, GroupId, LoadReport, Rank, StepOutput, StepPlan, ToWorker};
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +35,8 @@ pub struct RanksAlone {
     /// In rank order, which is that of joining.
     outboxes: Vec<Outbox>,
     plans: DecodePlans,
+    /// In rank order, when the group has formed.
+    loads: Vec<LoadReport>,
     serving: JoinHandle<Result<()>>,
     shutdown: CancellationToken,
 }
@@ -51,6 +53,7 @@ impl RanksAlone {
             news,
             outboxes: Vec::new(),
             plans: DecodePlans::new(EPOCH, shape.block_size),
+            loads: Vec::new(),
             serving: tokio::spawn(RankDoor::new(to_us).serve(listener, shutdown.clone())),
             shutdown,
         };
@@ -59,6 +62,11 @@ impl RanksAlone {
         joining.with_context(|| format!("the workers have not joined in {} s", WORD_MAX.as_secs()))??;
         alone.form(shape).await?;
         Ok(alone)
+    }
+
+    /// What each rank loaded, by its own word.
+    pub fn loads(&self) -> &[LoadReport] {
+        &self.loads
     }
 
     /// Runs so many streams of so many tokens to their end; returns the tokens a second after the first step.
@@ -118,9 +126,10 @@ impl RanksAlone {
             let endpoints = endpoints.clone();
             outbox.send(ToWorker::ConnectEpoch { epoch, endpoints })?;
         }
+        self.loads = vec![LoadReport::default(); self.outboxes.len()];
         for _ in 0..self.outboxes.len() {
             match self.word().await? {
-                (_, FromWorker::EpochReady { .. }) => {}
+                (rank, FromWorker::EpochReady { load, .. }) => self.loads[rank] = load,
                 (rank, other) => return Err(unexpected(rank, &other)),
             }
         }
