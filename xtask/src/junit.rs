@@ -1,9 +1,12 @@
-//! The JUnit report that nextest leaves: how many tests passed and failed, and how long each took.
+//! The JUnit reports that nextest and pytest leave: how many tests passed and failed, why, and how long each took.
 //!
-//! Reads what nextest writes, tag by tag; it is no XML parser.
+//! Reads what these two write, tag by tag; it is no XML parser.
 
 use std::fmt::{self, Display};
 use std::path::Path;
+
+/// Of what a failure says of itself.
+const REASON_CHARS_MAX: usize = 600;
 
 #[derive(Debug, Default)]
 pub struct Report {
@@ -15,6 +18,8 @@ struct Test {
     name: String,
     seconds: f64,
     failed: bool,
+    /// Of the failure, as far as the report has it.
+    reason: String,
 }
 
 impl Report {
@@ -32,9 +37,17 @@ impl Report {
                 && let Some(test) = report.tests.last_mut()
             {
                 test.failed = true;
+                let reason = attribute(tag, "message").map(unescaped).unwrap_or_default();
+                test.reason = reason.chars().take(REASON_CHARS_MAX).collect();
             }
         }
         report
+    }
+
+    /// Of each test that failed, its name and why: at the end of a long log, where whoever sees only that finds it.
+    pub fn failures(&self) -> impl Iterator<Item = String> {
+        let failed = self.tests.iter().filter(|test| test.failed);
+        failed.map(|test| format!("FAILED {}\n    {}", test.name, test.reason.replace('\n', "\n    ")))
     }
 
     pub fn slowest(&self, count: usize) -> impl Iterator<Item = impl Display> {
@@ -52,6 +65,7 @@ impl Test {
             name,
             seconds,
             failed: false,
+            reason: String::new(),
         })
     }
 }
@@ -61,6 +75,21 @@ fn attribute<'a>(tag: &'a str, name: &str) -> Option<&'a str> {
         .1
         .split_once('"')
         .map(|(value, _)| value)
+}
+
+/// `&amp;` last, or what it stands for would be read again.
+fn unescaped(text: &str) -> String {
+    [
+        ("&lt;", "<"),
+        ("&gt;", ">"),
+        ("&quot;", "\""),
+        ("&apos;", "'"),
+        ("&#10;", "\n"),
+        ("&#xA;", "\n"),
+        ("&amp;", "&"),
+    ]
+    .iter()
+    .fold(text.to_owned(), |text, (escaped, meant)| text.replace(escaped, meant))
 }
 
 impl Display for Report {
@@ -110,6 +139,17 @@ mod tests {
             report.tests.iter().map(|test| test.failed).collect::<Vec<_>>(),
             [false, true, false]
         );
+    }
+
+    #[test]
+    fn a_failure_says_why() {
+        let failures: Vec<String> = Report::parse(XML).failures().collect();
+        assert_eq!(failures, ["FAILED kvasir-kv units::cover\n    thread 'x' panicked"]);
+        let pytest = r#"<testsuites><testsuite name="pytest"><testcase classname="tests.clients.test_text" name="test_a" time="0.1">
+            <failure message="AssertionError: 1 &lt; 2 &amp;lt;&#10;assert False">def test_a(): ...</failure></testcase>"#;
+        let failures: Vec<String> = Report::parse(pytest).failures().collect();
+        let reason = "    AssertionError: 1 < 2 &lt;\n    assert False";
+        assert_eq!(failures, [format!("FAILED tests.clients.test_text test_a\n{reason}")]);
     }
 
     #[test]

@@ -41,6 +41,11 @@ impl PythonSuite {
         }
     }
 
+    /// What pytest writes of a run.
+    pub fn report_path(self) -> PathBuf {
+        paths::root().join("target/pytest").join(format!("{}.xml", self.name()))
+    }
+
     /// Programs that it needs, with the system's packages that have them.
     fn programs(self) -> &'static [(&'static str, &'static str)] {
         match self {
@@ -72,9 +77,12 @@ pub fn run(suite: PythonSuite, filters: &[String]) -> Result<ExitCode> {
         Some(model) => model,
         None => model::fetch()?,
     };
+    let mut report = OsString::from("--junit-xml=");
+    report.push(suite.report_path());
     let mut pytest = Command::new("python3");
     pytest
         .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
+        .arg(report)
         .args(named(&tests, filters))
         .env("PYTHONPATH", &packages)
         .env("PYTHONDONTWRITEBYTECODE", "1")

@@ -33,7 +33,13 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
     let mut suite = Suite::new(limit(options.all)?);
     let report_path = paths::root().join("target/nextest/default/junit.xml");
     // An old report must not speak for a run that never came to its tests.
-    let _ = std::fs::remove_file(&report_path);
+    for path in PythonSuite::ALL
+        .map(PythonSuite::report_path)
+        .iter()
+        .chain([&report_path])
+    {
+        let _ = std::fs::remove_file(path);
+    }
     let mut goes_on = suite.prepare("model", || model::fetch().map(|path| suite_env("KVASIR_MODEL", path)));
     goes_on = goes_on && suite.prepare("tools", || tools::ensure().map(|path| suite_env("PATH", path)));
     if goes_on {
@@ -214,11 +220,19 @@ impl Suite {
         for step in &self.steps {
             say(step);
         }
+        for report in PythonSuite::ALL
+            .map(PythonSuite::report_path)
+            .iter()
+            .filter_map(|path| Report::read(path))
+        {
+            report.failures().for_each(say);
+        }
         let seconds = self.started.elapsed().as_secs_f64();
         match report {
             Some(report) => {
                 say(format_args!("the {NUM_SLOWEST_TESTS} slowest tests:"));
                 report.slowest(NUM_SLOWEST_TESTS).for_each(say);
+                report.failures().for_each(say);
                 say(format_args!("{report}; {seconds:.1} s in all"));
             }
             None => say(format_args!("0 passed, 0 failed: no test ran; {seconds:.1} s in all")),
