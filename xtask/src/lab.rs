@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::{paths, process};
 
 /// Folders of the results, and the commands that fill them.
-const RUNS: [(&str, &str); 7] = [
+const RUNS: [(&str, &str); 8] = [
     ("f16", "gqa"),
     ("f32", "gqa --kv-dtype f32 --points 8192"),
     ("q8_0", "gqa --kv-dtype q8_0 --points 8192"),
@@ -20,6 +20,7 @@ const RUNS: [(&str, &str); 7] = [
         "gqa --context 131072 --points 16384,32768,65536,131072 --tokens 4 --rounds 3",
     ),
     ("batch", "gqa --batch 8 --points 8192"),
+    ("ranks", "gqa --ranks 2 --threads 1 --points 8192"),
     ("tp", "tp --ranks 1,2,3,4"),
     ("memory", "memory"),
 ];
