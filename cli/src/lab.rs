@@ -5,8 +5,9 @@ mod block_model;
 mod cell_filler;
 mod chart;
 mod gqa;
-mod markdown;
 mod memory;
+mod results_folder;
+mod table;
 mod tp;
 
 use anyhow::Result;
@@ -37,6 +38,14 @@ impl LabArgs {
             LabCommand::Tp(args) => Some(&mut args.engine),
         }
     }
+}
+
+/// Each once.
+fn ascending(numbers: &[u32]) -> Vec<u32> {
+    let mut numbers = numbers.to_vec();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
 }
 
 pub async fn run(args: LabArgs) -> Result<()> {

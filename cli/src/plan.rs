@@ -73,30 +73,15 @@ pub fn run(args: &PlanArgs) -> Result<()> {
 
 impl PlanArgs {
     fn question(&self, checkpoint: &Checkpoint) -> Result<Question> {
-        let spec = checkpoint.spec();
-        let context = self.context.unwrap_or(spec.context_len);
-        if context > spec.context_len {
-            bail!(
-                "--context {context} exceeds the {} tokens of the model's context",
-                spec.context_len
-            );
-        }
-        if !(self.link_gbps.is_finite() && self.link_gbps > 0.0) {
-            bail!("--link-gbps {} must be above 0", self.link_gbps);
-        }
-        Ok(Question {
-            layout: checkpoint.unit_layout(self.engine.weights_dtype)?,
-            cell: CellLayout::new(
-                spec.num_layers,
-                spec.head_dim,
-                self.engine.block_size,
-                self.engine.kv_dtype,
-            )?,
-            capacities: self.capacities()?,
+        let (capacities, context) = (self.capacities()?, self.context);
+        Question::new(
+            checkpoint,
+            &self.engine,
+            capacities,
             context,
-            concurrency: self.concurrency,
-            link_gbps: self.link_gbps,
-        })
+            self.concurrency,
+            self.link_gbps,
+        )
     }
 
     fn capacities(&self) -> Result<Vec<RankCapacity>> {
@@ -121,6 +106,37 @@ fn one_each<T: Copy>(flag: &str, values: &[T], workers: usize) -> Result<Vec<T>>
 }
 
 impl Question {
+    /// context: the model's own, if `None`. Errors, as of `--context` and `--link-gbps`, if the model does not reach so far or
+    /// the link is none.
+    pub fn new(
+        checkpoint: &Checkpoint,
+        engine: &EngineOptions,
+        capacities: Vec<RankCapacity>,
+        context: Option<u32>,
+        concurrency: u32,
+        link_gbps: f64,
+    ) -> Result<Self> {
+        let spec = checkpoint.spec();
+        let context = context.unwrap_or(spec.context_len);
+        if context > spec.context_len {
+            bail!(
+                "--context {context} exceeds the {} tokens of the model's context",
+                spec.context_len
+            );
+        }
+        if !(link_gbps.is_finite() && link_gbps > 0.0) {
+            bail!("--link-gbps {link_gbps} must be above 0");
+        }
+        Ok(Self {
+            layout: checkpoint.unit_layout(engine.weights_dtype)?,
+            cell: CellLayout::new(spec.num_layers, spec.head_dim, engine.block_size, engine.kv_dtype)?,
+            capacities,
+            context,
+            concurrency,
+            link_gbps,
+        })
+    }
+
     /// KV bytes of one head for all requests together.
     pub fn cell_bytes_per_head(&self) -> u64 {
         let blocks = u64::from(self.cell.blocks_for(self.context)) * u64::from(self.concurrency);

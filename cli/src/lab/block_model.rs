@@ -7,6 +7,10 @@ use std::{borrow::Cow, fs, path::Path};
 
 use anyhow::{Context, Result};
 use kvasir_kv::HeadLayout;
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{RngCore, SeedableRng},
+};
 use safetensors::{Dtype, View};
 use serde_json::json;
 
@@ -125,18 +129,14 @@ impl View for Weights<'_> {
     }
 }
 
-/// bf16 between 1/128 and 1/32 of either sign, about what a trained model's weights are. By xorshift.
+/// bf16 between 1/128 and 1/32 of either sign, about what a trained model's weights are.
 fn pattern() -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(2 * PATTERN_WEIGHTS + 8);
-    while bytes.len() < 2 * PATTERN_WEIGHTS {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        let four = (state & 0x80ff_80ff_80ff_80ff) | 0x3c00_3c00_3c00_3c00;
-        bytes.extend(four.to_le_bytes());
+    let mut bytes = vec![0; 2 * PATTERN_WEIGHTS];
+    ChaCha8Rng::seed_from_u64(0).fill_bytes(&mut bytes);
+    // Little-endian: sign and exponent are in the second byte.
+    for upper in bytes.iter_mut().skip(1).step_by(2) {
+        *upper = (*upper & 0x80) | 0x3c;
     }
-    bytes.truncate(2 * PATTERN_WEIGHTS);
     bytes
 }
 

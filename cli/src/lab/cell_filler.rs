@@ -3,17 +3,21 @@
 
 use kvasir_kv::{BlockId, CellLayout, KvDtype, KvHead};
 use kvasir_worker::{backend::BackendError, rank_threads::RankThread};
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{RngCore, SeedableRng},
+};
 
 /// A scale of q8_0 cells, 2^-7 as f16.
 const SCALE: u16 = 0x2000;
 
 /// Fills the cells of these blocks of the rank's KV heads.
 pub fn fill(rank: &mut RankThread, layout: &CellLayout, blocks: &[BlockId]) -> Result<(), BackendError> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = ChaCha8Rng::seed_from_u64(0);
     for head in rank.share.attention.clone().map(KvHead) {
         for block in blocks {
             let mut fill = |cell: &mut [u8]| {
-                fill_cell(cell, layout, &mut state);
+                fill_cell(cell, layout, &mut random);
                 true
             };
             rank.backend.fill_cell(head, *block, layout.cell_bytes(), &mut fill)?;
@@ -23,17 +27,14 @@ pub fn fill(rank: &mut RankThread, layout: &CellLayout, blocks: &[BlockId]) -> R
 }
 
 /// Values below 1 of either sign.
-fn fill_cell(cell: &mut [u8], layout: &CellLayout, state: &mut u64) {
+fn fill_cell(cell: &mut [u8], layout: &CellLayout, random: &mut ChaCha8Rng) {
     let (kept, set): (u64, u64) = match layout.dtype() {
         KvDtype::F32 => (0x807f_ffff_807f_ffff, 0x3d80_0000_3d80_0000),
         KvDtype::F16 => (0x83ff_83ff_83ff_83ff, 0x2c00_2c00_2c00_2c00),
         KvDtype::Q8_0 => (u64::MAX, 0),
     };
     for eight in cell.chunks_mut(8) {
-        *state ^= *state << 13;
-        *state ^= *state >> 7;
-        *state ^= *state << 17;
-        let bytes = ((*state & kept) | set).to_le_bytes();
+        let bytes = ((random.next_u64() & kept) | set).to_le_bytes();
         eight.copy_from_slice(&bytes[..eight.len()]);
     }
     if layout.dtype() != KvDtype::Q8_0 {
@@ -60,7 +61,7 @@ mod tests {
         for dtype in KvDtype::ALL {
             let layout = CellLayout::new(2, 32, 16, dtype).unwrap();
             let mut cell = vec![0; layout.cell_bytes()];
-            fill_cell(&mut cell, &layout, &mut 1);
+            fill_cell(&mut cell, &layout, &mut ChaCha8Rng::seed_from_u64(1));
             let values: Vec<f32> = match dtype {
                 KvDtype::F32 => cell
                     .as_chunks::<4>()

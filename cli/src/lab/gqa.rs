@@ -19,6 +19,7 @@ use kvasir_kv::{HeadLayout, KvDtype};
 use kvasir_model::WeightMode;
 
 use self::{experiment::Experiment, point::Feed};
+use super::{ascending, results_folder::ResultsFolder};
 use crate::arithmetic_options::ArithmeticOptions;
 
 /// The first context that is looked at, unless others are named.
@@ -100,15 +101,13 @@ pub struct GqaArgs {
 
 pub fn run(args: &GqaArgs) -> Result<()> {
     let experiment = args.experiment()?;
-    if let Some(folder) = &args.out {
-        // Not found out after minutes of measuring.
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    }
+    let out = args.out.as_deref().map(ResultsFolder::make).transpose()?;
     let report = experiment.run()?;
-    if let Some(folder) = &args.out {
-        report.write(folder)?;
-        plots::write(&report, folder)?;
-        tables::write(&report, folder)?;
+    if let Some(folder) = &out {
+        folder.write("gqa.json", &(serde_json::to_string_pretty(&report)? + "\n"))?;
+        folder.write("gqa.csv", &report.csv())?;
+        folder.write("gqa.md", &tables::text(&report))?;
+        plots::write(&report, folder.path())?;
     }
     match args.json {
         true => println!("{}", serde_json::to_string(&report)?),
@@ -141,12 +140,10 @@ impl GqaArgs {
             HeadLayout::new(self.heads, self.heads / group, head_dim)
                 .with_context(|| format!("--heads {} --head-dim {head_dim} --groups {group}", self.heads))
         };
-        let mut groups = self.groups.clone();
-        if groups.is_empty() {
-            groups = divisors(self.heads);
-        }
-        groups.sort_unstable();
-        groups.dedup();
+        let groups = match self.groups.as_slice() {
+            [] => divisors(self.heads),
+            named => ascending(named),
+        };
         let threads = self.threads.unwrap_or_else(|| {
             let cores = thread::available_parallelism().map_or(1, NonZero::get) as u32;
             (cores / self.ranks).max(1)
@@ -188,9 +185,7 @@ impl GqaArgs {
                 self.context
             );
         }
-        points.sort_unstable();
-        points.dedup();
-        Ok(points)
+        Ok(ascending(&points))
     }
 }
 

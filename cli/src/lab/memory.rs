@@ -14,13 +14,12 @@ mod plot;
 mod presets;
 mod published_config;
 mod report;
-mod table;
 mod tables;
 
 use std::{
     fs,
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use anyhow::{Context, Result, bail};
@@ -36,6 +35,7 @@ use self::{
     published_config::PublishedConfig,
     report::Report,
 };
+use super::{ascending, results_folder::ResultsFolder};
 
 /// Where no length is given; each model's trained length comes besides.
 const CONTEXTS: [u32; 4] = [1024, 8192, 32_768, 131_072];
@@ -118,10 +118,15 @@ pub struct Question {
 
 pub fn run(args: &MemoryArgs) -> Result<()> {
     let question = args.question()?;
+    let out = args.out.as_deref().map(ResultsFolder::make).transpose()?;
     let report = Report::new(&question)?;
     let tables = tables::text(&report, &question);
-    if let Some(folder) = &args.out {
-        write(&report, &tables, folder)?;
+    if let Some(folder) = &out {
+        folder.write("memory.json", &(serde_json::to_string_pretty(&report)? + "\n"))?;
+        folder.write("memory.csv", &csv::text(&report))?;
+        // Set with spaces: Markdown takes them as they are.
+        folder.write("memory.md", &format!("```\n{}\n```\n", tables.trim()))?;
+        plot::write(&report, folder.path())?;
     }
     let text = match args.json {
         true => serde_json::to_string(&report)? + "\n",
@@ -132,20 +137,6 @@ pub fn run(args: &MemoryArgs) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
     }
-}
-
-/// Tables are set with spaces: Markdown takes them as they are.
-fn write(report: &Report, tables: &str, folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    for (name, text) in [
-        ("memory.json", serde_json::to_string_pretty(report)? + "\n"),
-        ("memory.md", format!("```\n{}\n```\n", tables.trim())),
-    ] {
-        let path = folder.join(name);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    csv::write(report, &folder.join("memory.csv"))?;
-    plot::write(report, folder)
 }
 
 impl MemoryArgs {
@@ -263,14 +254,6 @@ impl Question {
         }
         refusal
     }
-}
-
-/// Each once.
-fn ascending(numbers: &[u32]) -> Vec<u32> {
-    let mut numbers = numbers.to_vec();
-    numbers.sort_unstable();
-    numbers.dedup();
-    numbers
 }
 
 #[cfg(test)]

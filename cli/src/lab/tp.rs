@@ -9,11 +9,12 @@ use std::{num::NonZero, path::PathBuf, thread};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, value_parser};
-use kvasir_kv::{CellLayout, RankCapacity, ShardPlan};
+use kvasir_kv::{LoadReport, RankCapacity, RankShare};
 use kvasir_model::Checkpoint;
 use kvasir_runtime::shutdown;
 
 use self::report::{RankRow, Report, Row};
+use super::{ascending, results_folder::ResultsFolder};
 use crate::{
     bench::{group_shape::GroupShape, ranks_alone::RanksAlone, spread::Spread},
     engine_options::EngineOptions,
@@ -62,16 +63,13 @@ pub struct TpArgs {
 /// Whatever is dropped on the way ends its processes.
 pub async fn run(args: TpArgs) -> Result<()> {
     args.engine.arithmetic.resolve()?.can_compute_here()?;
-    if let Some(folder) = &args.out {
-        // Not found out after minutes of measuring.
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    }
+    let out = args.out.as_deref().map(ResultsFolder::make).transpose()?;
     let shutdown = shutdown::on_signals()?;
     let report = tokio::select! {
         () = shutdown.cancelled() => bail!("interrupted before all was measured"),
         report = args.measure() => report?,
     };
-    if let Some(folder) = &args.out {
+    if let Some(folder) = &out {
         report.write(folder)?;
     }
     match args.json {
@@ -83,24 +81,11 @@ pub async fn run(args: TpArgs) -> Result<()> {
 
 impl TpArgs {
     async fn measure(&self) -> Result<Report> {
-        if !(self.link_gbps.is_finite() && self.link_gbps > 0.0) {
-            bail!("--link-gbps {} must be above 0", self.link_gbps);
-        }
         let checkpoint = Checkpoint::open(&self.engine.model);
         let checkpoint = checkpoint.with_context(|| format!("cannot open {}", self.engine.model.display()))?;
-        let context = self.context.unwrap_or(checkpoint.spec().context_len);
-        if context > checkpoint.spec().context_len {
-            bail!(
-                "--context {context} exceeds the {} tokens of the model's context",
-                checkpoint.spec().context_len
-            );
-        }
-        let mut ranks = self.ranks.clone();
-        ranks.sort_unstable();
-        ranks.dedup();
         let mut rows = Vec::new();
-        for ranks in ranks {
-            rows.push(self.row(&checkpoint, ranks, context).await?);
+        for ranks in ascending(&self.ranks) {
+            rows.push(self.row(&checkpoint, ranks).await?);
         }
         let spec = checkpoint.spec();
         let file = checkpoint.path().file_stem().unwrap_or_default().to_string_lossy();
@@ -116,28 +101,17 @@ impl TpArgs {
             cores: thread::available_parallelism().map_or(1, NonZero::get) as u32,
             streams: self.streams,
             tokens: self.tokens,
-            context,
+            context: self.context.unwrap_or(spec.context_len),
             link_gbps: self.link_gbps,
             rows,
         })
     }
 
-    async fn row(&self, checkpoint: &Checkpoint, ranks: u32, context: u32) -> Result<Row> {
-        let question = Question {
-            layout: checkpoint.unit_layout(self.engine.weights_dtype)?,
-            cell: CellLayout::new(
-                checkpoint.spec().num_layers,
-                checkpoint.spec().head_dim,
-                self.engine.block_size,
-                self.engine.kv_dtype,
-            )?,
-            capacities: vec![RankCapacity::default(); ranks as usize],
-            context,
-            concurrency: 1,
-            link_gbps: self.link_gbps,
-        };
+    async fn row(&self, checkpoint: &Checkpoint, ranks: u32) -> Result<Row> {
+        let capacities = vec![RankCapacity::default(); ranks as usize];
+        let question = Question::new(checkpoint, &self.engine, capacities, self.context, 1, self.link_gbps)?;
         let shape = GroupShape::new(&self.engine, &self.size, ranks, self.streams, self.tokens)?;
-        let plan = ShardPlan::balance(&question.layout, &question.capacities, 0)?;
+        let plan = question.balance(&question.capacities)?;
         let planned = PlanReport::new(checkpoint, &question, &plan);
         let mut alone = RanksAlone::start(&self.engine, &self.size, &shape).await?;
         // A warm-up: what it takes is not counted.
@@ -148,7 +122,7 @@ impl TpArgs {
         }
         let loads = alone.loads().to_vec();
         alone.stop().await?;
-        let of_rank = |(share, load): (&kvasir_kv::RankShare, kvasir_kv::LoadReport)| RankRow {
+        let of_rank = |(share, load): (&RankShare, LoadReport)| RankRow {
             kv_heads: share.num_kv_heads(),
             weight_bytes: load.weight_bytes,
             kv_bytes: u64::from(share.num_kv_heads()) * question.cell_bytes_per_head(),

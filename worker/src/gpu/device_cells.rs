@@ -148,7 +148,6 @@ impl<B: DeviceBuffer> DeviceCells<B> {
         Ok(Some(()))
     }
 
-    /// The slab of a head that has such a block.
     /// Of the cells of these blocks of each local head: their part of what was allocated.
     pub fn held_bytes(&self, blocks: &[BlockId]) -> u64 {
         let held = blocks.iter().filter(|block| block.0 < self.num_blocks).count() as u64;
@@ -158,6 +157,7 @@ impl<B: DeviceBuffer> DeviceCells<B> {
             .sum()
     }
 
+    /// The slab of a head that has such a block.
     fn slab_with(&self, head: KvHead, block: BlockId) -> Option<&B> {
         match self.heads.contains(&head.0) {
             true if block.0 < self.num_blocks => self.slabs.get((head.0 - self.heads.start) as usize),

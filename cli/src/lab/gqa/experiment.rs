@@ -22,6 +22,7 @@ use crate::{
     lab::{available_memory, block_model::BlockModel},
 };
 
+/// Of each round.
 const MEMORY_RUNS: u32 = 3;
 
 /// What is to be measured, checked.
@@ -106,8 +107,12 @@ impl Experiment {
         )?)
     }
 
+    fn context_max(&self) -> u32 {
+        self.points.last().copied().unwrap_or(0)
+    }
+
     fn num_blocks(&self, cell: &CellLayout) -> u32 {
-        self.feed.batch * cell.blocks_for(self.points.last().copied().unwrap_or(0))
+        self.feed.batch * cell.blocks_for(self.context_max())
     }
 
     fn start(&self, layout: HeadLayout) -> Result<Group> {
@@ -119,7 +124,7 @@ impl Experiment {
             ffn_size: self.ffn_size,
             heads: layout,
             num_layers: self.num_layers,
-            context_len: self.points.last().copied().unwrap_or(0),
+            context_len: self.context_max(),
         };
         model.write(folder.path())?;
         let checkpoint = Arc::new(Checkpoint::open(folder.path())?);
@@ -158,11 +163,10 @@ impl Experiment {
         let (cell, cached) = (group.cell, self.arithmetic.backend == BackendKind::Canonical);
         for (index, measured) in group.measured.iter_mut().enumerate() {
             let points = Arc::clone(&group.points);
-            measured.add(
-                &group
-                    .ranks
-                    .run(move |rank| points[index].measure(rank, &cell, is_first, cached))?,
-            );
+            let told = group
+                .ranks
+                .run(move |rank| points[index].measure(rank, &cell, is_first, cached))?;
+            measured.add(&told);
         }
         Ok(())
     }

@@ -1,18 +1,18 @@
 //! What `lab gqa` found: for people, as JSON, and as CSV.
 
-use std::{fs, path::Path};
-
 use anyhow::{Context, Result};
 use kvasir_kv::{CellLayout, HeadLayout};
 use kvasir_runtime::ByteSize;
-use owo_colors::{OwoColorize, Stream::Stdout};
 use serde::Serialize;
 
 use super::{
     experiment::Experiment,
     measured::{Measured, Times},
 };
-use crate::bench::spread::Spread;
+use crate::{
+    bench::spread::Spread,
+    lab::table::{Table, or_dash},
+};
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -81,25 +81,6 @@ impl Row {
             attention_cached: Times::of(&measured.cached_attend_ns),
         }
     }
-
-    fn print(&self) {
-        let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string());
-        println!(
-            "{:>4}{:>10}{:>10}{:>14}{:>14}{:>14}{:>16}{:>16}",
-            self.group_size,
-            self.kv_heads,
-            self.context,
-            bytes(self.cache_bytes),
-            bytes(Some(self.rounding_bytes)),
-            us(self.step),
-            us(self.attention),
-            us(self.attention_cached),
-        );
-    }
-}
-
-fn us(times: Option<Times>) -> String {
-    times.map_or_else(|| "-".to_owned(), |times| format!("{:.1}", times.median_us))
 }
 
 impl Report {
@@ -140,12 +121,31 @@ impl Report {
     }
 
     pub fn print(&self) {
-        println!("{}", self.title().if_supports_color(Stdout, |text| text.bold()));
-        println!(
-            "{:>4}{:>10}{:>10}{:>14}{:>14}{:>14}{:>16}{:>16}",
-            "G", "KV heads", "tokens", "cache", "of it, empty", "token, us", "attention, us", "from caches, us",
-        );
-        self.rows.iter().for_each(Row::print);
+        let heads = [
+            "G",
+            "KV heads",
+            "tokens",
+            "cache",
+            "of it, empty",
+            "token, us",
+            "attention, us",
+            "from caches, us",
+        ];
+        let mut table = Table::new(self.title(), heads.map(str::to_owned));
+        let us = |times: Option<Times>| or_dash(times.map(|times| format!("{:.1}", times.median_us)));
+        for row in &self.rows {
+            table.row([
+                row.group_size.to_string(),
+                row.kv_heads.to_string(),
+                row.context.to_string(),
+                or_dash(row.cache_bytes.map(ByteSize)),
+                ByteSize(row.rounding_bytes).to_string(),
+                us(row.step),
+                us(row.attention),
+                us(row.attention_cached),
+            ]);
+        }
+        print!("{}", table.text());
         if let Some(Spread { median, min, max, .. }) = &self.memory_gb_per_s {
             println!("memory is read at {median:.1} GB/s ({min:.1}-{max:.1})");
         }
@@ -171,17 +171,7 @@ impl Report {
         )
     }
 
-    /// gqa.json and gqa.csv.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        let json = serde_json::to_string_pretty(self)?;
-        for (name, text) in [("gqa.json", json + "\n"), ("gqa.csv", self.csv())] {
-            let path = folder.join(name);
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        Ok(())
-    }
-
-    fn csv(&self) -> String {
+    pub fn csv(&self) -> String {
         let mut csv =
             "group_size,kv_heads,context,cache_bytes,formula_bytes,rounding_bytes,step_p10_us,step_median_us,\
                        step_p90_us,attention_p10_us,attention_median_us,attention_p90_us,attention_cached_median_us\n"

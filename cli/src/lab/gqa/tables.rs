@@ -1,24 +1,20 @@
-//! The experiment's tables in Markdown, for documents: gqa.md.
+//! The experiment's tables in Markdown, for documents.
 
-use std::{fs, path::Path};
-
-use anyhow::{Context, Result};
 use kvasir_runtime::ByteSize;
 
 use super::{
     measured::Times,
     report::{Report, Row},
 };
-use crate::lab::markdown::MarkdownTable;
+use crate::lab::table::{Table, or_dash};
 
-pub fn write(report: &Report, folder: &Path) -> Result<()> {
-    let path = folder.join("gqa.md");
-    let mut text = format!("{}.\n\n{}", sentence(report), attention(report).to_text());
+pub fn text(report: &Report) -> String {
+    let mut text = attention(report).markdown();
     // One point is in the first table.
     if report.groups().any(|rows| rows.len() > 1) {
-        text = format!("{text}\n{}", sizes(report).to_text());
+        text = format!("{text}\n{}", sizes(report).markdown());
     }
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    text
 }
 
 fn sentence(report: &Report) -> String {
@@ -38,9 +34,9 @@ fn sentence(report: &Report) -> String {
 }
 
 /// At the longest context: the time of attention against 1/G, and what it consists of.
-fn attention(report: &Report) -> MarkdownTable {
+fn attention(report: &Report) -> Table {
     let context = report.longest().map(|row| row.context).next().unwrap_or(0);
-    let mut table = MarkdownTable::new(&[
+    let heads = [
         "G",
         "KV heads",
         &format!("cache at {context}"),
@@ -50,24 +46,24 @@ fn attention(report: &Report) -> MarkdownTable {
         "reading K and V, us",
         "out of caches, us",
         "block, us",
-    ]);
+    ];
+    let mut table = Table::new(sentence(report), heads.map(str::to_owned));
     let Some(first) = report.longest().next() else {
         return table;
     };
     let median = |times: Option<Times>| times.map(|times| times.median_us);
-    let us = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0}"));
+    let us = |value: Option<f64>| or_dash(value.map(|value| format!("{value:.0}")));
     for row in report.longest() {
         let ratio = median(row.attention)
             .zip(median(first.attention))
-            .map(|(this, first)| this / first);
+            .map(|(this, first)| format!("{:.3}", this / first));
         let read = report.memory_gb_per_s.as_ref();
-        table.add([
+        table.row([
             row.group_size.to_string(),
             row.kv_heads.to_string(),
-            row.cache_bytes
-                .map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string()),
+            or_dash(row.cache_bytes.map(ByteSize)),
             us(median(row.attention)),
-            ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}")),
+            or_dash(ratio),
             format!("{:.3}", f64::from(first.group_size) / f64::from(row.group_size)),
             us(read.map(|rate| row.formula_bytes as f64 / rate.median / 1e3)),
             us(median(row.attention_cached)),
@@ -78,18 +74,13 @@ fn attention(report: &Report) -> MarkdownTable {
 }
 
 /// The cache at every point.
-fn sizes(report: &Report) -> MarkdownTable {
-    let of_first: Vec<&Row> = report.groups().next().unwrap_or_default().iter().collect();
-    let heads: Vec<String> = of_first.iter().map(|row| format!("{} tokens", row.context)).collect();
-    let heads: Vec<&str> = std::iter::once("G").chain(heads.iter().map(String::as_str)).collect();
-    let mut table = MarkdownTable::new(&heads);
+fn sizes(report: &Report) -> Table {
+    let points = report.groups().next().unwrap_or_default().iter();
+    let points = points.map(|row| format!("{} tokens", row.context));
+    let mut table = Table::new("", std::iter::once("G".to_owned()).chain(points));
     for rows in report.groups() {
-        let bytes = |row: &Row| {
-            row.cache_bytes
-                .map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string())
-        };
-        let cells = std::iter::once(rows[0].group_size.to_string()).chain(rows.iter().map(bytes));
-        table.add_row(cells.collect());
+        let bytes = |row: &Row| or_dash(row.cache_bytes.map(ByteSize));
+        table.row(std::iter::once(rows[0].group_size.to_string()).chain(rows.iter().map(bytes)));
     }
     table
 }

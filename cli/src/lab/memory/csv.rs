@@ -1,19 +1,13 @@
 //! The KV cache by model, variant, dtype, ranks and length, a line each, for spreadsheets and plots.
 
-use std::{fmt::Write as _, fs, path::Path};
-
-use anyhow::{Context, Result};
+use std::fmt::Write as _;
 
 use super::report::{KvReport, ModelReport, Report, VariantReport};
 
 const HEAD: &str = "model,variant,published,basis,kv_dtype,ranks,context_tokens,allocated_tokens,bytes,largest_rank_bytes,\
                     replicating_rank_bytes\n";
 
-pub fn write(report: &Report, path: &Path) -> Result<()> {
-    fs::write(path, text(report)).with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn text(report: &Report) -> String {
+pub fn text(report: &Report) -> String {
     let mut text = HEAD.to_owned();
     for model in &report.models {
         for variant in &model.kv {

@@ -2,13 +2,8 @@
 
 use kvasir_runtime::ByteSize;
 
-use super::{
-    Question,
-    fit::Fit,
-    gpus::MemoryClass,
-    report::ModelReport,
-    table::{Table, or_dash},
-};
+use super::{Question, fit::Fit, gpus::MemoryClass, report::ModelReport};
+use crate::lab::table::{Table, or_dash};
 
 pub fn fewest(models: &[ModelReport], question: &Question) -> Table {
     let title = "GPUs that hold the weights, at least";

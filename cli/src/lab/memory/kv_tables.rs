@@ -6,8 +6,8 @@ use kvasir_runtime::ByteSize;
 use super::{
     Question,
     report::{ModelReport, VariantReport},
-    table::{Table, or_dash},
 };
+use crate::lab::table::{Table, or_dash};
 
 /// Group sizes of which each has a column where models are compared, besides those that are published.
 const COMPARED_GROUPS: [&str; 3] = ["GQA G=2", "GQA G=4", "GQA G=8"];

@@ -1,17 +1,15 @@
 //! What `lab tp` found: for people, as JSON and CSV, as Markdown and as pictures.
 
-use std::{fs, path::Path};
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use kvasir_runtime::ByteSize;
-use owo_colors::{OwoColorize, Stream::Stdout};
 use serde::Serialize;
 
 use crate::{
     bench::spread::Spread,
     lab::{
         chart::{Axis, Chart, Line, Scale},
-        markdown::MarkdownTable,
+        results_folder::ResultsFolder,
+        table::Table,
     },
 };
 
@@ -72,8 +70,16 @@ impl Row {
         heads.collect::<Vec<_>>().join("+")
     }
 
-    fn waits_percent(&self) -> f64 {
-        (self.imbalance - 1.0) * 100.0
+    /// What a table says of it, up to what a rank sends.
+    fn cells(&self) -> [String; 6] {
+        [
+            self.ranks.to_string(),
+            self.heads(),
+            ByteSize(self.most(|rank| rank.weight_bytes)).to_string(),
+            ByteSize(self.most(|rank| rank.kv_bytes)).to_string(),
+            format!("{:.1} %", (self.imbalance - 1.0) * 100.0),
+            ByteSize(self.wire_bytes_per_token).to_string(),
+        ]
     }
 }
 
@@ -90,25 +96,25 @@ impl Report {
     }
 
     pub fn print(&self) {
-        println!("{}", self.title().if_supports_color(Stdout, |text| text.bold()));
-        println!(
-            "{:>6}  {:<20}{:>14}{:>14}{:>12}{:>14}{:>16}{:>24}",
-            "ranks", "KV heads", "most weights", "most KV", "imbalance", "sent a token", "on a link, us", "token, us",
-        );
+        let heads = [
+            "ranks",
+            "KV heads",
+            "most weights",
+            "most KV",
+            "imbalance",
+            "sent a token",
+            "on a link, us",
+            "token, us",
+        ];
+        let mut table = Table::new(self.title(), heads.map(str::to_owned));
         for row in &self.rows {
             let Spread { median, min, max, .. } = &row.us_per_token;
-            println!(
-                "{:>6}  {:<20}{:>14}{:>14}{:>10.1} %{:>14}{:>16.0}{:>24}",
-                row.ranks,
-                row.heads(),
-                ByteSize(row.most(|rank| rank.weight_bytes)).to_string(),
-                ByteSize(row.most(|rank| rank.kv_bytes)).to_string(),
-                row.waits_percent(),
-                ByteSize(row.wire_bytes_per_token).to_string(),
-                row.wire_us_per_token,
-                format!("{median:.0} ({min:.0}-{max:.0})"),
-            );
+            let [ranks, heads, weights, kv, waits, sent] = row.cells();
+            let on_link = format!("{:.0}", row.wire_us_per_token);
+            let measured = format!("{median:.0} ({min:.0}-{max:.0})");
+            table.row([ranks, heads, weights, kv, waits, sent, on_link, measured]);
         }
+        print!("{}", table.text());
         println!(
             "KV of one request of {} tokens; a link of {} Gbit/s, latency apart; measured over shared memory",
             self.context, self.link_gbps
@@ -116,14 +122,12 @@ impl Report {
     }
 
     /// tp.json, tp.csv, tp.md and the plots.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        let json = serde_json::to_string_pretty(self)? + "\n";
-        for (name, text) in [("tp.json", json), ("tp.csv", self.csv()), ("tp.md", self.markdown())] {
-            let path = folder.join(name);
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        self.bytes_chart().write(folder, "bytes-by-ranks")?;
-        self.time_chart().write(folder, "time-by-ranks")
+    pub fn write(&self, folder: &ResultsFolder) -> Result<()> {
+        folder.write("tp.json", &(serde_json::to_string_pretty(self)? + "\n"))?;
+        folder.write("tp.csv", &self.csv())?;
+        folder.write("tp.md", &self.markdown())?;
+        self.bytes_chart().write(folder.path(), "bytes-by-ranks")?;
+        self.time_chart().write(folder.path(), "time-by-ranks")
     }
 
     fn csv(&self) -> String {
@@ -151,7 +155,14 @@ impl Report {
     }
 
     fn markdown(&self) -> String {
-        let mut table = MarkdownTable::new(&[
+        let title = format!(
+            "{}; KV of one request of {} tokens; medians of {} runs of {} tokens",
+            self.title(),
+            self.context,
+            self.rows.first().map_or(0, |row| row.us_per_token.samples.len()),
+            self.tokens,
+        );
+        let heads = [
             "ranks",
             "KV heads",
             "most weights",
@@ -159,26 +170,14 @@ impl Report {
             "ranks wait",
             "sent a token",
             "token, us",
-        ]);
+        ];
+        let mut table = Table::new(title, heads.map(str::to_owned));
         for row in &self.rows {
-            table.add([
-                row.ranks.to_string(),
-                row.heads(),
-                ByteSize(row.most(|rank| rank.weight_bytes)).to_string(),
-                ByteSize(row.most(|rank| rank.kv_bytes)).to_string(),
-                format!("{:.1} %", row.waits_percent()),
-                ByteSize(row.wire_bytes_per_token).to_string(),
-                format!("{:.0}", row.us_per_token.median),
-            ]);
+            let [ranks, heads, weights, kv, waits, sent] = row.cells();
+            let measured = format!("{:.0}", row.us_per_token.median);
+            table.row([ranks, heads, weights, kv, waits, sent, measured]);
         }
-        format!(
-            "{}; KV of one request of {} tokens; medians of {} runs of {} tokens.\n\n{}",
-            self.title(),
-            self.context,
-            self.rows.first().map_or(0, |row| row.us_per_token.samples.len()),
-            self.tokens,
-            table.to_text()
-        )
+        table.markdown()
     }
 
     fn bytes_chart(&self) -> Chart {

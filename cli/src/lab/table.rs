@@ -1,4 +1,4 @@
-//! A table for people: the first column to the left, all others to the right, each as wide as what is in it.
+//! A table, for a terminal or as Markdown.
 
 use owo_colors::{OwoColorize, Stream::Stdout};
 
@@ -24,7 +24,20 @@ impl Table {
         self.rows.push(cells);
     }
 
-    /// The lines of it under its title, with one free before.
+    /// In Markdown, below its title if it has one. All columns are aligned to the right.
+    pub fn markdown(&self) -> String {
+        let title = match self.title.as_str() {
+            "" => String::new(),
+            title => format!("{title}.\n\n"),
+        };
+        let line = |cells: &Vec<String>| format!("| {} |\n", cells.join(" | "));
+        let rule = format!("|{}\n", "---:|".repeat(self.heads.len()));
+        let rows: String = self.rows.iter().map(line).collect();
+        format!("{title}{}{rule}{rows}", line(&self.heads))
+    }
+
+    /// For a terminal: lines under its title, with one free before. The first column is aligned to the left, all others to the
+    /// right, each as wide as what is in it.
     pub fn text(&self) -> String {
         let title = self.title.if_supports_color(Stdout, |text| text.bold());
         format!("\n{title}\n{}\n", self.lines().join("\n"))
@@ -66,5 +79,10 @@ mod tests {
             "  longer            -",
         ];
         assert_eq!(table.lines(), expected);
+        assert_eq!(
+            table.markdown(),
+            "title.\n\n| model | bytes |\n|---:|---:|\n| a | 1048576 KiB |\n| longer | - |\n"
+        );
+        assert!(Table::new("", ["G".to_owned()]).markdown().starts_with("| G |\n"));
     }
 }
