@@ -9,8 +9,9 @@ use kvasir_model::{SubBlock, WeightType};
 
 use super::{
     Int8Rows, LANES,
-    int8_tile::{add_dots, add_mins, add_scaled, load_each},
-    matmul::{TileFormat, TileOfUnit, slices},
+    element::{Element, F16},
+    int8_tile::{add_dots, add_mins, add_scaled},
+    matmul::{TileFormat, TileOfUnit},
     packed_format::{HEADER_BYTES, SCALES_BYTES, quants_bytes, record_bytes, records},
     quants::{Nibbles, Quants},
     simd::Simd,
@@ -44,22 +45,23 @@ impl<K: KFormat> TileFormat for KTile<K> {
     type Activations<'a> = &'a Int8Rows;
 
     #[inline(always)]
-    fn tile<S: Simd, const G: usize, const N: usize>(
+    fn tile<S: Simd, const N: usize>(
         s: S,
-        groups: [&[u8]; G],
+        group: &[u8],
         unit: TileOfUnit,
         x: &Int8Rows,
         tokens: usize,
         first_token: usize,
-    ) -> [[S::F; N]; G] {
-        let mut sums = [[s.splat(0.0); N]; G];
+    ) -> [S::F; N] {
+        let mut sums = [s.splat(0.0); N];
         let (mut start, mut at) = (0, unit.first_sub_block * tokens + first_token);
         for len in records(K::WEIGHT_TYPE, unit.phase, unit.sub_blocks) {
             let bytes = record_bytes(K::WEIGHT_TYPE, len);
             let record = Record {
-                of_groups: slices(groups, start, bytes),
+                bytes: &group[start..][..bytes],
                 len,
             };
+            unit.ahead.fetch(s, record.bytes, start);
             let (d, dmin) = record.header(s);
             for index in 0..len {
                 if matches!(K::WEIGHT_TYPE, WeightType::Q6K) {
@@ -75,41 +77,29 @@ impl<K: KFormat> TileFormat for KTile<K> {
     }
 }
 
-/// The same record of G row groups.
-struct Record<'a, const G: usize> {
-    of_groups: [&'a [u8]; G],
+struct Record<'a> {
+    bytes: &'a [u8],
     /// Sub-blocks.
     len: usize,
 }
 
-impl<const G: usize> Record<'_, G> {
+impl Record<'_> {
     #[inline(always)]
-    fn header<S: Simd>(&self, s: S) -> ([S::F; G], [S::F; G]) {
-        (
-            load_each(s, self.of_groups, 0),
-            load_each(s, self.of_groups, SCALES_BYTES),
-        )
+    fn header<S: Simd>(&self, s: S) -> (S::F, S::F) {
+        (F16::load(s, self.bytes, 0), F16::load(s, self.bytes, SCALES_BYTES))
     }
 
     /// d times the 16 factors of number `number`.
     #[inline(always)]
-    fn scales<S: Simd>(&self, s: S, d: [S::F; G], number: usize) -> [S::F; G] {
-        let mut scales = d;
-        for g in 0..G {
-            let factors = self.of_groups[g][HEADER_BYTES + number * LANES..].first_chunk();
-            scales[g] = s.mul(d[g], s.load_i8(factors.expect("a factor per row")));
-        }
-        scales
+    fn scales<S: Simd>(&self, s: S, d: S::F, number: usize) -> S::F {
+        let factors = self.bytes[HEADER_BYTES + number * LANES..].first_chunk();
+        s.mul(d, s.load_i8(factors.expect("a factor per row")))
     }
 
     #[inline(always)]
-    fn quants<K: KFormat>(&self, index: usize) -> [&[u8]; G] {
+    fn quants<K: KFormat>(&self, index: usize) -> &[u8] {
         let bytes = const { quants_bytes(K::WEIGHT_TYPE) };
-        slices(
-            self.of_groups,
-            HEADER_BYTES + 2 * self.len * LANES + index * bytes,
-            bytes,
-        )
+        &self.bytes[HEADER_BYTES + 2 * self.len * LANES + index * bytes..][..bytes]
     }
 
     /// A scale and a minimum for 32 columns; `at` is the place in x.
@@ -117,14 +107,14 @@ impl<const G: usize> Record<'_, G> {
     fn add_sub_block<S: Simd, K: KFormat, const N: usize>(
         &self,
         s: S,
-        (d, dmin): ([S::F; G], [S::F; G]),
+        (d, dmin): (S::F, S::F),
         index: usize,
         x: &Int8Rows,
         at: usize,
-        sums: &mut [[S::F; N]; G],
+        sums: &mut [S::F; N],
     ) {
-        let mut dots = [[[s.splat_i32(0); N]; G]];
-        add_dots::<S, K::Quants, 1, G, N>(s, 0, self.quants::<K>(index), x, at, &mut dots);
+        let mut dots = [[s.splat_i32(0); N]];
+        add_dots::<S, K::Quants, 1, N>(s, 0, self.quants::<K>(index), x, at, &mut dots);
         add_scaled(s, self.scales(s, d, index), &dots[0], x, at, sums);
         add_mins(s, self.scales(s, dmin, self.len + index), x, at, sums);
     }
@@ -134,15 +124,15 @@ impl<const G: usize> Record<'_, G> {
     fn add_halves<S: Simd, K: KFormat, const N: usize>(
         &self,
         s: S,
-        d: [S::F; G],
+        d: S::F,
         index: usize,
         x: &Int8Rows,
         at: usize,
-        sums: &mut [[S::F; N]; G],
+        sums: &mut [S::F; N],
     ) {
         let zero_point = const { SubBlock::zero_point(K::WEIGHT_TYPE) };
-        let mut dots = [[[s.splat_i32(0); N]; G]; 2];
-        add_dots::<S, K::Quants, 2, G, N>(s, zero_point, self.quants::<K>(index), x, at, &mut dots);
+        let mut dots = [[s.splat_i32(0); N]; 2];
+        add_dots::<S, K::Quants, 2, N>(s, zero_point, self.quants::<K>(index), x, at, &mut dots);
         for half in 0..2 {
             add_scaled(s, self.scales(s, d, 2 * index + half), &dots[half], x, at, sums);
         }

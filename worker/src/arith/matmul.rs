@@ -1,7 +1,7 @@
 //! Products of packed weights with a step's activations.
 //!
-//! One kernel serves every shape: a tile of row groups x tokens, whose sums stay in registers over all columns. Whatever the
-//! tile, each sum is the chain that `reference::dot` defines, so the number of tokens and the share of rows change no bit.
+//! One kernel serves every shape: a tile of a row group x some tokens, whose sums stay in registers over all columns. Whatever
+//! the tile, each sum is the chain that `reference::dot` defines, so the number of tokens and the share of rows change no bit.
 
 use std::ops::Range;
 
@@ -167,28 +167,54 @@ pub(super) struct TileOfUnit {
     pub first_sub_block: usize,
     /// Where they start in a stored block, in sub-blocks.
     pub phase: usize,
+    /// What is read from memory meanwhile.
+    pub ahead: Ahead,
 }
+
+/// Where in a group memory further on is asked for, while a tile is computed. The hardware sees no stream coming where much is
+/// computed between the loads, or forgets it at the end of a page.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    /// In bytes.
+    start: usize,
+    end: usize,
+}
+
+impl Ahead {
+    const NOWHERE: Self = Self { start: 0, end: 0 };
+
+    /// At the record that begins `start` bytes into its group.
+    #[inline(always)]
+    pub fn fetch<S: Simd>(self, s: S, record: &[u8], start: usize) {
+        if (self.start..self.end).contains(&start) {
+            for line in (0..record.len()).step_by(LINE) {
+                s.prefetch(record.as_ptr().wrapping_add(DISTANCE + line));
+            }
+        }
+    }
+}
+
+/// Of memory, in bytes.
+const LINE: usize = 64;
+/// From a byte to the one that is asked for when it is read: the best of 1 to 32 KiB, for most types.
+const DISTANCE: usize = 8 << 10;
 
 /// A way to compute tiles from one packed format.
 pub(super) trait TileFormat {
     type Activations<'a>: Copy;
 
-    /// The dots of G row groups with N tokens from `first_token`.
+    /// The dots of a row group with N tokens from `first_token`.
     ///
-    /// groups: the records of each.
-    fn tile<S: Simd, const G: usize, const N: usize>(
+    /// group: its records
+    fn tile<S: Simd, const N: usize>(
         s: S,
-        groups: [&[u8]; G],
+        group: &[u8],
         unit: TileOfUnit,
         x: Self::Activations<'_>,
         tokens: usize,
         first_token: usize,
-    ) -> [[S::F; N]; G];
+    ) -> [S::F; N];
 }
-
-/// From this number of tokens on, computing costs more than reading the weights: two row groups then share each load of an
-/// activation. Below, one row group at a time keeps the weights one sequential stream.
-const TOKENS_OF_PAIRS_MIN: usize = 12;
 
 struct Multiply<'a, T: TileFormat> {
     work: Work<'a>,
@@ -203,53 +229,55 @@ impl<T: TileFormat> Kernel for Multiply<'_, T> {
         if self.work.tokens == 1 {
             return self.stream(s);
         }
-        let mut group = self.work.groups.start;
-        if S::TILE.0 == 2 && self.work.tokens >= TOKENS_OF_PAIRS_MIN {
-            while group + 2 <= self.work.groups.end {
-                self.all_tokens::<S, 2>(s, group);
-                group += 2;
-            }
-        }
-        while group < self.work.groups.end {
-            self.all_tokens::<S, 1>(s, group);
-            group += 1;
+        for group in self.work.groups.clone() {
+            self.all_tokens(s, group);
         }
     }
 }
 
 impl<T: TileFormat> Multiply<'_, T> {
-    /// One token: each unit's weights are read from end to end, as they lie in memory.
+    /// One token: each unit's weights are read from end to end, as they lie in memory. The hardware sees that coming, and asking
+    /// for more besides would take a third of the speed.
     #[inline(always)]
     fn stream<S: Simd>(&mut self, s: S) {
         for unit in 0..self.work.units.len() {
             for group in self.work.groups.clone() {
-                self.tile::<S, 1, 1>(s, unit, group, 0);
+                self.tile::<S, 1>(s, unit, group, 0, Ahead::NOWHERE);
             }
         }
     }
 
-    /// Many tokens: the weights of G row groups stay in the cache while all tokens pass.
+    /// Many tokens: the weights of a row group stay in the cache while all tokens pass.
     #[inline(always)]
-    fn all_tokens<S: Simd, const G: usize>(&mut self, s: S, group: usize) {
+    fn all_tokens<S: Simd>(&mut self, s: S, group: usize) {
         let mut token = 0;
-        if S::TILE.1 >= 6 {
-            token = self.tokens_by::<S, G, 6>(s, group, token);
+        if S::TILE_TOKENS >= 8 {
+            token = self.tokens_by::<S, 8>(s, group, token);
         }
-        if S::TILE.1 >= 4 {
-            token = self.tokens_by::<S, G, 4>(s, group, token);
+        if S::TILE_TOKENS >= 6 {
+            token = self.tokens_by::<S, 6>(s, group, token);
         }
-        if S::TILE.1 >= 2 {
-            token = self.tokens_by::<S, G, 2>(s, group, token);
+        if S::TILE_TOKENS >= 4 {
+            token = self.tokens_by::<S, 4>(s, group, token);
         }
-        self.tokens_by::<S, G, 1>(s, group, token);
+        if S::TILE_TOKENS >= 2 {
+            token = self.tokens_by::<S, 2>(s, group, token);
+        }
+        self.tokens_by::<S, 1>(s, group, token);
     }
 
     /// Tiles of N tokens while they fit; returns the first token left.
     #[inline(always)]
-    fn tokens_by<S: Simd, const G: usize, const N: usize>(&mut self, s: S, group: usize, mut token: usize) -> usize {
+    fn tokens_by<S: Simd, const N: usize>(&mut self, s: S, group: usize, mut token: usize) -> usize {
         while token + N <= self.work.tokens {
             for unit in 0..self.work.units.len() {
-                self.tile::<S, G, N>(s, unit, group, token);
+                // The tiles of a group share what is asked for.
+                let bytes = self.work.units[unit].weights.group(group).len();
+                let ahead = Ahead {
+                    start: bytes * token / self.work.tokens,
+                    end: bytes * (token + N) / self.work.tokens,
+                };
+                self.tile::<S, N>(s, unit, group, token, ahead);
             }
             token += N;
         }
@@ -257,41 +285,26 @@ impl<T: TileFormat> Multiply<'_, T> {
     }
 
     #[inline(always)]
-    fn tile<S: Simd, const G: usize, const N: usize>(&mut self, s: S, unit: usize, group: usize, token: usize) {
+    fn tile<S: Simd, const N: usize>(&mut self, s: S, unit: usize, group: usize, token: usize, ahead: Ahead) {
         let UnitColumns { weights, first_col } = self.work.units[unit];
-        let mut records = [&[][..]; G];
-        for g in 0..G {
-            records[g] = weights.group(group + g);
-        }
         let columns = TileOfUnit {
             sub_blocks: weights.cols() / SUB_BLOCK,
             first_sub_block: first_col / SUB_BLOCK,
             phase: weights.phase(),
+            ahead,
         };
-        let sums = T::tile::<S, G, N>(s, records, columns, self.x, self.work.tokens, token);
-        for g in 0..G {
-            let at = (group + g - self.work.groups.start) * self.work.tokens + token;
-            for n in 0..N {
-                match &mut self.work.sink {
-                    Sink::Store(out) => s.store(sums[g][n], &mut out[at + n]),
-                    Sink::SumFixed(out, poison) => {
-                        if unit == 0 {
-                            out[at + n] = [0; LANES];
-                        }
-                        poison[token + n] |= !s.add_fixed(sums[g][n], &mut out[at + n]);
+        let sums = T::tile::<S, N>(s, weights.group(group), columns, self.x, self.work.tokens, token);
+        let at = (group - self.work.groups.start) * self.work.tokens + token;
+        for n in 0..N {
+            match &mut self.work.sink {
+                Sink::Store(out) => s.store(sums[n], &mut out[at + n]),
+                Sink::SumFixed(out, poison) => {
+                    if unit == 0 {
+                        out[at + n] = [0; LANES];
                     }
+                    poison[token + n] |= !s.add_fixed(sums[n], &mut out[at + n]);
                 }
             }
         }
     }
-}
-
-/// `len` bytes from `start` of each.
-#[inline(always)]
-pub(super) fn slices<const G: usize>(groups: [&[u8]; G], start: usize, len: usize) -> [&[u8]; G] {
-    let mut slices = groups;
-    for g in 0..G {
-        slices[g] = &groups[g][start..][..len];
-    }
-    slices
 }

@@ -21,7 +21,7 @@ impl Simd for Portable {
     type I = [i32; LANES];
     type W = [u8; 64];
 
-    const TILE: (usize, usize) = (1, 1);
+    const TILE_TOKENS: usize = 1;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {

@@ -14,8 +14,8 @@ pub(super) trait Simd: Copy {
     /// 64 u8: four columns of each of 16 rows, `[row][column]`.
     type W: Copy;
 
-    /// Row groups and tokens of the largest matmul tile whose sums stay in registers: (1 or 2, 1, 2, 4 or 6).
-    const TILE: (usize, usize);
+    /// Tokens of the largest matmul tile whose sums stay in registers: 1, 2, 4, 6 or 8.
+    const TILE_TOKENS: usize;
 
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; LANES]) -> Self::F;

@@ -55,7 +55,7 @@ impl Simd for Avx2 {
     /// Rows 0..8 and 8..16.
     type W = Pair<__m256i>;
 
-    const TILE: (usize, usize) = (1, 2);
+    const TILE_TOKENS: usize = 2;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -134,7 +134,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
-        intrinsics!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+        super::prefetch(address)
     }
 
     #[inline(always)]

@@ -46,7 +46,7 @@ impl Simd for Avx512 {
     type I = __m512i;
     type W = __m512i;
 
-    const TILE: (usize, usize) = (2, 6);
+    const TILE_TOKENS: usize = 8;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -109,7 +109,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
-        intrinsics!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+        super::prefetch(address)
     }
 
     #[inline(always)]
