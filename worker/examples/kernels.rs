@@ -9,7 +9,7 @@ use kvasir_kv::{CellLayout, KvDtype};
 use kvasir_model::WeightType;
 use kvasir_worker::arith::{
     ActivationsRef, AttendScratch, Gated, GatedPanel, HeadRows, HugeBuffer, Int8Rows, Isa, Kernels, KvView, LANES,
-    PackedMatrix, UnitColumns, WeightArena,
+    PackedMatrix, UnitColumns, UnitSummary, WeightArena,
 };
 
 const HIDDEN: usize = 576;
@@ -322,9 +322,16 @@ fn small_parts(kernels: Kernels) {
              both at once {both:.3}"
         );
     }
-    let logits = vec![0.5; VOCAB];
-    let s = best_s(9, || {
-        black_box(kernels.vocab_unit_summary(&logits, 1, 0, VOCAB));
-    });
-    println!("summary of {VOCAB} logits: {:.1} us", s * 1e6);
+    for tokens in [1, 32] {
+        let logits: Vec<f32> = (0..VOCAB * tokens).map(|i| (i % 977) as f32 * 0.01).collect();
+        let mut summaries = vec![UnitSummary::default(); tokens];
+        let s = best_s(9, || {
+            kernels.vocab_unit_summaries(&logits, VOCAB, &mut summaries);
+            black_box(&summaries);
+        });
+        println!(
+            "summary of {VOCAB} logits, {tokens} tokens: {:.1} us each",
+            s * 1e6 / tokens as f64
+        );
+    }
 }

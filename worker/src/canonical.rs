@@ -295,25 +295,25 @@ impl Canonical {
             let (normed, whole, _) = self.step.phase();
             products::columns(team, kernels, &matrices, normed, &mut whole.columns);
             let summaries = self.summarize(rows.len());
-            let units = self.vocab_units.len();
             for (at, row) in rows.iter().enumerate() {
                 output.poisoned[row.work] |= self.step.poison[at];
                 let logits = |logits: &mut Vec<f32>| self.gather_logits(at, logits);
-                let summaries = &summaries[at * units..][..units];
-                output.take_head_row(row, &work[row.work], &self.vocab_units, summaries, logits);
+                let of_row: Vec<UnitSummary> = summaries.iter().skip(at).step_by(rows.len()).copied().collect();
+                output.take_head_row(row, &work[row.work], &self.vocab_units, &of_row, logits);
             }
         }
         self.step.x = residual.x;
     }
 
-    /// Of each of the head's rows, for each local vocab unit; shared by the team.
+    /// Of each local vocab unit, for each of the head's rows; shared by the team.
     fn summarize(&mut self, rows: usize) -> Vec<UnitSummary> {
         let (kernels, tokens) = (self.kernels, self.step.tokens);
         let units: Vec<(&[f32], usize)> = vocab_panels(&self.vocab_units, &self.step.whole.columns, tokens).collect();
         let mut summaries = vec![UnitSummary::default(); rows * units.len()];
-        products::each(&mut self.team, &mut summaries, |at, summary| {
-            let (panels, rows) = units[at % units.len()];
-            *summary = kernels.vocab_unit_summary(panels, tokens, at / units.len(), rows);
+        let mut of_units: Vec<&mut [UnitSummary]> = summaries.chunks_exact_mut(rows).collect();
+        products::each(&mut self.team, &mut of_units, |unit, summaries| {
+            let (panels, rows) = units[unit];
+            kernels.vocab_unit_summaries(panels, rows, summaries);
         });
         summaries
     }

@@ -20,77 +20,112 @@ pub struct UnitSummary {
 }
 
 impl Kernels {
-    /// Summarizes one token's logits of a unit of `rows` vocabulary rows.
+    /// Summarizes the logits of a unit of `rows` vocabulary rows for each token.
     ///
     /// logits: panels of one unit, `[ceil(rows / 16)][tokens][16]`; rows beyond `rows` are padding and not looked at.
-    pub fn vocab_unit_summary(&self, logits: &[f32], tokens: usize, token: usize, rows: usize) -> UnitSummary {
-        assert_eq!(logits.len(), rows.next_multiple_of(LANES) * tokens);
-        assert!(rows > 0 && token < tokens);
-        self.run(Summary {
-            logits,
-            tokens,
-            token,
+    /// out: of each token
+    pub fn vocab_unit_summaries(&self, logits: &[f32], rows: usize, out: &mut [UnitSummary]) {
+        assert_eq!(logits.len(), rows.next_multiple_of(LANES) * out.len());
+        assert!(rows > 0);
+        self.run(Summaries {
+            logits: vectors(logits),
             rows,
-        })
+            out,
+        });
     }
 }
 
-struct Summary<'a> {
-    logits: &'a [f32],
-    tokens: usize,
-    token: usize,
+struct Summaries<'a> {
+    logits: &'a [[f32; LANES]],
     rows: usize,
+    out: &'a mut [UnitSummary],
 }
 
-impl Summary<'_> {
-    /// 16 logits; those of padding rows are -infinity, which neither wins the maximum nor adds to the sum.
+impl Kernel for Summaries<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn panel(&self, panel: usize) -> [f32; LANES] {
-        let mut lanes = vectors(self.logits)[panel * self.tokens + self.token];
-        if (panel + 1) * LANES > self.rows {
-            lanes[self.rows - panel * LANES..].fill(f32::NEG_INFINITY);
+    fn run<S: Simd>(mut self, s: S) {
+        let mut token = 0;
+        while token + TOKENS <= self.out.len() {
+            self.some::<S, TOKENS>(s, token);
+            token += TOKENS;
         }
-        lanes
-    }
-
-    #[inline(always)]
-    fn is_finite<S: Simd>(&self, s: S) -> bool {
-        let whole = self.rows / LANES;
-        (0..whole).all(|panel| s.all_finite(s.load(&self.panel(panel))))
-            && (whole * LANES..self.rows).all(|row| self.panel(whole)[row - whole * LANES].is_finite())
+        while token < self.out.len() {
+            self.some::<S, 1>(s, token);
+            token += 1;
+        }
     }
 }
 
-impl Kernel for Summary<'_> {
-    type Output = UnitSummary;
+/// Tokens that are summarized together: their logits of a panel lie side by side, and a token's panels far apart.
+const TOKENS: usize = 8;
 
+impl Summaries<'_> {
+    /// 16 logits; those of padding rows are `padding`.
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> UnitSummary {
+    fn panel<S: Simd>(&self, s: S, panel: usize, token: usize, padding: f32) -> S::F {
+        let logits = &self.logits[panel * self.out.len() + token];
+        if (panel + 1) * LANES <= self.rows {
+            return s.load(logits);
+        }
+        let mut lanes = *logits;
+        lanes[self.rows - panel * LANES..].fill(padding);
+        s.load(&lanes)
+    }
+
+    /// The summaries of N tokens.
+    #[inline(always)]
+    fn some<S: Simd, const N: usize>(&mut self, s: S, first: usize) {
         let panels = self.rows.div_ceil(LANES);
-        let mut max = s.splat(f32::NEG_INFINITY);
+        // Of each lane, the largest logit and the first panel that has it; panels are counted exactly up to 2^24.
+        let mut max = [s.splat(f32::NEG_INFINITY); N];
+        let mut place = [s.splat(0.0); N];
+        let mut finite = [true; N];
         for panel in 0..panels {
-            max = s.max(s.load(&self.panel(panel)), max);
-        }
-        let max = s.max_lane(max);
-        let mut sums = s.splat(0.0);
-        let mut argmax = None;
-        for panel in 0..panels {
-            let lanes = self.panel(panel);
-            if argmax.is_none() {
-                argmax = lanes
-                    .iter()
-                    .position(|logit| *logit == max)
-                    .map(|lane| (panel * LANES + lane, lanes[lane]));
+            let number = s.splat(panel as f32);
+            for n in 0..N {
+                // The lowest number is finite, and no logit is smaller.
+                let logits = self.panel(s, panel, first + n, f32::MIN);
+                place[n] = s.select_gt(logits, max[n], number, place[n]);
+                max[n] = s.max(logits, max[n]);
+                finite[n] &= s.all_finite(logits);
             }
-            sums = s.add(sums, exp(s, s.sub(s.load(&lanes), s.splat(max))));
         }
-        // Zeros of both signs are equal: the value is that of the index, so that it does not depend on the lanes' order.
-        let (argmax, max) = argmax.unwrap_or((0, max));
-        UnitSummary {
-            max,
-            argmax,
-            sum_exp: s.sum(sums),
-            finite: self.is_finite(s),
+        for n in 0..N {
+            let (argmax, max) = first_max(s, max[n], place[n]);
+            let summary = &mut self.out[first + n];
+            // Where nothing is finite, a padding row may be the largest.
+            (summary.argmax, summary.max, summary.finite) = (argmax.min(self.rows - 1), max, finite[n]);
+        }
+        let mut sums = [s.splat(0.0); N];
+        for panel in 0..panels {
+            for n in 0..N {
+                // Padding adds nothing.
+                let logits = self.panel(s, panel, first + n, f32::NEG_INFINITY);
+                let less = s.sub(logits, s.splat(self.out[first + n].max));
+                sums[n] = s.add(sums[n], exp(s, less));
+            }
+        }
+        for n in 0..N {
+            self.out[first + n].sum_exp = s.sum(sums[n]);
         }
     }
+}
+
+/// The lowest index of the largest of the lanes' logits, and its value: zeros of both signs are equal, and the value must not
+/// depend on the lanes' order.
+#[inline(always)]
+fn first_max<S: Simd>(s: S, max: S::F, place: S::F) -> (usize, f32) {
+    let (mut values, mut panels) = ([0.0; LANES], [0.0; LANES]);
+    s.store(max, &mut values);
+    s.store(place, &mut panels);
+    let mut best = (panels[0] as usize * LANES, values[0]);
+    for lane in 1..LANES {
+        let index = panels[lane] as usize * LANES + lane;
+        if values[lane] > best.1 || (values[lane] == best.1 && index < best.0) {
+            best = (index, values[lane]);
+        }
+    }
+    best
 }

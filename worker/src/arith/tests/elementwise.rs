@@ -1,7 +1,9 @@
 //! Norm, rotation, gate, residual and the summary of logits.
 
 use super::inputs::{Random, Style, all_kernels, assert_same_bits};
-use crate::arith::{Gated, GatedPanel, HeadRows, LANES, RopeTable, panels, reference, rope_frequencies};
+use crate::arith::{
+    Gated, GatedPanel, HeadRows, Kernels, LANES, RopeTable, UnitSummary, panels, reference, rope_frequencies,
+};
 
 #[test]
 fn rms_norm_gives_the_definitions_bits_for_any_number_of_tokens() {
@@ -129,17 +131,18 @@ fn unit_summaries_give_the_definitions_bits() {
     let mut random = Random(4);
     for kernels in all_kernels() {
         for style in Style::ALL {
-            for (rows, tokens) in [(1usize, 1), (16, 1), (100, 1), (1536, 3), (33, 7)] {
+            for (rows, tokens) in [(1usize, 1), (16, 1), (100, 1), (1536, 3), (33, 7), (48, 8), (100, 19)] {
                 let padded = rows.next_multiple_of(LANES);
                 let mut logits = random.floats(style, padded * tokens);
                 for logit in logits.iter_mut().filter(|logit| !logit.is_nan()) {
                     *logit = logit.clamp(-90.0, 90.0);
                 }
-                for (token, logits_of_token) in logits.chunks_exact(padded).enumerate() {
-                    let all = panels::from_rows(&logits, tokens);
-                    let summary = kernels.vocab_unit_summary(&all, tokens, token, rows);
+                let mut summaries = vec![UnitSummary::default(); tokens];
+                kernels.vocab_unit_summaries(&panels::from_rows(&logits, tokens), rows, &mut summaries);
+                for (summary, logits_of_token) in summaries.iter().zip(logits.chunks_exact(padded)) {
                     let logits = &logits_of_token[..rows];
                     assert_eq!(summary.finite, logits.iter().all(|logit| logit.is_finite()));
+                    assert!(summary.argmax < rows);
                     if summary.finite {
                         let (argmax, max) = reference::arg_max(logits);
                         assert_eq!((summary.argmax, summary.max.to_bits()), (argmax, max.to_bits()));
@@ -152,6 +155,13 @@ fn unit_summaries_give_the_definitions_bits() {
     }
 }
 
+/// Of one token.
+fn summary_of(kernels: Kernels, logits: &[f32], rows: usize) -> UnitSummary {
+    let mut summary = [UnitSummary::default()];
+    kernels.vocab_unit_summaries(logits, rows, &mut summary);
+    summary[0]
+}
+
 #[test]
 fn ties_of_logits_go_to_the_lowest_index() {
     for kernels in all_kernels() {
@@ -159,7 +169,7 @@ fn ties_of_logits_go_to_the_lowest_index() {
             for (a, b) in [(2.0, 2.0), (0.0, -0.0), (-0.0, 0.0)] {
                 let mut logits = [-1.0; 48];
                 (logits[first], logits[second]) = (a, b);
-                let summary = kernels.vocab_unit_summary(&logits, 1, 0, 48);
+                let summary = summary_of(kernels, &logits, 48);
                 assert_eq!(
                     (summary.argmax, summary.max.to_bits()),
                     (first, a.to_bits()),
@@ -176,7 +186,7 @@ fn padding_rows_never_win_and_never_count() {
     for kernels in all_kernels() {
         let mut logits = [-5.0; 32];
         logits[20..].fill(f32::NAN);
-        let summary = kernels.vocab_unit_summary(&logits, 1, 0, 20);
+        let summary = summary_of(kernels, &logits, 20);
         assert_eq!(
             (summary.finite, summary.argmax, summary.max, summary.sum_exp),
             (true, 0, -5.0, 20.0)
