@@ -29,12 +29,13 @@ const SOME_BYTE: u8 = 0x2c;
 /// Streams, tokens of each in a step, context before them, and how many steps.
 type Case = (u32, u32, u32, usize);
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 7] = [
     (1, 1, 64, 600),
     (1, 1, 1000, 300),
     (1, 1, 4096, 200),
     (8, 1, 64, 100),
     (32, 1, 64, 50),
+    (16, 1, 64, 70),
     (1, 512, 0, 20),
 ];
 

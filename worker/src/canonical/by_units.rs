@@ -5,7 +5,7 @@ use super::{phases::PhaseBuffers, products};
 use crate::threads::ThreadTeam;
 
 /// With more, reading the units is not all that a phase takes.
-const TOKENS_MAX: usize = 4;
+const TOKENS_MAX: usize = 8;
 /// Positions of heads that threads may be idle for: so many take as long as the waits that are saved.
 const IDLE_POSITIONS_MAX: u64 = 512;
 
@@ -76,9 +76,9 @@ mod tests {
 
     #[test]
     fn units_are_dealt_where_that_is_even() {
-        assert!(serves_ffn(1, 24, 2) && serves_ffn(4, 9, 3) && serves_ffn(1, 17, 3));
+        assert!(serves_ffn(1, 24, 2) && serves_ffn(8, 9, 3) && serves_ffn(1, 17, 3));
         assert!(!serves_ffn(1, 24, 1), "one thread has nobody to wait for");
-        assert!(!serves_ffn(5, 24, 2), "many tokens");
+        assert!(!serves_ffn(9, 24, 2), "many tokens");
         assert!(!serves_ffn(1, 3, 2) && !serves_ffn(1, 0, 2) && !serves_ffn(1, 1, 2));
         assert!(serves_attention(1, 4, 100_000, 2), "even at any length");
         assert!(serves_attention(1, 3, 512, 2) && !serves_attention(1, 3, 513, 2));
