@@ -252,7 +252,7 @@ fn batch(kernels: Kernels, model: &Model, tokens: usize) {
     );
 }
 
-/// GMAC/s with weights that lie in the second cache: what computing alone allows.
+/// GMAC/s with weights that lie in caches: what computing alone allows.
 fn in_cache(kernels: Kernels, model: &Model, tokens: usize) -> f64 {
     const REPEAT: usize = 20;
     let hidden = Activations::new(kernels, HIDDEN, tokens);

@@ -4,7 +4,7 @@
 use super::{phases::PhaseBuffers, products};
 use crate::threads::ThreadTeam;
 
-/// With more, reading the units is not all that a phase takes.
+/// With more, the waits between products weigh little against computing.
 const TOKENS_MAX: usize = 8;
 /// Positions of heads that threads may be idle for: so many take as long as the waits that are saved.
 const IDLE_POSITIONS_MAX: u64 = 512;
