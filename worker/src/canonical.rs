@@ -310,8 +310,7 @@ impl Canonical {
         let (kernels, tokens) = (self.kernels, self.step.tokens);
         let units: Vec<(&[f32], usize)> = vocab_panels(&self.vocab_units, &self.step.whole.columns, tokens).collect();
         let mut summaries = vec![UnitSummary::default(); rows * units.len()];
-        let mut of_units: Vec<&mut [UnitSummary]> = summaries.chunks_exact_mut(rows).collect();
-        products::each(&mut self.team, &mut of_units, |unit, summaries| {
+        products::summaries(&mut self.team, rows, &mut summaries, |unit, summaries| {
             let (panels, rows) = units[unit];
             kernels.vocab_unit_summaries(panels, rows, summaries);
         });

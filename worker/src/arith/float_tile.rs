@@ -30,7 +30,7 @@ impl<E: Element> TileFormat for FloatTile<E> {
             unit.ahead.fetch(s, record, start);
             let at = 2 * (unit.first_sub_block + 2 * pair) * tokens + first_token;
             if N == 1 {
-                add_float_pair::<S, E, N>(s, record, x, tokens, at, &mut sums);
+                add_float_pair::<S, E>(s, record, x, tokens, at, &mut sums[0]);
             } else {
                 add_float_sub_block::<S, E, N, 2>(s, record, 0, x, tokens, at, &mut sums);
                 add_float_sub_block::<S, E, N, 2>(s, record, 1, x, tokens, at + 2 * tokens, &mut sums);
@@ -76,13 +76,13 @@ fn add_float_sub_block<S: Simd, E: Element, const N: usize, const IN_RECORD: usi
 
 /// One token: the chains of a pair of sub-blocks side by side, as they lie in the record.
 #[inline(always)]
-fn add_float_pair<S: Simd, E: Element, const N: usize>(
+fn add_float_pair<S: Simd, E: Element>(
     s: S,
     record: &[u8],
     x: &[[f32; LANES]],
     tokens: usize,
     at: usize,
-    sums: &mut [S::F; N],
+    sum: &mut S::F,
 ) {
     let mut inner = [s.splat(0.0); 2];
     for half in 0..2 {
@@ -95,5 +95,5 @@ fn add_float_pair<S: Simd, E: Element, const N: usize>(
             inner[1] = s.fma(weights[1], s.splat(x1[k]), inner[1]);
         }
     }
-    sums[0] = s.add(s.add(sums[0], inner[0]), inner[1]);
+    *sum = s.add(s.add(*sum, inner[0]), inner[1]);
 }

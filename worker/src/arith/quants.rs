@@ -81,7 +81,7 @@ impl<const BITS: usize> Quants for Nibbles<BITS> {
                 low = s.merge_bits(low, first_plane, 2 * quad as i32 - 4, 0x30);
                 high = s.merge_bits(high, last_plane, 2 * quad as i32 - 4, 0x30);
             }
-            add_dots(s, quad, low, high, x, sums);
+            add_quads(s, quad, low, high, x, sums);
         }
     }
 }
@@ -96,13 +96,13 @@ fn dots_of_nibbles<S: Simd, const HALVES: usize, const N: usize>(
 ) {
     for quad in 0..4 {
         let (low, high) = s.split_nibbles(load::<S, N>(s, quants, 64 * quad));
-        add_dots(s, quad, low, high, x, sums);
+        add_quads(s, quad, low, high, x, sums);
     }
 }
 
 /// The dots of four columns and of the four that are 16 further on.
 #[inline(always)]
-fn add_dots<S: Simd, const HALVES: usize, const N: usize>(
+fn add_quads<S: Simd, const HALVES: usize, const N: usize>(
     s: S,
     quad: usize,
     low: S::W,

@@ -6,15 +6,15 @@ use std::ops::Range;
 
 use super::inputs::Inputs;
 use crate::{
-    arith::{Int8Rows, Kernels, LANES, PackedMatrix, PanelSource, UnitColumns},
+    arith::{Int8Rows, Kernels, LANES, PackedMatrix, PanelSource, UnitColumns, UnitSummary},
     threads::ThreadTeam,
     weights::FfnLayer,
 };
 
 /// What is done to fewer tokens between products is done sooner than another thread has begun.
 const TOKENS_TO_SHARE_MIN: usize = 8;
-/// So are fewer summaries of vocab units, of some microseconds each.
-const PLACES_TO_SHARE_MIN: usize = 8;
+/// So are fewer summaries of a row's logits of a vocab unit, a quarter of a microsecond each.
+const SUMMARIES_TO_SHARE_MIN: usize = 16;
 
 /// Column-parallel: every matrix times the same input, outputs one after the other in `out`, which grows to their size.
 ///
@@ -178,12 +178,20 @@ pub(super) fn add_biases(kernels: &Kernels, units: &[&FfnLayer], tokens: usize, 
     }
 }
 
-/// Fills each place, with its number; shared by the team where that takes more than some microseconds.
-pub(super) fn each<T: Send>(team: &mut ThreadTeam, out: &mut [T], fill: impl Fn(usize, &mut T) + Sync) {
-    let members = if out.len() < PLACES_TO_SHARE_MIN { 1 } else { team.len() };
-    share_out(team, members, 1, out, |which, out| {
-        for (at, place) in which.zip(out) {
-            fill(at, place);
+/// The summaries of `rows` rows for each vocab unit, by its number; split over the team by units.
+///
+/// out: [units]`[rows]`
+pub(super) fn summaries(
+    team: &mut ThreadTeam,
+    rows: usize,
+    out: &mut [UnitSummary],
+    summarize: impl Fn(usize, &mut [UnitSummary]) + Sync,
+) {
+    let is_small = out.len() < SUMMARIES_TO_SHARE_MIN;
+    let members = if is_small { 1 } else { team.len() };
+    share_out(team, members, rows, out, |units, out| {
+        for (unit, out) in units.zip(out.chunks_exact_mut(rows)) {
+            summarize(unit, out);
         }
     });
 }
