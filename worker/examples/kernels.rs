@@ -275,19 +275,31 @@ fn attend(kernels: Kernels, positions: usize, block_size: u32) {
         let mut slab = HugeBuffer::new(layout.slab_bytes(num_blocks)).expect("memory");
         slab.fill(0x21);
         let blocks: Vec<u32> = (0..num_blocks).collect();
-        let q = vec![0.1; GROUP_SIZE * HEAD_DIM];
-        let mut out = vec![0.0; q.len()];
         let mut scratch = AttendScratch::new();
-        let s = best_s(30, || {
-            for layer in 0..NUM_LAYERS as u32 {
-                let view = KvView::new(&slab, layout, layer);
-                kernels.attend(&q, &view, &blocks, positions, &mut out, &mut scratch);
-            }
-        });
+        let mut time = |tokens: usize| {
+            let q = vec![0.1; tokens * GROUP_SIZE * HEAD_DIM];
+            let mut out = vec![0.0; q.len()];
+            best_s(30, || {
+                for layer in 0..NUM_LAYERS as u32 {
+                    let view = KvView::new(&slab, layout, layer);
+                    kernels.attend(
+                        &q,
+                        &view,
+                        &blocks,
+                        positions - tokens..positions,
+                        &mut out,
+                        &mut scratch,
+                    );
+                }
+            })
+        };
+        let (s, s_each) = (time(1), time(2) / 2.0);
         println!(
-            "attend {dtype}, {positions} positions in blocks of {block_size}: {:.2} ms for {NUM_LAYERS} layers of one KV head, {:.1} GB/s",
+            "attend {dtype}, {positions} positions in blocks of {block_size}: {:.3} ms for {NUM_LAYERS} layers of one KV head, {:.1} GB/s; \
+             {:.3} ms each for two tokens at once",
             s * 1e3,
-            slab.len() as f64 / s / 1e9
+            slab.len() as f64 / s / 1e9,
+            s_each * 1e3
         );
     }
 }

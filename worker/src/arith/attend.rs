@@ -1,9 +1,9 @@
-//! Attention of one token over one KV head, for all query heads that share it.
+//! Attention of a token, or of some that follow each other, over one KV head, for all query heads that share it.
 //!
 //! Scores run in lanes of positions over the transposed K, outputs in lanes of head_dim over V; each vector of K and V is
-//! loaded once for up to four query heads. Positions are taken in absolute chunks of 256, whatever the block size: a chunk is
-//! finished alone and then merged, so the same token gives the same bits in a prefill, a decode and a replay, and also if
-//! several threads share the chunks.
+//! loaded once for up to six queries: heads, of one token or several. Positions are taken in absolute chunks of 256, whatever
+//! the block size: a chunk is finished alone and then merged, so the same token gives the same bits in a prefill, a decode and
+//! a replay, and also if several threads share the chunks.
 
 use std::{marker::PhantomData, ops::Range};
 
@@ -11,6 +11,7 @@ use kvasir_kv::KvDtype;
 
 use super::{
     Kernels, KvView, LANES,
+    attend_tiles::{CHUNK_VECTORS, Scores, TILE_QUERIES, TILE_VECTORS, Values, run_tile, tiles},
     cell_element::{CellElement, PlaneShape, Q8_0},
     element::{F16, F32},
     exp::exp,
@@ -19,12 +20,6 @@ use super::{
     simd::{Kernel, Simd},
 };
 
-const CHUNK_VECTORS: usize = ATTENTION_CHUNK / LANES;
-/// Vectors of positions, or of head_dim, in a tile.
-const TILE_VECTORS: usize = 4;
-/// Query heads in a tile.
-const TILE_QUERIES: usize = 4;
-
 /// What one call needs besides its arguments. Reused from call to call without allocation.
 #[derive(Debug, Default)]
 pub struct AttendScratch {
@@ -32,6 +27,8 @@ pub struct AttendScratch {
     scores: Vec<[[f32; LANES]; CHUNK_VECTORS]>,
     /// `[queries][head_dim / 16]`: the output of a chunk
     chunk_out: Vec<[f32; LANES]>,
+    /// `[queries]`: of the chunk that each attends to
+    positions: Vec<usize>,
     /// `[queries]`: of the chunk
     chunk: Vec<Softmax>,
     /// `[queries]`: of the chunks so far
@@ -62,22 +59,29 @@ impl AttendScratch {
     fn resize(&mut self, queries: usize, head_dim: usize) {
         self.scores.resize(queries, [[0.0; LANES]; CHUNK_VECTORS]);
         self.chunk_out.resize(queries * head_dim / LANES, [0.0; LANES]);
+        self.positions.resize(queries, 0);
         self.chunk.resize(queries, Softmax::default());
         self.merged.resize(queries, Softmax::default());
     }
 }
 
 impl Kernels {
-    /// Attends from one token to positions `0..num_positions`, its own included.
+    /// Tokens that [`Kernels::attend`] is quickest with at once, where so many query heads share a KV head.
+    pub fn tokens_to_attend(group_size: usize) -> usize {
+        TILE_QUERIES.div_ceil(group_size)
+    }
+
+    /// Attends from the tokens at some positions of a sequence, each to all positions up to its own.
     ///
-    /// q, out: `[queries][head_dim]`, the query heads that share this KV head; blocks: the sequence's block of each
-    /// `block_size` positions, as places in the slab. A score that is NaN or +infinity gives NaN in its whole query head.
+    /// q, out: `[tokens][queries][head_dim]`, the query heads that share this KV head; tokens: positions in one chunk of
+    /// [`ATTENTION_CHUNK`]; blocks: the sequence's block of each `block_size` positions, as places in the slab. A score that
+    /// is NaN or +infinity gives NaN in its whole query head.
     pub fn attend(
         &self,
         q: &[f32],
         kv: &KvView<'_>,
         blocks: &[u32],
-        num_positions: usize,
+        tokens: Range<usize>,
         out: &mut [f32],
         scratch: &mut AttendScratch,
     ) {
@@ -86,15 +90,16 @@ impl Kernels {
             q,
             kv,
             blocks,
-            num_positions,
-            chunks: 0..num_positions.div_ceil(ATTENTION_CHUNK),
+            chunks: 0..tokens.end.div_ceil(ATTENTION_CHUNK),
+            tokens,
             sink: Sink::Merge(out),
             scratch,
             element: PhantomData,
         });
     }
 
-    /// The share of these chunks of 256 positions in [`Kernels::attend`], which [`Kernels::merge_chunks`] puts together.
+    /// The share of these chunks of 256 positions in [`Kernels::attend`] of the token at `num_positions - 1`, which
+    /// [`Kernels::merge_chunks`] puts together.
     pub fn attend_chunks(
         &self,
         q: &[f32],
@@ -109,7 +114,7 @@ impl Kernels {
             q,
             kv,
             blocks,
-            num_positions,
+            tokens: num_positions - 1..num_positions,
             chunks,
             sink: Sink::Keep(&mut attended),
             scratch,
@@ -135,13 +140,14 @@ impl Kernels {
         let Attend {
             q,
             blocks,
-            num_positions,
+            ref tokens,
             ref chunks,
             ..
         } = attend;
-        assert!(head_dim.is_multiple_of(LANES) && q.len().is_multiple_of(head_dim));
-        assert!(num_positions > 0 && num_positions <= blocks.len() * block_size);
-        assert!(chunks.end <= num_positions.div_ceil(ATTENTION_CHUNK));
+        assert!(head_dim.is_multiple_of(LANES) && q.len().is_multiple_of(head_dim * tokens.len()));
+        assert!(!tokens.is_empty() && tokens.end <= blocks.len() * block_size);
+        assert_eq!(tokens.start / ATTENTION_CHUNK, (tokens.end - 1) / ATTENTION_CHUNK);
+        assert!(chunks.end <= tokens.end.div_ceil(ATTENTION_CHUNK));
         attend.scratch.resize(q.len() / head_dim, head_dim);
         match attend.kv.layout().dtype() {
             KvDtype::F32 => self.run::<Attend<'_, F32>>(attend),
@@ -162,7 +168,7 @@ struct Attend<'a, E> {
     q: &'a [f32],
     kv: &'a KvView<'a>,
     blocks: &'a [u32],
-    num_positions: usize,
+    tokens: Range<usize>,
     chunks: Range<usize>,
     sink: Sink<'a>,
     scratch: &'a mut AttendScratch,
@@ -176,7 +182,7 @@ impl<'a> Attend<'a, F32> {
             q: self.q,
             kv: self.kv,
             blocks: self.blocks,
-            num_positions: self.num_positions,
+            tokens: self.tokens,
             chunks: self.chunks,
             sink: self.sink,
             scratch: self.scratch,
@@ -192,12 +198,13 @@ impl<E: CellElement> Kernel for Attend<'_, E> {
     fn run<S: Simd>(mut self, s: S) {
         for chunk in self.chunks.clone() {
             let start = chunk * ATTENTION_CHUNK;
-            let positions = ATTENTION_CHUNK.min(self.num_positions - start);
-            self.scores(s, start, positions);
+            self.scores(s, start);
             for query in 0..self.scratch.merged.len() {
+                let positions = self.positions(start, query);
+                self.scratch.positions[query] = positions;
                 self.scratch.chunk[query] = self.softmax(s, query, positions);
             }
-            self.weighted_values(s, start, positions);
+            self.weighted_values(s, start);
             self.finish_chunk(s, chunk == 0);
         }
         if let Sink::Merge(out) = self.sink {
@@ -289,16 +296,25 @@ impl<E: CellElement> Attend<'_, E> {
         }
     }
 
-    /// Scores of a chunk, for all queries.
+    /// Positions of the chunk from `start` that a query attends to. Those of later tokens have as many or more.
     #[inline(always)]
-    fn scores<S: Simd>(&mut self, s: S, start: usize, positions: usize) {
+    fn positions(&self, start: usize, query: usize) -> usize {
+        let token = self.tokens.start + query * self.tokens.len() / self.scratch.merged.len();
+        ATTENTION_CHUNK.min(token + 1 - start)
+    }
+
+    /// Scores of a chunk, for all queries; also where only the later tokens attend to.
+    #[inline(always)]
+    fn scores<S: Simd>(&mut self, s: S, start: usize) {
+        let positions = ATTENTION_CHUNK.min(self.tokens.end - start);
         let block_size = self.block_size();
         let per_tile = (block_size / LANES).min(TILE_VECTORS);
         for first in (0..positions).step_by(per_tile * LANES) {
             let position = start + first;
             let keys = self.kv.keys(self.blocks[position / block_size]);
             let (offset, vector) = (position % block_size, first / LANES);
-            match per_tile {
+            let vectors = (positions - first).div_ceil(LANES).next_power_of_two();
+            match per_tile.min(vectors) {
                 1 => self.scores_tile::<S, 1>(s, keys, offset, vector),
                 2 => self.scores_tile::<S, 2>(s, keys, offset, vector),
                 _ => self.scores_tile::<S, TILE_VECTORS>(s, keys, offset, vector),
@@ -308,58 +324,18 @@ impl<E: CellElement> Attend<'_, E> {
 
     #[inline(always)]
     fn scores_tile<S: Simd, const V: usize>(&mut self, s: S, keys: &[u8], offset: usize, vector: usize) {
-        let queries = self.scratch.merged.len();
-        let mut query = 0;
-        while query + TILE_QUERIES <= queries {
-            self.scores_of::<S, V, TILE_QUERIES>(s, keys, offset, vector, query);
-            query += TILE_QUERIES;
-        }
-        match queries - query {
-            3 => self.scores_of::<S, V, 3>(s, keys, offset, vector, query),
-            2 => self.scores_of::<S, V, 2>(s, keys, offset, vector, query),
-            1 => self.scores_of::<S, V, 1>(s, keys, offset, vector, query),
-            _ => {}
-        }
-    }
-
-    /// Scores of 16 V positions of a block from `offset`, for Q queries; they are vectors of the chunk from `vector`.
-    #[inline(always)]
-    fn scores_of<S: Simd, const V: usize, const Q: usize>(
-        &mut self,
-        s: S,
-        keys: &[u8],
-        offset: usize,
-        vector: usize,
-        query: usize,
-    ) {
         let shape = self.shape();
-        let PlaneShape { head_dim, block_size } = shape;
-        let scale = s.splat(1.0 / (head_dim as f32).sqrt());
-        let mut q = [&[][..]; Q];
-        for i in 0..Q {
-            q[i] = &self.q[(query + i) * head_dim..][..head_dim];
-        }
-        let mut dots = [[s.splat(0.0); V]; Q];
-        let plane_bytes = keys.len();
-        for d in 0..head_dim {
-            if query == 0 {
-                // V lies behind K, in a plane of the same size: its lines come while the scores are computed.
-                let at = plane_bytes + (d * block_size + offset) * E::BYTES;
-                prefetch_lines(s, keys.as_ptr().wrapping_add(at), V * LANES * E::BYTES);
-            }
-            let k = E::keys::<S, V>(s, keys, shape, d, offset);
-            for i in 0..Q {
-                let q = s.splat(q[i][d]);
-                for v in 0..V {
-                    dots[i][v] = s.fma(q, k[v], dots[i][v]);
-                }
-            }
-        }
-        for i in 0..Q {
-            let scores = &mut self.scratch.scores[query + i][vector..][..V];
-            for v in 0..V {
-                s.store(s.mul(dots[i][v], scale), &mut scores[v]);
-            }
+        for (query, queries) in tiles(self.scratch.merged.len()) {
+            let scores = Scores {
+                q: &self.q[query * shape.head_dim..],
+                keys,
+                shape,
+                offset,
+                out: &mut self.scratch.scores[query..],
+                vector,
+                fetches_values: query == 0,
+            };
+            run_tile::<S, E, V>(s, queries, scores);
         }
     }
 
@@ -386,76 +362,32 @@ impl<E: CellElement> Attend<'_, E> {
 
     /// The values of a chunk, weighted by the exponentials of all queries.
     #[inline(always)]
-    fn weighted_values<S: Simd>(&mut self, s: S, start: usize, positions: usize) {
+    fn weighted_values<S: Simd>(&mut self, s: S, start: usize) {
         let vectors = self.head_dim() / LANES;
         let tiled = vectors / TILE_VECTORS * TILE_VECTORS;
         for vector in (0..tiled).step_by(TILE_VECTORS) {
-            self.values_tile::<S, TILE_VECTORS>(s, start, positions, vector);
+            self.values_tile::<S, TILE_VECTORS>(s, start, vector);
         }
         for vector in tiled..vectors {
-            self.values_tile::<S, 1>(s, start, positions, vector);
+            self.values_tile::<S, 1>(s, start, vector);
         }
     }
 
     #[inline(always)]
-    fn values_tile<S: Simd, const V: usize>(&mut self, s: S, start: usize, positions: usize, vector: usize) {
-        let queries = self.scratch.merged.len();
-        let mut query = 0;
-        while query + TILE_QUERIES <= queries {
-            self.values_of::<S, V, TILE_QUERIES>(s, start, positions, vector, query);
-            query += TILE_QUERIES;
-        }
-        match queries - query {
-            3 => self.values_of::<S, V, 3>(s, start, positions, vector, query),
-            2 => self.values_of::<S, V, 2>(s, start, positions, vector, query),
-            1 => self.values_of::<S, V, 1>(s, start, positions, vector, query),
-            _ => {}
-        }
-    }
-
-    /// V vectors of head_dim from `vector`, for Q queries.
-    #[inline(always)]
-    fn values_of<S: Simd, const V: usize, const Q: usize>(
-        &mut self,
-        s: S,
-        start: usize,
-        positions: usize,
-        vector: usize,
-        query: usize,
-    ) {
+    fn values_tile<S: Simd, const V: usize>(&mut self, s: S, start: usize, vector: usize) {
         let shape = self.shape();
-        let PlaneShape { head_dim, block_size } = shape;
-        let e = self.scratch.scores[query..]
-            .first_chunk::<Q>()
-            .expect("scores of each query");
-        let mut out = [[s.splat(0.0); V]; Q];
-        for first in (0..positions).step_by(block_size) {
-            let block = (start + first) / block_size;
-            let values = self.kv.values(self.blocks[block]);
-            // The keys of the next chunk come while this one's values are added.
-            let next = self.blocks.get(block + ATTENTION_CHUNK / block_size);
-            let next_keys = next
-                .filter(|_| vector == 0 && query == 0)
-                .map(|next| self.kv.keys(*next).as_ptr());
-            let row_bytes = head_dim * E::BYTES;
-            for p in first..positions.min(first + block_size) {
-                if let Some(next_keys) = next_keys {
-                    prefetch_lines(s, next_keys.wrapping_add((p - first) * row_bytes), row_bytes);
-                }
-                let values = E::values::<S, V>(s, values, shape, p - first, vector);
-                for i in 0..Q {
-                    let e = s.splat(e[i].as_flattened()[p]);
-                    for v in 0..V {
-                        out[i][v] = s.fma(e, values[v], out[i][v]);
-                    }
-                }
-            }
-        }
-        for i in 0..Q {
-            let chunk_out = &mut self.scratch.chunk_out[(query + i) * head_dim / LANES + vector..][..V];
-            for v in 0..V {
-                s.store(out[i][v], &mut chunk_out[v]);
-            }
+        for (query, queries) in tiles(self.scratch.merged.len()) {
+            let values = Values {
+                weights: &self.scratch.scores[query..],
+                positions: &self.scratch.positions[query..],
+                kv: self.kv,
+                blocks: &self.blocks[start / shape.block_size..],
+                fetches_keys: vector == 0 && query == 0,
+                shape,
+                out: &mut self.scratch.chunk_out[query * shape.head_dim / LANES..],
+                vector,
+            };
+            run_tile::<S, E, V>(s, queries, values);
         }
     }
 
@@ -491,11 +423,4 @@ fn first_lane<S: Simd>(s: S, x: S::F) -> f32 {
     let mut lanes = [0.0; LANES];
     s.store(x, &mut lanes);
     lanes[0]
-}
-
-#[inline(always)]
-fn prefetch_lines<S: Simd>(s: S, start: *const u8, bytes: usize) {
-    for line in (0..bytes).step_by(64) {
-        s.prefetch(start.wrapping_add(line));
-    }
 }

@@ -170,50 +170,89 @@ struct Quantize<'a, 'p, P> {
     poison: &'a mut [bool],
 }
 
+/// Sub-blocks that are quantized together: what one waits for, others fill.
+const BATCH: usize = LANES;
+
 impl<P: PanelSource> Kernel for Quantize<'_, '_, P> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (source, out, tokens) = (self.source, self.out, self.poison.len());
-        for (index, sub_block) in out.sub_blocks.clone().enumerate() {
-            for token in 0..tokens {
-                let low = source.load(s, 2 * sub_block, token);
-                let high = source.load(s, 2 * sub_block + 1, token);
-                let at = index * tokens + token;
-                let finite = s.all_finite(low) & s.all_finite(high);
-                self.poison[token] |= !finite;
-                let amax = if finite {
-                    s.max_lane(s.max(s.abs(low), s.abs(high)))
-                } else {
-                    0.0
-                };
-                let (scale, [first, last]) = quantize_sub_block(s, low, high, amax, &mut out.quants[at]);
-                let sum = first + last;
-                out.scales[at] = scale;
-                out.sums[at] = sum;
-                out.first_sums[at] = first;
-                out.scaled_sums[at] = scale * sum as f32;
-            }
+    fn run<S: Simd>(mut self, s: S) {
+        let len = self.out.sub_blocks.len() * self.poison.len();
+        let mut batch = Batch {
+            columns: [[[0.0; LANES]; 2]; BATCH],
+            largest: [0.0; BATCH],
+        };
+        for first in (0..len).step_by(BATCH) {
+            let count = BATCH.min(len - first);
+            self.take(s, first, count, &mut batch);
+            self.give(s, first, count, &batch);
         }
     }
 }
 
-/// Returns the scale and the sums of both halves.
-#[inline(always)]
-fn quantize_sub_block<S: Simd>(s: S, low: S::F, high: S::F, amax: f32, out: &mut [i8; SUB_BLOCK]) -> (f32, [i32; 2]) {
-    if amax < QUANTIZE_AMAX_MIN {
-        *out = [0; SUB_BLOCK];
-        return (0.0, [0; 2]);
+/// Some sub-blocks on their way.
+struct Batch {
+    columns: [[[f32; LANES]; 2]; BATCH],
+    /// The largest size in each; those before count if there are fewer.
+    largest: [f32; BATCH],
+}
+
+impl<P: PanelSource> Quantize<'_, '_, P> {
+    /// The columns of sub-blocks from `first` on, as they lie in `out`.
+    #[inline(always)]
+    fn take<S: Simd>(&mut self, s: S, first: usize, count: usize, batch: &mut Batch) {
+        let tokens = self.poison.len();
+        let (mut sub_block, mut token) = (self.out.sub_blocks.start + first / tokens, first % tokens);
+        for (columns, largest) in batch.columns[..count].iter_mut().zip(&mut batch.largest) {
+            let low = self.source.load(s, 2 * sub_block, token);
+            let high = self.source.load(s, 2 * sub_block + 1, token);
+            if s.all_finite(low) & s.all_finite(high) {
+                s.store(low, &mut columns[0]);
+                s.store(high, &mut columns[1]);
+                *largest = s.max_lane(s.max(s.abs(low), s.abs(high)));
+            } else {
+                *columns = [[0.0; LANES]; 2];
+                *largest = 0.0;
+                self.poison[token] = true;
+            }
+            token += 1;
+            if token == tokens {
+                (sub_block, token) = (sub_block + 1, 0);
+            }
+        }
     }
-    // |x * inverse| exceeds 127 by less than one rounding, so the result needs no clamp.
-    let inverse = s.splat(127.0 / amax);
-    let [out_low, out_high] = out.as_chunks_mut::<LANES>().0 else {
-        unreachable!("32 columns are two vectors")
-    };
-    let sums = [
-        s.to_i8(s.mul(low, inverse), out_low),
-        s.to_i8(s.mul(high, inverse), out_high),
-    ];
-    (amax / 127.0, sums)
+
+    /// A sub-block whose columns are all tiny becomes zeros. Elsewhere `|x * inverse|` exceeds 127 by less than one rounding, so
+    /// that the result needs no clamp.
+    #[inline(always)]
+    fn give<S: Simd>(&mut self, s: S, first: usize, count: usize, batch: &Batch) {
+        let (largest, min, zero) = (s.load(&batch.largest), s.splat(QUANTIZE_AMAX_MIN), s.splat(0.0));
+        let (mut scales, mut inverses) = ([0.0; BATCH], [0.0; BATCH]);
+        let or_zero = |x| s.select_gt(min, largest, zero, x);
+        s.store(or_zero(s.div(largest, s.splat(127.0))), &mut scales);
+        s.store(or_zero(s.div(s.splat(127.0), largest)), &mut inverses);
+        let out = &mut *self.out;
+        let which = first..first + count;
+        out.scales[which.clone()].copy_from_slice(&scales[..count]);
+        let quants = out.quants[which.clone()].iter_mut().zip(&batch.columns);
+        let sums = out.sums[which.clone()]
+            .iter_mut()
+            .zip(&mut out.first_sums[which.clone()]);
+        for ((quants, columns), ((sum, first_sum), inverse)) in quants.zip(sums.zip(inverses)) {
+            let [low, high] = quants.as_chunks_mut::<LANES>().0 else {
+                unreachable!("32 columns are two vectors")
+            };
+            let inverse = s.splat(inverse);
+            *first_sum = s.to_i8(s.mul(s.load(&columns[0]), inverse), low);
+            *sum = *first_sum + s.to_i8(s.mul(s.load(&columns[1]), inverse), high);
+        }
+        for ((scaled, scale), sum) in out.scaled_sums[which.clone()]
+            .iter_mut()
+            .zip(scales)
+            .zip(&out.sums[which])
+        {
+            *scaled = scale * *sum as f32;
+        }
+    }
 }

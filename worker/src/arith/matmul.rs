@@ -295,14 +295,23 @@ impl<T: TileFormat> Multiply<'_, T> {
         };
         let sums = T::tile::<S, N>(s, weights.group(group), columns, self.x, self.work.tokens, token);
         let at = (group - self.work.groups.start) * self.work.tokens + token;
-        for n in 0..N {
-            match &mut self.work.sink {
-                Sink::Store(out) => s.store(sums[n], &mut out[at + n]),
-                Sink::SumFixed(out, poison) => {
-                    if unit == 0 {
-                        out[at + n] = [0; LANES];
+        match &mut self.work.sink {
+            Sink::Store(out) => {
+                let out = out[at..].first_chunk_mut::<N>().expect("a place per token");
+                for n in 0..N {
+                    s.store(sums[n], &mut out[n]);
+                }
+            }
+            Sink::SumFixed(out, poison) => {
+                let out = out[at..].first_chunk_mut::<N>().expect("a place per token");
+                if unit == 0 {
+                    *out = [[0; LANES]; N];
+                }
+                if !s.add_fixed_in_bounds(&sums, out) {
+                    let poison = poison[token..].first_chunk_mut::<N>().expect("a mark per token");
+                    for n in 0..N {
+                        poison[n] |= !s.add_fixed(sums[n], &mut out[n]);
                     }
-                    poison[token + n] |= !s.add_fixed(sums[n], &mut out[at + n]);
                 }
             }
         }

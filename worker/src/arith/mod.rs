@@ -15,6 +15,7 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod attend;
+mod attend_tiles;
 mod cell_element;
 mod element;
 mod elementwise;

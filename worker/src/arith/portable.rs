@@ -2,7 +2,10 @@
 
 use half::{bf16, f16};
 
-use super::{LANES, fixed, reference, simd::Simd};
+use super::{
+    LANES, fixed, reference,
+    simd::{Kernel, Simd},
+};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Portable;
@@ -22,6 +25,11 @@ impl Simd for Portable {
     type W = [u8; 64];
 
     const TILE_TOKENS: usize = 1;
+
+    #[inline(never)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -206,6 +214,12 @@ impl Simd for Portable {
             }
         }
         all_in_bounds
+    }
+
+    /// Checking all tokens at once would save nothing here.
+    #[inline(always)]
+    fn add_fixed_in_bounds<const N: usize>(self, _: &[Self::F; N], _: &mut [[i64; LANES]; N]) -> bool {
+        false
     }
 
     #[inline(always)]

@@ -17,6 +17,10 @@ pub(super) trait Simd: Copy {
     /// Tokens of the largest matmul tile whose sums stay in registers: 1, 2, 4, 6 or 8.
     const TILE_TOKENS: usize;
 
+    /// Runs a kernel as a function of its own, where the registers are all its own: within a larger one, sums that would just
+    /// fit give way to constants of the rest.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
+
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; LANES]) -> Self::F;
     fn store(self, x: Self::F, out: &mut [f32; LANES]);
@@ -70,6 +74,8 @@ pub(super) trait Simd: Copy {
 
     /// Adds `round(x * 2^30)` to the sums; lanes that are not finite or at least 2^20 in size add 0 and make it return false.
     fn add_fixed(self, x: Self::F, sums: &mut [i64; LANES]) -> bool;
+    /// As `add_fixed`, for N tokens of which all is below 2^20 in size. Otherwise it adds nothing and returns false.
+    fn add_fixed_in_bounds<const N: usize>(self, x: &[Self::F; N], sums: &mut [[i64; LANES]; N]) -> bool;
     /// `((sum as f64) * 2^-30) as f32`
     fn fixed_to_f32(self, sums: &[i64; LANES]) -> Self::F;
 

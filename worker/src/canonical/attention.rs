@@ -164,24 +164,37 @@ fn attend_rows(
         parts.push((share, out, Vec::new()));
     }
     let columns = &buffers.columns;
+    let tokens_at_once = Kernels::tokens_to_attend(group_columns / dim);
     team.run(&mut parts, |_, (share, out, split)| {
         let mut scratch = AttendScratch::new();
-        let mut q = vec![0.0; group_columns];
-        let gather = |item: usize, q: &mut [f32]| {
+        let mut q = Vec::new();
+        // The queries of so many items, and the positions of their tokens.
+        let gather = |item: usize, count: usize, q: &mut Vec<f32>| {
             let (head, row) = (item / tokens, item % tokens);
             let queries = &columns[head * head_len..][..group_columns * tokens];
-            panels::gather_token(queries, tokens, row, q);
+            q.resize(count * group_columns, 0.0);
+            for (row, q) in (row..).zip(q.chunks_exact_mut(group_columns)) {
+                panels::gather_token(queries, tokens, row, q);
+            }
             let view: KvView<'_> = KvView::new(&slabs[head], rows.cell, rows.layer);
-            (view, &blocks[places[row].index], places[row].position as usize + 1)
+            let position = places[row].position as usize;
+            (view, &blocks[places[row].index], position..position + count)
         };
-        for (item, out) in share.whole().zip(out.chunks_exact_mut(group_columns)) {
-            let (view, blocks, positions) = gather(item, &mut q);
+        let (whole, mut rest) = (share.whole(), &mut **out);
+        let mut item = whole.start;
+        while item < whole.end {
+            let row = item % tokens;
+            let max = tokens_at_once.min(tokens - row).min(whole.end - item);
+            let count = attended_together(&places[row..][..max]);
+            let (out, after) = rest.split_at_mut(count * group_columns);
+            let (view, blocks, positions) = gather(item, count, &mut q);
             kernels.attend(&q, &view, blocks, positions, out, &mut scratch);
+            (item, rest) = (item + count, after);
         }
         for (item, chunks) in share.split() {
-            let (view, blocks, positions) = gather(item, &mut q);
-            let chunks = chunks.start..chunks.end.min(positions.div_ceil(ATTENTION_CHUNK));
-            let attended = kernels.attend_chunks(&q, &view, blocks, positions, chunks, &mut scratch);
+            let (view, blocks, positions) = gather(item, 1, &mut q);
+            let chunks = chunks.start..chunks.end.min(positions.end.div_ceil(ATTENTION_CHUNK));
+            let attended = kernels.attend_chunks(&q, &view, blocks, positions.end, chunks, &mut scratch);
             split.push((item, attended));
         }
     });
@@ -200,6 +213,15 @@ struct Place<'a> {
     index: usize,
     work: &'a WorkInput,
     position: u32,
+}
+
+/// How many rows from the first one are of one sequence and of one chunk of positions.
+fn attended_together(places: &[Place<'_>]) -> usize {
+    let chunk = |place: &Place<'_>| (place.index, place.position as usize / ATTENTION_CHUNK);
+    places
+        .iter()
+        .take_while(|place| chunk(place) == chunk(&places[0]))
+        .count()
 }
 
 fn each_row(work: &[WorkInput]) -> impl Iterator<Item = Place<'_>> {

@@ -30,8 +30,13 @@ impl Case {
         }
     }
 
-    /// Attention through cells of the given shape. What was never written is NaN.
+    /// Attention of the last token, which all queries are of.
     fn attend(&self, kernels: Kernels, block_size: u32, dtype: KvDtype) -> Vec<f32> {
+        self.attend_from(kernels, block_size, dtype, 1)
+    }
+
+    /// Attention of so many last tokens through cells of the given shape. What was never written is NaN.
+    fn attend_from(&self, kernels: Kernels, block_size: u32, dtype: KvDtype, tokens: usize) -> Vec<f32> {
         let layout = CellLayout::new(NUM_LAYERS, self.head_dim as u32, block_size, dtype).unwrap();
         let num_blocks = layout.blocks_for(self.keys.len() as u32);
         // Blocks lie in the slab in an order of their own.
@@ -53,8 +58,11 @@ impl Case {
         let mut out = vec![0.0; self.queries.len()];
         let mut scratch = AttendScratch::new();
         let view = KvView::new(&slab, layout, LAYER);
-        kernels.attend(&self.queries, &view, &blocks, self.keys.len(), &mut out, &mut scratch);
-        self.assert_any_share_of_chunks_gives(kernels, &view, &blocks, &out);
+        let end = self.keys.len();
+        kernels.attend(&self.queries, &view, &blocks, end - tokens..end, &mut out, &mut scratch);
+        if tokens == 1 {
+            self.assert_any_share_of_chunks_gives(kernels, &view, &blocks, &out);
+        }
         out
     }
 
@@ -72,15 +80,21 @@ impl Case {
     }
 
     fn expected(&self, dtype: KvDtype) -> Vec<f32> {
+        self.expected_from(dtype, 1)
+    }
+
+    fn expected_from(&self, dtype: KvDtype, tokens: usize) -> Vec<f32> {
         let rounded = |rows: &[Vec<f32>]| -> Vec<Vec<f32>> {
             rows.iter()
                 .map(|row| reference::round_row_to_cell(row, dtype))
                 .collect()
         };
         let (keys, values) = (rounded(&self.keys), rounded(&self.values));
-        self.queries
-            .chunks_exact(self.head_dim)
-            .flat_map(|q| reference::attend(q, &keys, &values))
+        let of_token = self.queries.len() / tokens;
+        let of_tokens = (keys.len() - tokens + 1..).zip(self.queries.chunks_exact(of_token));
+        of_tokens
+            .flat_map(|(positions, queries)| queries.chunks_exact(self.head_dim).map(move |q| (positions, q)))
+            .flat_map(|(positions, q)| reference::attend(q, &keys[..positions], &values[..positions]))
             .collect()
     }
 }
@@ -113,6 +127,32 @@ fn attention_gives_the_definitions_bits_for_any_head() {
                     let case = Case::new(queries as u64, Style::Ordinary, head_dim, queries, 300);
                     let context = format!("{} {dtype} {queries} x {head_dim}", kernels.isa());
                     assert_same_bits(&case.attend(kernels, 64, dtype), &case.expected(dtype), &context);
+                }
+            }
+        }
+    }
+}
+
+/// Later positions are no matter of an earlier token, whatever is in them.
+#[test]
+fn tokens_at_once_give_the_definitions_bits_of_each() {
+    for kernels in all_kernels() {
+        for dtype in KvDtype::ALL {
+            for style in Style::ALL {
+                for (seed, group, positions) in [
+                    (1, 1, 40),
+                    (2, 2, 17),
+                    (3, 3, 255),
+                    (4, 3, 256),
+                    (5, 3, 262),
+                    (6, 4, 530),
+                ] {
+                    for tokens in [2, 3, Kernels::tokens_to_attend(group)] {
+                        let case = Case::new(seed, style, 32, tokens * group, positions);
+                        let given = case.attend_from(kernels, 16, dtype, tokens);
+                        let context = format!("{} {dtype} {style:?} {tokens} x {group}, {positions}", kernels.isa());
+                        assert_same_bits(&given, &case.expected_from(dtype, tokens), &context);
+                    }
                 }
             }
         }

@@ -21,6 +21,7 @@ impl Avx2 {
 
     /// Runs a kernel compiled for these instructions.
     pub(in crate::arith) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[inline(never)]
         #[target_feature(enable = "avx2,fma,f16c")]
         fn compiled<K: Kernel>(avx2: Avx2, kernel: K) -> K::Output {
             kernel.run(avx2)
@@ -56,6 +57,11 @@ impl Simd for Avx2 {
     type W = Pair<__m256i>;
 
     const TILE_TOKENS: usize = 2;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        self.run(kernel)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -338,6 +344,12 @@ impl Simd for Avx2 {
             })
         }
         all_in_bounds
+    }
+
+    /// Checking all tokens at once would save nothing here.
+    #[inline(always)]
+    fn add_fixed_in_bounds<const N: usize>(self, _: &[Self::F; N], _: &mut [[i64; LANES]; N]) -> bool {
+        false
     }
 
     /// Lane by lane: AVX2 has no conversion from i64.

@@ -24,6 +24,7 @@ impl Avx512 {
 
     /// Runs a kernel compiled for these instructions.
     pub(in crate::arith) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[inline(never)]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
         fn compiled<K: Kernel>(avx512: Avx512, kernel: K) -> K::Output {
             kernel.run(avx512)
@@ -47,6 +48,11 @@ impl Simd for Avx512 {
     type W = __m512i;
 
     const TILE_TOKENS: usize = 8;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        self.run(kernel)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -171,6 +177,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn max_lane(self, x: __m512) -> f32 {
+        intrinsics!(_mm512_reduce_max_ps(x))
+    }
+
+    #[inline(always)]
     fn rotate_pairs(self, x: __m512, cos_sin: __m512) -> __m512 {
         intrinsics!({
             let sin_cos = _mm512_permute_ps::<0b10_11_00_01>(cos_sin);
@@ -195,9 +206,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn to_i8(self, x: __m512, out: &mut [i8; LANES]) -> i32 {
         intrinsics!({
-            let quants = _mm512_cvtps_epi32(x);
-            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(quants));
-            _mm512_reduce_add_epi32(quants)
+            let quants = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), quants);
+            let fours = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), quants);
+            let twos = _mm_add_epi32(fours, _mm_shuffle_epi32::<0b01_00_11_10>(fours));
+            _mm_cvtsi128_si32(_mm_add_epi32(twos, _mm_shuffle_epi32::<0b10_11_00_01>(twos)))
         })
     }
 
@@ -261,6 +274,32 @@ impl Simd for Avx512 {
                 _mm512_storeu_si512(sums.as_mut_ptr().cast(), sum);
             }
             in_bounds == u16::MAX
+        })
+    }
+
+    #[inline(always)]
+    fn add_fixed_in_bounds<const N: usize>(self, x: &[__m512; N], sums: &mut [[i64; LANES]; N]) -> bool {
+        intrinsics!({
+            // Sizes compare as their bits do, and what is not finite is above all bounds.
+            let size = |x| _mm512_castps_si512(_mm512_abs_ps(x));
+            let mut largest = _mm512_setzero_si512();
+            for n in 0..N {
+                largest = _mm512_max_epu32(largest, size(x[n]));
+            }
+            if _mm512_cmpge_epu32_mask(largest, size(_mm512_set1_ps(PARTIAL_BOUND))) != 0 {
+                return false;
+            }
+            for n in 0..N {
+                let scaled = _mm512_mul_ps(x[n], _mm512_set1_ps((1 << 30) as f32));
+                let low = _mm512_cvtps_epi64(_mm512_castps512_ps256(scaled));
+                let high = _mm512_cvtps_epi64(_mm512_extractf32x8_ps::<1>(scaled));
+                let sums: *mut __m512i = sums[n].as_mut_ptr().cast();
+                for (half, fixed) in [low, high].into_iter().enumerate() {
+                    let sum = sums.add(half);
+                    _mm512_storeu_si512(sum, _mm512_add_epi64(_mm512_loadu_si512(sum), fixed));
+                }
+            }
+            true
         })
     }
 
