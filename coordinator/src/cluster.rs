@@ -57,6 +57,8 @@ pub struct Cluster {
     pub(crate) counters: Counters,
     /// Of the first event.
     begun: Option<Now>,
+    /// Blocks that the events since the last check of the books count for.
+    unchecked: u64,
     pub(crate) now: Now,
     pub(crate) effects: Vec<Effect>,
 }
@@ -84,6 +86,7 @@ impl Cluster {
             reshards: BTreeMap::new(),
             counters: Counters::default(),
             begun: None,
+            unchecked: 0,
             now: Now::default(),
             effects: Vec::new(),
             config,
@@ -149,9 +152,23 @@ impl Cluster {
         self.rebalance();
         self.report_recoveries();
         if cfg!(debug_assertions) {
-            self.check_invariants();
+            self.check_in_turn();
         }
         std::mem::take(&mut self.effects)
+    }
+
+    /// Checks after each event as long as there are few blocks; of many so seldom that it costs no more.
+    fn check_in_turn(&mut self) {
+        const BLOCKS_PER_EVENT: u64 = 64;
+        let groups = self.groups.iter();
+        let num_blocks: u64 = groups
+            .map(|group| u64::from(group.scheduler.block_counts().total))
+            .sum();
+        self.unchecked += BLOCKS_PER_EVENT;
+        if self.unchecked >= num_blocks {
+            self.unchecked = 0;
+            self.check_invariants();
+        }
     }
 
     /// # Panics

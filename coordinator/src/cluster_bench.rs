@@ -67,7 +67,9 @@ impl Bench {
     }
 
     pub fn on(&mut self, event: Event) -> Vec<Effect> {
-        self.cluster.on(event, Now(self.now))
+        let effects = self.cluster.on(event, Now(self.now));
+        self.cluster.check_invariants();
+        effects
     }
 
     pub fn join(&mut self, session: u64) -> Vec<Effect> {

@@ -161,9 +161,9 @@ impl PrefixCache {
         };
         assert_eq!(self.by_hash.len(), self.entries.len(), "hashes and blocks differ");
         assert_eq!(cached().count() as u32, self.num_cached, "cached blocks are miscounted");
-        let is_leaf = |hash| !cached().any(|(_, entry, _)| entry.parent == hash);
+        let followed: BTreeSet<_> = cached().map(|(_, entry, _)| entry.parent).collect();
         let leaves: BTreeSet<_> = cached()
-            .filter(|(_, entry, _)| is_leaf(entry.hash))
+            .filter(|(_, entry, _)| !followed.contains(&entry.hash))
             .map(|(block, _, since)| (since, block))
             .collect();
         assert_eq!(leaves, self.leaves, "the leaves are not what they should be");

@@ -340,6 +340,7 @@ impl World {
         }
         let is_tick = event == Event::Tick;
         let effects = self.cluster.on(event, Now(Duration::from_micros(self.now)));
+        self.cluster.check_invariants();
         for effect in effects {
             self.carry_out(effect);
         }
