@@ -216,12 +216,6 @@ impl Simd for Portable {
         all_in_bounds
     }
 
-    /// Checking all tokens at once would save nothing here.
-    #[inline(always)]
-    fn add_fixed_in_bounds<const N: usize>(self, _: &[Self::F; N], _: &mut [[i64; LANES]; N]) -> bool {
-        false
-    }
-
     #[inline(always)]
     fn fixed_to_f32(self, sums: &[i64; LANES]) -> Self::F {
         sums.map(fixed::from_fixed)

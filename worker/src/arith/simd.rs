@@ -76,7 +76,10 @@ pub(super) trait Simd: Copy {
     fn add_fixed(self, x: Self::F, sums: &mut [i64; LANES]) -> bool;
     /// As `add_fixed` for each of N tokens, where one look tells that all is below 2^20 in size. Otherwise, or where a look at
     /// each costs no more, it adds nothing and returns false.
-    fn add_fixed_in_bounds<const N: usize>(self, x: &[Self::F; N], sums: &mut [[i64; LANES]; N]) -> bool;
+    #[inline(always)]
+    fn add_fixed_in_bounds<const N: usize>(self, _x: &[Self::F; N], _sums: &mut [[i64; LANES]; N]) -> bool {
+        false
+    }
     /// `((sum as f64) * 2^-30) as f32`
     fn fixed_to_f32(self, sums: &[i64; LANES]) -> Self::F;
 

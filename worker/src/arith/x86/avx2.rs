@@ -346,12 +346,6 @@ impl Simd for Avx2 {
         all_in_bounds
     }
 
-    /// Checking all tokens at once would save nothing here.
-    #[inline(always)]
-    fn add_fixed_in_bounds<const N: usize>(self, _: &[Self::F; N], _: &mut [[i64; LANES]; N]) -> bool {
-        false
-    }
-
     /// Lane by lane: AVX2 has no conversion from i64.
     #[inline(always)]
     fn fixed_to_f32(self, sums: &[i64; LANES]) -> Self::F {

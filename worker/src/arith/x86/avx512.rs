@@ -42,6 +42,24 @@ macro_rules! intrinsics {
     };
 }
 
+impl Avx512 {
+    /// Adds lanes below 2^63 in size, each rounded to the nearest integer, ties to even.
+    #[inline(always)]
+    fn add_rounded(self, x: __m512, sums: &mut [i64; LANES]) {
+        intrinsics!({
+            let low = _mm512_cvtps_epi64(_mm512_castps512_ps256(x));
+            let high = _mm512_cvtps_epi64(_mm512_extractf32x8_ps::<1>(x));
+            let [sums_low, sums_high] = sums.as_chunks_mut::<8>().0 else {
+                unreachable!("16 lanes are two registers")
+            };
+            for (rounded, sums) in [(low, sums_low), (high, sums_high)] {
+                let sum = _mm512_add_epi64(_mm512_loadu_si512(sums.as_ptr().cast()), rounded);
+                _mm512_storeu_si512(sums.as_mut_ptr().cast(), sum);
+            }
+        })
+    }
+}
+
 impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
@@ -262,17 +280,11 @@ impl Simd for Avx512 {
         intrinsics!({
             let bound = _mm512_set1_ps(PARTIAL_BOUND);
             let in_bounds = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_abs_ps(x), bound);
-            // Scaling by a power of two is exact, also up from denormals; the conversion rounds to nearest even.
-            let scaled = _mm512_maskz_mul_ps(in_bounds, x, _mm512_set1_ps((1 << 30) as f32));
-            let low = _mm512_cvtps_epi64(_mm512_castps512_ps256(scaled));
-            let high = _mm512_cvtps_epi64(_mm512_extractf32x8_ps::<1>(scaled));
-            let [sums_low, sums_high] = sums.as_chunks_mut::<8>().0 else {
-                unreachable!("16 lanes are two registers")
-            };
-            for (fixed, sums) in [(low, sums_low), (high, sums_high)] {
-                let sum = _mm512_add_epi64(_mm512_loadu_si512(sums.as_ptr().cast()), fixed);
-                _mm512_storeu_si512(sums.as_mut_ptr().cast(), sum);
-            }
+            // Scaling by a power of two is exact, also up from denormals; `add_rounded` rounds to nearest even.
+            self.add_rounded(
+                _mm512_maskz_mul_ps(in_bounds, x, _mm512_set1_ps((1 << 30) as f32)),
+                sums,
+            );
             in_bounds == u16::MAX
         })
     }
@@ -290,14 +302,7 @@ impl Simd for Avx512 {
                 return false;
             }
             for n in 0..N {
-                let scaled = _mm512_mul_ps(x[n], _mm512_set1_ps((1 << 30) as f32));
-                let low = _mm512_cvtps_epi64(_mm512_castps512_ps256(scaled));
-                let high = _mm512_cvtps_epi64(_mm512_extractf32x8_ps::<1>(scaled));
-                let sums: *mut __m512i = sums[n].as_mut_ptr().cast();
-                for (half, fixed) in [low, high].into_iter().enumerate() {
-                    let sum = sums.add(half);
-                    _mm512_storeu_si512(sum, _mm512_add_epi64(_mm512_loadu_si512(sum), fixed));
-                }
+                self.add_rounded(_mm512_mul_ps(x[n], _mm512_set1_ps((1 << 30) as f32)), &mut sums[n]);
             }
             true
         })
