@@ -1,5 +1,7 @@
 """What is served: `/v1/models`, health, and the fingerprint of the arithmetic."""
 
+import time
+
 import openai
 import pytest
 
@@ -18,6 +20,14 @@ def test_every_listed_model_is_retrieved_and_answers(door):
     for model in door.openai.models.list().data:
         assert door.openai.models.retrieve(model.id) == model
         assert door.complete(model=model.id, max_tokens=1).model == model.id
+
+
+def test_a_model_is_of_one_age_whenever_it_is_asked_for(door):
+    until = time.monotonic() + 1
+    ages = set()
+    while time.monotonic() < until:
+        ages.update(model.created for model in door.openai.models.list().data)
+    assert len(ages) == 1
 
 
 def test_another_model_is_not_found(door):

@@ -29,6 +29,8 @@ pub struct InferenceService {
     intake: Arc<Intake>,
     model: ModelFacts,
     running: Arc<RunningRequests>,
+    /// Read once: the wall clock and the one that counts uptime do not turn their seconds together.
+    started_unix: u64,
 }
 
 impl InferenceService {
@@ -38,6 +40,7 @@ impl InferenceService {
             intake,
             model,
             running: Arc::default(),
+            started_unix: unix_ms() / 1000,
         }
     }
 
@@ -148,7 +151,7 @@ impl Inference for InferenceService {
             numerics_id: model.numerics_id.0.to_vec(),
             context_len: model.context_len,
             vocab_size: model.vocab_size,
-            started_unix: (unix_ms() / 1000).saturating_sub(self.cluster.uptime().as_secs()),
+            started_unix: self.started_unix,
             ready: *self.cluster.ready().borrow(),
             served_names: model.served_names.clone(),
         }))
