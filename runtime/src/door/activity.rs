@@ -32,6 +32,11 @@ impl Activity {
         OpenRequest(Arc::clone(self))
     }
 
+    /// Whether several requests are open.
+    pub(super) fn is_shared(&self) -> bool {
+        self.open.load(Ordering::Relaxed) > 1
+    }
+
     /// Since the last request; zero while one is open.
     pub(super) fn idle(&self) -> Duration {
         if self.open.load(Ordering::Relaxed) > 0 {

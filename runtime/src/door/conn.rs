@@ -3,13 +3,16 @@
 //! The first words of HTTP must be there soon, or it is cut off, however its bytes dribble; what comes after is bounded by
 //! the protocols above (header timeouts, keepalive pings). One that carries no request for long is closed as well: pings
 //! alone keep nobody's seat for ever.
+//!
+//! Answers that share a connection leave together: a step gives a token to each, and a write of its own for each token costs
+//! more than all else that is done for it.
 
 use std::{
     io,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -47,6 +50,7 @@ pub struct Conn {
     stream: Stream,
     info: ConnInfo,
     watch: Watch,
+    gathered: bool,
     _seat: Seat,
 }
 
@@ -97,12 +101,25 @@ impl Conn {
             stream,
             info,
             watch,
+            gathered: false,
             _seat: seat,
         }
     }
 
     pub fn info(&self) -> &ConnInfo {
         &self.info
+    }
+
+    /// Once before each flush of a connection with several open requests: lets tasks run that are ready to, such as those of
+    /// the other answers. What they have to say is written with the rest, since HTTP/2 asks again for all it has. A
+    /// connection with one request, like a worker's, never waits.
+    fn poll_gather(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.gathered || !self.info.activity.is_shared() {
+            return Poll::Ready(());
+        }
+        self.gathered = true;
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -172,7 +189,9 @@ impl AsyncRead for Conn {
 
 impl AsyncWrite for Conn {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().stream {
+        let this = self.get_mut();
+        ready!(this.poll_gather(context));
+        match &mut this.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
         }
@@ -183,7 +202,9 @@ impl AsyncWrite for Conn {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().stream {
+        let this = self.get_mut();
+        ready!(this.poll_gather(context));
+        match &mut this.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(context, slices),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(context, slices),
         }
@@ -197,7 +218,9 @@ impl AsyncWrite for Conn {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
+        let this = self.get_mut();
+        this.gathered = false;
+        match &mut this.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(context),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(context),
         }
@@ -208,5 +231,64 @@ impl AsyncWrite for Conn {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use futures::StreamExt as _;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::door::{Door, DoorConfig};
+
+    async fn accepted() -> (Conn, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let door = Door::open(&DoorConfig::default()).unwrap();
+        let conn = door.incoming(listener, &["h2"]).unwrap().next().await.unwrap();
+        (conn.unwrap(), client)
+    }
+
+    /// Whether it waits once more for what others have to say.
+    async fn waits(conn: &mut Conn, bytes: &'static [u8]) -> bool {
+        poll_fn(|context| {
+            let write = Pin::new(&mut *conn).poll_write_vectored(context, &[io::IoSlice::new(bytes)]);
+            if let Poll::Ready(written) = &write {
+                assert_eq!(*written.as_ref().unwrap(), bytes.len());
+            }
+            Poll::Ready(write.is_pending())
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn answers_on_one_connection_are_gathered_once_a_flush() {
+        let (mut conn, mut client) = accepted().await;
+        let activity = Arc::clone(&conn.info.activity);
+        let first = activity.request();
+        assert!(!waits(&mut conn, b"alone ").await);
+        conn.flush().await.unwrap();
+        let second = activity.request();
+        for _ in 0..2 {
+            assert!(waits(&mut conn, b"not written").await);
+            assert!(!waits(&mut conn, b"together ").await);
+            assert!(!waits(&mut conn, b"still ").await);
+            conn.flush().await.unwrap();
+        }
+        // It has woken itself: nothing else comes that would.
+        conn.write_all(b"woken ").await.unwrap();
+        conn.flush().await.unwrap();
+        drop((first, second));
+        assert!(!waits(&mut conn, b"none").await);
+        conn.shutdown().await.unwrap();
+        let mut text = String::new();
+        client.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "alone together still together still woken none");
     }
 }
