@@ -563,7 +563,7 @@ impl Driver {
 
     fn publish_readiness(&self) {
         self.publish_term();
-        let ready = self.cluster.status().is_ready();
+        let ready = self.cluster.is_ready();
         self.ready
             .send_if_modified(|was| std::mem::replace(was, ready) != ready);
     }

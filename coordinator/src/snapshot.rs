@@ -6,10 +6,15 @@ use crate::{
     Cluster, ClusterStatus,
     group::{Active, Group, Member},
     sequence::{Running, Sequence, State},
-    status::{Counters, GroupStatus, RankStatus, SequenceStatus, WorkerStatus},
+    status::{Counters, GroupPhase, GroupStatus, RankStatus, SequenceStatus, WorkerStatus},
 };
 
 impl Cluster {
+    /// True if a group serves: what [`ClusterStatus::is_ready`] says, without a snapshot of all that goes on.
+    pub fn is_ready(&self) -> bool {
+        self.groups.iter().any(|group| group.phase() == GroupPhase::Running)
+    }
+
     pub fn status(&self) -> ClusterStatus {
         let sequences = self.groups.iter().flat_map(|group| {
             let sequences = group.scheduler.sequences();
